@@ -1,0 +1,1 @@
+"""Triton kernels, imported as ``mdtrajnet_fast.kernels``; they import nothing of the package."""

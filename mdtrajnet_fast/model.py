@@ -1,0 +1,297 @@
+"""MDtrajNet: species embedding, attention blocks, displacement. A thin layer over `ops`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import ase
+import numpy as np
+import torch
+from ase.data import atomic_numbers, chemical_symbols
+from torch import Tensor, nn
+from torch.autograd import forward_ad
+
+from .config import ModelConfig, irreps_channels
+from .neighbors import Edges, neighbor_list
+from .ops import BlockWeights, Graph, cutoff_envelope, edge_attention, gaussian_basis
+from .system import System
+
+# Rows (times x atoms) of one forward pass of `predict`: bounds memory for long lists of times.
+_ROWS = 1 << 17
+# Edges (times the number of times) below which one thread is faster than many: waking threads for
+# small tensors costs microseconds on a quiet machine and milliseconds on a busy one.
+_SERIAL_EDGES = 1 << 14
+
+
+@contextmanager
+def _threads(edges: int) -> Iterator[None]:
+    """One torch thread for small inputs, torch's setting for others."""
+    threads = torch.get_num_threads()
+    if edges >= _SERIAL_EDGES or threads == 1:
+        yield
+        return
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+class Motion(NamedTuple):
+    """What a network predicts at a time, relative to the input state."""
+
+    displacement: Tensor  # [atoms, 3] Å, R(t) - R(0)
+    velocity: Tensor | None  # [atoms, 3] Å/fs, the read-out of v(t); None without one
+
+
+class AttentionBlock(nn.Module):
+    """Weights of one attention block (see :mod:`mdtrajnet_fast.ops.reference`)."""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        s, h = config.scalars, config.num_heads
+        basis = config.d_embed_dim + config.t_embed_dim
+        (k0, k1), (q0, q1), (v0, v1) = (
+            irreps_channels(x)
+            for x in (config.irreps_key, config.irreps_query, config.irreps_value)
+        )
+
+        def layers(widths: tuple[int, ...]) -> nn.ModuleList:
+            sizes = (basis, *widths)
+            return nn.ModuleList(nn.Linear(a, b) for a, b in zip(sizes, sizes[1:], strict=False))
+
+        def paths(hidden: int, *shape: int) -> nn.Parameter:
+            bound = 1 / math.sqrt(hidden)  # torch's initialisation of the published linear layer
+            return nn.Parameter(torch.empty(hidden + 1, *shape).uniform_(-bound, bound))
+
+        def normal(*shape: int) -> nn.Parameter:
+            return nn.Parameter(torch.randn(*shape))
+
+        self.key_layers = layers(config.key_weight_hidden_neurons)
+        self.value_layers = layers(config.value_weight_hidden_neurons)
+        n_key = config.key_weight_hidden_neurons[-1]
+        n_value = config.value_weight_hidden_neurons[-1]
+        self.key_scalar = paths(n_key, s + 2, h, k0)
+        self.key_vector = paths(n_key, s + 4, h, k1)
+        self.value_scalar = paths(n_value, s + 2, h, v0)
+        self.value_vector = paths(n_value, s + 4, h, v1)
+        self.query_scalar = normal(s, h, q0)
+        self.query_vector = normal(2, h, q1)
+        self.bilinear_scalar = normal(q0, k0)
+        self.bilinear_vector = normal(q1, k1)
+        self.out_scalar = normal(h, v0, s)
+        self.out_vector = normal(h, v1, 2)
+
+    def weights(self) -> BlockWeights:
+        """The block's parameters as the operation takes them."""
+        return BlockWeights(
+            key_layers=[(m.weight, m.bias) for m in self.key_layers],  # type: ignore[misc]
+            value_layers=[(m.weight, m.bias) for m in self.value_layers],  # type: ignore[misc]
+            **{name: getattr(self, name) for name in BlockWeights._fields[2:]},
+        )
+
+
+class Network(nn.Module):
+    """One network: from a graph and a time to the motion at that time."""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.config = config
+        self.species_embedding = nn.Parameter(torch.randn(len(config.species), config.sp_embed_dim))
+        self.blocks = nn.ModuleList(AttentionBlock(config) for _ in range(config.num_attn_blocks))
+
+    def forward(self, graph: Graph, t: Tensor) -> Motion:
+        """The motion of the graph's atoms, each at its own time t [atoms] (fs)."""
+        config = self.config
+        time = gaussian_basis(t, config.time_cutoff, config.t_embed_dim)
+        start = torch.cat([self.species_embedding[graph.species], time], dim=1)
+        scalars = start
+        dx = dv = torch.zeros_like(graph.velocities)
+        for block in self.blocks:
+            increment = edge_attention(
+                scalars,
+                dx,
+                dv,
+                graph,
+                block.weights(),  # type: ignore[operator]
+                radial_cutoff=config.radial_cutoff,
+                distance_centres=config.d_embed_dim,
+                time_channels=config.t_embed_dim,
+                envelope=config.envelope,
+            )
+            if config.residual == "running":
+                scalars, dx, dv = scalars + increment[0], dx + increment[1], dv + increment[2]
+            else:
+                scalars, dx, dv = start + increment[0], increment[1], increment[2]
+        if config.head == "published":
+            return Motion(dx, graph.velocities + dv if config.velocity_readout else None)
+        t = t[:, None]
+        x = t / config.time_cutoff
+        v = graph.velocities
+        dx = (mean_velocity(graph, config.radial_cutoff) - v) * t + x * dx
+        displacement = v * t + dx - graph.component_mean(dx)
+        if not config.velocity_readout:
+            return Motion(displacement, None)
+        dv = x * dv
+        return Motion(displacement, v + dv - graph.component_mean(dv))
+
+
+def mean_velocity(graph: Graph, radial_cutoff: float) -> Tensor:
+    """Smooth, mass-weighted mean velocity [atoms, 3] (Å/fs) of each atom and its neighbours.
+
+    The neighbours' weights fall smoothly to zero at radial_cutoff. An atom without neighbours keeps
+    its own velocity, and a fragment that drifts as a whole its drift.
+    """
+    p = graph.padded
+    d = (p.r * p.r).sum(-1).sqrt()
+    mass = graph.masses[p.neighbor] * cutoff_envelope(d, radial_cutoff) * p.mask
+    total = graph.masses + mass.sum(1)
+    return graph.velocities + (mass[..., None] * p.w).sum(1) / total[:, None]
+
+
+class MDtrajNet(nn.Module):
+    """A model: one network, or a collection of equal networks whose mean it predicts.
+
+    A collection (the published MDtrajNet-1 has four members) predicts the mean of its members.
+    """
+
+    def __init__(self, config: ModelConfig, members: int = 1, name: str = "unnamed"):
+        super().__init__()
+        if members < 1:
+            raise ValueError(f"a model needs at least one member, got {members}")
+        self.config = config
+        self.name = name
+        self.members = nn.ModuleList(Network(config) for _ in range(members))
+        self._index = np.full(len(chemical_symbols), -1)
+        for k, symbol in enumerate(config.species):
+            self._index[atomic_numbers[symbol]] = k
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return next(self.parameters()).dtype
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.parameters()).device
+
+    def species_index(self, numbers: np.ndarray) -> np.ndarray:
+        """Embedding indices [atoms] of atomic numbers; elements the model lacks are refused."""
+        index = self._index[numbers]
+        if (index < 0).any():
+            unknown = sorted({chemical_symbols[z] for z in numbers[index < 0]})
+            raise ValueError(
+                f"model {self.name!r} does not know the elements {', '.join(unknown)} (first at "
+                f"atom {int(np.argmax(index < 0))}); it knows {', '.join(self.config.species)}"
+            )
+        return index
+
+    def graph(self, system: System, edges: Edges | None = None) -> Graph:
+        """The graph of a system on the model's device; edges default to a fresh neighbour list."""
+        if edges is None:
+            edges = neighbor_list(
+                system.positions,
+                self.config.radial_cutoff,
+                cell=system.cell,
+                pbc=system.pbc,
+                ptr=system.ptr,
+            )
+        return Graph.build(
+            system,
+            self.species_index(system.numbers),
+            edges,
+            dtype=self.dtype,
+            device=self.device,
+        )
+
+    def forward(self, graph: Graph, t: Tensor) -> Motion:
+        """The mean motion of the members, each atom at its own time t [atoms] (fs)."""
+        motions = [member(graph, t) for member in self.members]
+        displacement = torch.stack([m.displacement for m in motions]).mean(0)
+        if motions[0].velocity is None:
+            return Motion(displacement, None)
+        return Motion(displacement, torch.stack([m.velocity for m in motions]).mean(0))
+
+    def motion(self, graph: Graph, t: Tensor) -> tuple[Tensor, Tensor]:
+        """Displacements (Å) and velocities (Å/fs), both [atoms, 3], at times t [atoms] (fs).
+
+        Without a velocity read-out the velocity is dR/dt, carried through the network as a tangent
+        (forward mode): exact, and differentiable once more for training.
+        """
+        if self.config.velocity_readout:
+            displacement, velocity = self(graph, t)
+            return displacement, velocity
+        with forward_ad.dual_level():
+            dual = forward_ad.make_dual(t, torch.ones_like(t))
+            primal, tangent = forward_ad.unpack_dual(self(graph, dual).displacement)
+        return primal, torch.zeros_like(primal) if tangent is None else tangent
+
+    @torch.no_grad()
+    def displacements(self, graph: Graph, times: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Displacements (Å) and velocities (Å/fs), both float64 [times, atoms, 3].
+
+        The frames of a window share one neighbour list and are predicted together.
+        """
+        moved, velocities = [], []
+        step = max(1, _ROWS // graph.atoms)
+        for k in range(0, len(times), step):
+            some = torch.from_numpy(np.asarray(times[k : k + step], dtype=np.float64))
+            t = some.to(graph.r).repeat_interleave(graph.atoms)
+            with _threads(len(some) * len(graph.neighbor)):
+                dx, v = self.motion(graph.repeat(len(some)), t)
+            shape = (len(some), graph.atoms, 3)
+            moved.append(dx.double().cpu().numpy().reshape(shape))
+            velocities.append(v.double().cpu().numpy().reshape(shape))
+        return np.concatenate(moved), np.concatenate(velocities)
+
+    def check_times(self, times: Sequence[float] | np.ndarray) -> np.ndarray:
+        """Times as a float64 array; refused outside 0 <= t <= time_cutoff."""
+        array = np.atleast_1d(np.asarray(times, dtype=np.float64))
+        if array.ndim != 1 or len(array) == 0:
+            raise ValueError(f"times must be a number or a list of numbers, got {times!r}")
+        bad = ~((array >= 0) & (array <= self.config.time_cutoff))
+        if bad.any():
+            raise ValueError(
+                f"times must lie in [0, {self.config.time_cutoff:g}] fs, the model's time window; "
+                f"got {array[bad][0]:g}. Longer times need a rollout: mdtrajnet_fast.simulate"
+            )
+        return array
+
+    def stride(self, window: float | None = None) -> float:
+        """The stride of a rollout (fs): the model's own, or `window` if it reaches so far."""
+        stride = self.config.window if window is None else window
+        assert stride is not None
+        if not 0 < stride <= self.config.time_cutoff:
+            raise ValueError(
+                f"window must lie in (0, {self.config.time_cutoff:g}] fs for model {self.name!r}, "
+                f"got {window}"
+            )
+        return float(stride)
+
+    def predict(
+        self, atoms: ase.Atoms | Sequence[ase.Atoms], times: Sequence[float] | np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray] | list[tuple[np.ndarray, np.ndarray]]:
+        """Positions (Å, unwrapped) and velocities (Å/fs) at the given times.
+
+        atoms: one Atoms with velocities, or a list of them (predicted in one batch).
+        times: [times] fs, each in 0 <= t <= time_cutoff.
+
+        Returns two float64 arrays [times, atoms, 3], or a list of such pairs for a list. With
+        published weights this is the published function as it is, which ignores the
+        centre-of-mass velocity and does not return R0 at t = 0; `simulate` mends both.
+
+        Raises ValueError for times outside the window, elements the model does not know, and
+        geometries the neighbour list refuses.
+        """
+        array = self.check_times(times)
+        system = System.from_atoms(atoms)
+        moved, velocities = self.displacements(self.graph(system), array)
+        positions = system.positions + moved
+        if isinstance(atoms, ase.Atoms):
+            return positions, velocities
+        return [
+            (positions[:, a:b], velocities[:, a:b])
+            for a, b in zip(system.ptr, system.ptr[1:], strict=False)
+        ]

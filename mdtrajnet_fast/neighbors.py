@@ -1,0 +1,115 @@
+"""Neighbour lists: which atoms lie within a cutoff of each other, through periodic images too.
+
+The search is a cell list in C++ (``csrc/cpu/neighbors.cpp``): its cost grows linearly with the
+number of atoms, and its result does not depend on the number of threads.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from mdtrajnet_fast import _C
+
+
+@dataclass(frozen=True)
+class Edges:
+    """A full neighbour list (both i -> j and j -> i) in compressed rows, sorted by centre.
+
+    The edges of atom i are ``row_ptr[i]`` to ``row_ptr[i + 1] - 1``, in order of (neighbor, shift).
+    For edge e of atom i, ``r = positions[neighbor[e]] + shift[e] @ cell - positions[i]``, with the
+    positions as they were given, inside the cell or not.
+    """
+
+    row_ptr: NDArray[np.int64]  # [atoms + 1]
+    neighbor: NDArray[np.int32]  # [edges], counted over all systems
+    shift: NDArray[np.int32]  # [edges, 3], in lattice vectors
+
+
+def _default_threads() -> int | None:
+    # torch's setting where torch is in use; importing it only to ask would be slow.
+    torch = sys.modules.get("torch")
+    return torch.get_num_threads() if torch is not None else None
+
+
+def neighbor_list(
+    positions: ArrayLike,
+    cutoff: float,
+    cell: ArrayLike | None = None,
+    pbc: ArrayLike | None = None,
+    ptr: ArrayLike | None = None,
+    threads: int | None = None,
+) -> Edges:
+    """All pairs with 0 < |r| <= cutoff, decided in double precision.
+
+    Args:
+        positions: [atoms, 3], Å, float32 or float64; atoms may lie outside the cell.
+        cutoff: Å; may exceed the cell, whose atoms then see several images of each other and of
+            themselves.
+        cell: [3, 3], lattice vectors as rows, Å; those along which pbc is False are ignored and may
+            be zero.  For many systems [systems, 3, 3].  None: no system is periodic.
+        pbc: a bool, or [3]; for many systems [systems, 3].  Needed with a cell.
+        ptr: int64 [systems + 1]; system s is made of the atoms ``ptr[s]`` to ``ptr[s + 1] - 1``.
+            None: all atoms form one system.
+        threads: None takes ``torch.get_num_threads()`` if torch is loaded, else OpenMP's default.
+            Fewer than 2,000 atoms always run on one.
+
+    Raises:
+        ValueError: shapes or types are wrong; the cutoff is not positive and finite; a position is
+            not finite; two atoms are less than 1e-6 Å apart; a cell is not finite, or its periodic
+            vectors are linearly dependent.
+    """
+    if threads is None:
+        threads = _default_threads()
+    return Edges(*_C.neighbor_list(positions, cutoff, cell, pbc, ptr, threads))
+
+
+class NeighborList:
+    """A neighbour list for moving atoms: searches with a skin, then filters what it found.
+
+    ``update`` returns exactly the arrays of a fresh :func:`neighbor_list`.  It searches anew when,
+    since the last search, an atom has moved more than skin / 2 relative to the mean motion of its
+    system, or when cell, pbc, ptr or the number of atoms has changed.
+
+    Args:
+        cutoff: Å.
+        skin: Å, 0 or more; 0 searches at every update.
+        threads: as in :func:`neighbor_list`.
+
+    Raises:
+        ValueError: the cutoff is not positive or the skin negative, or one is not finite.
+    """
+
+    def __init__(self, cutoff: float, skin: float, threads: int | None = None) -> None:
+        self._list = _C.VerletList(cutoff, skin)
+        self.cutoff = cutoff
+        self.skin = skin
+        self.threads = threads
+
+    @property
+    def builds(self) -> int:
+        """How many times the list was searched anew."""
+        return self._list.builds
+
+    def update(
+        self,
+        positions: ArrayLike,
+        cell: ArrayLike | None = None,
+        pbc: ArrayLike | None = None,
+        ptr: ArrayLike | None = None,
+    ) -> Edges:
+        """The edges at these positions; arguments and errors as in :func:`neighbor_list`."""
+        threads = _default_threads() if self.threads is None else self.threads
+        return Edges(*self._list.update(positions, cell, pbc, ptr, threads))
+
+
+def connected_components(edges: Edges) -> NDArray[np.int64]:
+    """Labels [atoms] of the connected components, numbered 0.. in the order of their first atoms.
+
+    Raises:
+        ValueError: the edges are not well-formed compressed rows.
+    """
+    return _C.connected_components(edges.row_ptr, edges.neighbor)

@@ -1,0 +1,132 @@
+"""What the attention blocks need to know of a geometry, as tensors on one device."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..neighbors import Edges, connected_components
+from ..system import System
+
+
+class Padded(NamedTuple):
+    """Neighbours with one row per atom, padded to the longest row.
+
+    A padding slot points at its own atom, a unit vector away, so that it stays finite everywhere.
+    """
+
+    neighbor: Tensor  # [atoms, slots] int64
+    mask: Tensor  # [atoms, slots] bool, True for a real neighbour
+    r: Tensor  # [atoms, slots, 3] Å
+    w: Tensor  # [atoms, slots, 3] Å/fs
+
+
+@dataclass(frozen=True)
+class Graph:
+    """Neighbours and relative motion at the input geometry, sorted by centre (CSR).
+
+    Only differences enter, taken in float64 before they are cast: the distance from the origin and
+    the centre-of-mass velocity cost no precision.
+    """
+
+    species: Tensor  # [atoms] int64, index into the model's species
+    masses: Tensor  # [atoms] amu
+    velocities: Tensor  # [atoms, 3] Å/fs
+    component: Tensor  # [atoms] int64, connected component of the neighbour graph
+    components: int
+    row_ptr: Tensor  # [atoms + 1] int64
+    neighbor: Tensor  # [edges] int64
+    r: Tensor  # [edges, 3] Å, from centre to neighbour
+    w: Tensor  # [edges, 3] Å/fs, velocity of the neighbour less that of the centre
+
+    @classmethod
+    def build(
+        cls,
+        system: System,
+        species: np.ndarray,
+        edges: Edges,
+        *,
+        dtype: torch.dtype,
+        device: torch.device | str | None = None,
+    ) -> Graph:
+        """The graph of a system with its neighbour list; species: [atoms] indices."""
+        center = np.repeat(np.arange(len(system.numbers)), np.diff(edges.row_ptr))
+        r = system.positions[edges.neighbor] - system.positions[center]
+        if system.pbc.any():
+            cell = system.cell[system.system_index[center]]
+            r += np.einsum("ei,eij->ej", edges.shift, cell)
+        w = system.velocities[edges.neighbor] - system.velocities[center]
+        component = connected_components(edges)
+
+        def real(array: np.ndarray) -> Tensor:
+            return torch.from_numpy(np.ascontiguousarray(array)).to(device=device, dtype=dtype)
+
+        def index(array: np.ndarray) -> Tensor:
+            return torch.from_numpy(np.ascontiguousarray(array)).to(
+                device=device, dtype=torch.int64
+            )
+
+        return cls(
+            species=index(species),
+            masses=real(system.masses),
+            velocities=real(system.velocities),
+            component=index(component),
+            components=int(component.max()) + 1,
+            row_ptr=index(edges.row_ptr),
+            neighbor=index(edges.neighbor),
+            r=real(r),
+            w=real(w),
+        )
+
+    @property
+    def atoms(self) -> int:
+        return self.species.shape[0]
+
+    def repeat(self, times: int) -> Graph:
+        """The same graph `times` times over, as independent systems."""
+        if times == 1:
+            return self
+        offset = torch.arange(times, device=self.species.device)
+        edges = self.neighbor.shape[0]
+        row_ptr = (self.row_ptr[:-1] + edges * offset[:, None]).reshape(-1)
+        return Graph(
+            species=self.species.repeat(times),
+            masses=self.masses.repeat(times),
+            velocities=self.velocities.repeat(times, 1),
+            component=(self.component + self.components * offset[:, None]).reshape(-1),
+            components=self.components * times,
+            row_ptr=torch.cat([row_ptr, row_ptr.new_tensor([edges * times])]),
+            neighbor=(self.neighbor + self.atoms * offset[:, None]).reshape(-1),
+            r=self.r.repeat(times, 1),
+            w=self.w.repeat(times, 1),
+        )
+
+    @cached_property
+    def padded(self) -> Padded:
+        """The neighbours as rows of equal length."""
+        degree = self.row_ptr[1:] - self.row_ptr[:-1]
+        slots = int(degree.max()) if self.atoms else 0
+        slot = torch.arange(slots, device=degree.device)
+        mask = slot < degree[:, None]  # [atoms, slots]
+        rows = torch.arange(self.atoms, device=degree.device)[:, None].expand(-1, slots)
+        neighbor = torch.where(mask, 0, rows)
+        neighbor[mask] = self.neighbor
+        r = self.r.new_zeros(self.atoms, slots, 3)
+        r[..., 0] = 1.0
+        r[mask] = self.r
+        w = self.w.new_zeros(self.atoms, slots, 3)
+        w[mask] = self.w
+        return Padded(neighbor, mask, r, w)
+
+    def component_mean(self, x: Tensor) -> Tensor:
+        """Mass-weighted mean of x [atoms, 3] over each connected component, at each atom."""
+        mass = self.masses.new_zeros(self.components).index_add(0, self.component, self.masses)
+        total = x.new_zeros(self.components, 3).index_add(
+            0, self.component, self.masses[:, None] * x
+        )
+        return (total / mass[:, None])[self.component]

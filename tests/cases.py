@@ -1,0 +1,72 @@
+"""Inputs that tests and benches share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import ase
+import numpy as np
+import torch
+from ase.build import bulk, molecule
+
+from mdtrajnet_fast.config import ModelConfig
+from mdtrajnet_fast.ensembles import thermal_velocities
+from mdtrajnet_fast.model import MDtrajNet
+
+DATA = Path(__file__).parent / "data"
+
+SMALL = {
+    "species": ("C", "H", "N", "O"),
+    "num_attn_blocks": 2,
+    "sp_embed_dim": 5,
+    "t_embed_dim": 3,
+    "d_embed_dim": 6,
+    "num_heads": 2,
+    "irreps_key": "3x0e + 2x1o",
+    "irreps_query": "4x0e + 3x1o",
+    "irreps_value": "2x0e + 5x1o",
+    "key_weight_hidden_neurons": (8, 7),
+    "value_weight_hidden_neurons": (9,),
+}
+# The options of models that we train ourselves.
+OWN = {"residual": "running", "head": "conserving", "velocity_readout": True}
+
+
+def config(**options) -> ModelConfig:
+    """Small sizes, all different from each other, so that no two can be mistaken."""
+    return ModelConfig.from_dict(SMALL | options)
+
+
+def model(seed: int = 0, dtype: torch.dtype = torch.float64, **options) -> MDtrajNet:
+    """A model with random weights."""
+    torch.manual_seed(seed)
+    return MDtrajNet(config(**options)).to(dtype).eval().requires_grad_(False)
+
+
+def hot(name: str, seed: int = 0, temperature_K: float = 500.0) -> ase.Atoms:
+    """A g2 molecule, away from its minimum and moving."""
+    atoms = molecule(name)
+    atoms.rattle(0.03, seed=seed)
+    thermal_velocities(atoms, temperature_K, seed)
+    return atoms
+
+
+def diamond(cells: tuple[int, int, int] = (2, 2, 2), seed: int = 0) -> ase.Atoms:
+    """A rattled, moving crystal of carbon."""
+    atoms = bulk("C", "diamond", a=3.567, cubic=True) * cells
+    atoms.rattle(0.03, seed=seed)
+    thermal_velocities(atoms, 500.0, seed)
+    return atoms
+
+
+def mixture() -> list[ase.Atoms]:
+    """Molecules, a lone atom, a linear molecule and a crystal."""
+    lone = ase.Atoms("O", positions=[[1.0, 2.0, 3.0]])
+    lone.set_momenta([[0.3, -0.2, 0.1]])
+    names = ["CH3CH2OH", "H2O", "CO2", "CH3CN"]
+    return [*(hot(name, seed=k) for k, name in enumerate(names)), lone, diamond((1, 1, 1))]
+
+
+def velocities(atoms: ase.Atoms) -> np.ndarray:
+    """Velocities in Å/fs."""
+    return atoms.get_velocities() * ase.units.fs

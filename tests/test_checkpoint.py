@@ -1,0 +1,64 @@
+"""Models on disk."""
+
+import json
+
+import cases
+import numpy as np
+import pytest
+import torch
+
+from mdtrajnet_fast import bundled_models, load_model, save_model
+from mdtrajnet_fast.checkpoint import provenance
+
+
+@pytest.mark.parametrize("options", [{}, cases.OWN])
+def test_round_trip(tmp_path, options):
+    model = cases.model(**options)
+    save_model(model, tmp_path / "model", provenance={"data": "none"})
+    again = load_model(tmp_path / "model", dtype="float64")
+    assert again.config == model.config
+    assert again.name == model.name
+    assert provenance(tmp_path / "model") == {"data": "none"}
+    atoms = cases.hot("H2O")
+    for x, y in zip(model.predict(atoms, [3.0]), again.predict(atoms, [3.0]), strict=True):
+        np.testing.assert_array_equal(x, y)
+    assert load_model(tmp_path / "model").dtype == torch.float32
+
+
+def test_never_overwritten(tmp_path):
+    save_model(cases.model(), tmp_path)
+    with pytest.raises(FileExistsError, match="another folder"):
+        save_model(cases.model(), tmp_path)
+
+
+def test_bad_models_are_refused(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no model 'nonsense'.*molecules-nve"):
+        load_model("nonsense")
+    with pytest.raises(ValueError, match="dtype"):
+        load_model(save_model(cases.model(), tmp_path / "good"), dtype="float16")
+
+    def broken(name, **changes):
+        folder = save_model(cases.model(), tmp_path / name)
+        text = json.loads((folder / "config.json").read_text()) | changes
+        (folder / "config.json").write_text(json.dumps(text))
+        return folder
+
+    with pytest.raises(ValueError, match="version 99 is newer"):
+        load_model(broken("newer", version=99))
+    with pytest.raises(ValueError, match="format"):
+        load_model(broken("other", format="other"))
+    with pytest.raises(ValueError, match="cannot be read"):
+        load_model(broken("members", members=2))
+    folder = save_model(cases.model(), tmp_path / "torn")
+    (folder / "weights.safetensors").write_bytes(b"torn")
+    with pytest.raises(ValueError, match="torn"):
+        load_model(folder)
+
+
+def test_bundled_models_load():
+    assert "molecules-nve" in bundled_models()
+    for name in bundled_models():
+        model = load_model(name)
+        assert {"C", "H", "N", "O"} <= set(model.config.species)
+        assert model.config.window == 10.0
+        assert {"data", "command", "errors"} <= set(provenance(name))
