@@ -2,38 +2,56 @@
 
 from __future__ import annotations
 
-import torch  # noqa: F401  before the extension, so that one OpenMP runtime serves both
+import importlib
+from typing import TYPE_CHECKING, Any
 
-from .analysis import TrustSummary, vibrational_density_of_states
-from .checkpoint import bundled_models, load_model, save_model
-from .config import ModelConfig
-from .dynamics import MDtrajNetDynamics
-from .ensembles import thermal_velocities
-from .model import MDtrajNet
-from .neighbors import NeighborList, neighbor_list
-from .rollout import RolloutError
-from .simulate import simulate
-from .structures import read_structure
-from .train import TrainConfig, fit
-from .trajectory import Trajectory
+if TYPE_CHECKING:
+    from .analysis import TrustSummary, vibrational_density_of_states
+    from .checkpoint import bundled_models, load_model, save_model
+    from .config import ModelConfig
+    from .dynamics import MDtrajNetDynamics
+    from .ensembles import thermal_velocities
+    from .model import MDtrajNet
+    from .neighbors import NeighborList, neighbor_list
+    from .rollout import RolloutError
+    from .simulation import simulate
+    from .structures import read_structure
+    from .train import TrainConfig, fit
+    from .trajectory import Trajectory
 
 __version__ = "0.1.0"
-__all__ = [
-    "MDtrajNet",
-    "MDtrajNetDynamics",
-    "ModelConfig",
-    "NeighborList",
-    "RolloutError",
-    "TrainConfig",
-    "Trajectory",
-    "TrustSummary",
-    "bundled_models",
-    "fit",
-    "load_model",
-    "neighbor_list",
-    "read_structure",
-    "save_model",
-    "simulate",
-    "thermal_velocities",
-    "vibrational_density_of_states",
-]
+
+# The public names and where they live. They are loaded at first use: torch takes seconds, which
+# neither `mdtrajnet --help` nor a process that only makes data should pay for.
+_HOME = {
+    "MDtrajNet": "model",
+    "MDtrajNetDynamics": "dynamics",
+    "ModelConfig": "config",
+    "NeighborList": "neighbors",
+    "RolloutError": "rollout",
+    "TrainConfig": "train",
+    "Trajectory": "trajectory",
+    "TrustSummary": "analysis",
+    "bundled_models": "checkpoint",
+    "fit": "train",
+    "load_model": "checkpoint",
+    "neighbor_list": "neighbors",
+    "read_structure": "structures",
+    "save_model": "checkpoint",
+    "simulate": "simulation",
+    "thermal_velocities": "ensembles",
+    "vibrational_density_of_states": "analysis",
+}
+__all__ = [*_HOME]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f".{_HOME[name]}", __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -310,7 +310,7 @@ class _BondWatch:
         keys = self._key(i, j)
         known = self.keys[np.searchsorted(self.keys, keys)] == keys
         close = ~known & (lengths < FORMED * (self.radii[i] + self.radii[j]))
-        for k in np.flatnonzero(close):
+        for k in np.flatnonzero(close).tolist():
             if (key := int(keys[k])) not in self.formed:
                 self.formed[key] = self._change(i[k], j[k], time, lengths[k])
 
@@ -414,6 +414,7 @@ class TrustSummary:
     frames: int
     start_fs: float
     end_fs: float
+    start_temperature: float  # K, of the first frame
     temperature: Temperature  # in the frame of the centre of mass
     temperature_drift: float  # K/ps, least squares; nan for a single frame
     elements: dict[str, Temperature]
@@ -447,6 +448,7 @@ class TrustSummary:
                 f"  {label:<17}{t.mean:8.1f} K   first fifth {t.first:.1f}, last fifth {t.last:.1f}"
             )
         lines[1] += f", drift {self.temperature_drift:+.1f} K/ps"
+        lines[1] += f", first frame {self.start_temperature:.1f} K"
         lines.append(f"  centre of mass   {self.centre_of_mass_drift:8.1e} Å off a straight line")
         if self.angular_momentum_drift is not None:
             lines.append(
@@ -483,6 +485,8 @@ class TrustMonitor:
       chance allows for so few atoms;
     * the temperature changes by more than 10 % from the first to the last fifth, and more than
       chance allows in so short a time;
+    * the mean temperature is less than half of that of the start, and more than chance allows (in
+      runs of 500 fs or more);
     * the centre of mass leaves its straight line by more than 0.01 Å;
     * the angular momentum of an isolated system changes by more than 5 % of its thermal size;
     * bonds break or form (as :func:`bond_changes` has it, looked for in frames at least 5 fs
@@ -569,6 +573,8 @@ class TrustMonitor:
         dof = atomic_degrees_of_freedom(self._atoms, rotation=not self._periodic and still)
         dof = self._member.T @ dof
         self._dof = np.where(dof > 1e-9, dof, np.nan)  # a lone atom has no temperature
+        energy = float(m @ np.sum(relative[0] ** 2, axis=1))
+        self._start_temperature = energy * (EV / kB) / float(self._dof.sum())
         self._blocks = _BlockMeans(2 + len(self._elements))
 
     def _add(self, t: Array, x: Array, v: Array) -> None:
@@ -618,6 +624,7 @@ class TrustMonitor:
             frames=self._frames,
             start_fs=self._start,
             end_fs=self._end,
+            start_temperature=self._start_temperature,
             temperature=overall,
             temperature_drift=slope,
             elements=elements,
@@ -652,6 +659,16 @@ class TrustMonitor:
             yield (
                 f"the temperature {'rose' if change > 0 else 'fell'} by {100 * abs(change):.0f} % "
                 f"from {overall.first:.0f} K to {overall.last:.0f} K: energy is not conserved"
+            )
+
+        # From a minimum of the potential half of the kinetic energy goes into vibrations; a start
+        # drawn in equilibrium may be hotter than the mean by chance. Less than both is a loss.
+        start = seen.start_temperature
+        least = 0.5 * start / (1 + 3 * math.sqrt(2 / self._dof.sum()))
+        if seen.frames > 1 and fifth >= _CORRELATION_FS and overall.mean < least:
+            yield (
+                f"the temperature fell from {start:.0f} K at the start to a mean of "
+                f"{overall.mean:.0f} K, more than vibrations can take up: energy is lost"
             )
 
         # The two elements that differ most among those that differ by more than chance.

@@ -21,7 +21,7 @@ from .system import System
 
 # Rows (times x atoms) of one forward pass of `predict`: bounds memory for long lists of times.
 _ROWS = 1 << 17
-# Edges (times the number of times) below which one thread is faster than many: waking threads for
+# Edges below which one thread is faster than many: waking threads for
 # small tensors costs microseconds on a quiet machine and milliseconds on a busy one.
 _SERIAL_EDGES = 1 << 14
 
@@ -208,7 +208,8 @@ class MDtrajNet(nn.Module):
 
     def forward(self, graph: Graph, t: Tensor) -> Motion:
         """The mean motion of the members, each atom at its own time t [atoms] (fs)."""
-        motions = [member(graph, t) for member in self.members]
+        with _threads(len(graph.neighbor)):
+            motions = [member(graph, t) for member in self.members]
         displacement = torch.stack([m.displacement for m in motions]).mean(0)
         if motions[0].velocity is None:
             return Motion(displacement, None)
@@ -239,8 +240,7 @@ class MDtrajNet(nn.Module):
         for k in range(0, len(times), step):
             some = torch.from_numpy(np.asarray(times[k : k + step], dtype=np.float64))
             t = some.to(graph.r).repeat_interleave(graph.atoms)
-            with _threads(len(some) * len(graph.neighbor)):
-                dx, v = self.motion(graph.repeat(len(some)), t)
+            dx, v = self.motion(graph.repeat(len(some)), t)
             shape = (len(some), graph.atoms, 3)
             moved.append(dx.double().cpu().numpy().reshape(shape))
             velocities.append(v.double().cpu().numpy().reshape(shape))

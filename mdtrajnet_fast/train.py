@@ -8,12 +8,12 @@ import dataclasses
 import math
 import os
 import time
+import tomllib
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import tomllib
 import torch
 from ase.data import chemical_symbols
 from tqdm import tqdm
@@ -139,7 +139,7 @@ class _Log:
         if path.exists() and step > 0:
             with path.open(newline="") as file:
                 kept = [row for row in csv.DictReader(file) if int(row["step"]) <= step]
-        self._columns = columns
+        self.rows = 0
         self._file = path.open("w", newline="")
         self._writer = csv.DictWriter(self._file, columns, extrasaction="ignore")
         self._writer.writeheader()
@@ -147,6 +147,7 @@ class _Log:
             self.write(row)
 
     def write(self, row: dict[str, Any]) -> None:
+        self.rows += 1
         self._writer.writerow(row)
         self._file.flush()
 
@@ -281,7 +282,8 @@ def fit(config: TrainConfig, *, progress: bool = True, stop_after: int | None = 
         if all(torch.isfinite(p).all() for p in model.parameters()):
             save()
     save_model(average, folder / "model", overwrite=True)
-    plot_training(folder / "log.csv", folder / "curves.png")
+    if log.rows:
+        plot_training(folder / "log.csv", folder / "curves.png")
     return average
 
 

@@ -1,0 +1,449 @@
+"""The command line `mdtrajnet`: simulate, train, generate, evaluate, convert, info, spectrum."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import platform
+import re
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import ase
+import numpy as np
+import torch
+
+from . import _C, __version__
+from .analysis import WAVENUMBER, peaks, vibrational_density_of_states
+from .checkpoint import bundled_models, load_model, provenance, save_model
+from .data import load_records
+from .ensembles import thermal_velocities
+from .evaluate import error_table
+from .generate import TEMPERATURES_K, generate
+from .import_mlatom import load_mlatom
+from .pairs import Pairs
+from .report import plot_errors, write_spectrum
+from .rollout import RolloutError
+from .simulation import model_hash, simulate
+from .structures import read_structure
+from .train import TrainConfig, fit
+from .trajectory import Trajectory
+
+DEFAULT_TEMPERATURE_K = 300.0
+# A segment of the spectrum lasts this over its resolution (fs cm^-1), see analysis.
+_SEGMENT = 1.45 * WAVENUMBER
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line; returns the exit status."""
+    options = _parser().parse_args(arguments)
+    try:
+        options.run(options)
+    except (ValueError, TypeError, OSError, ImportError, RolloutError, FloatingPointError) as error:
+        print(f"mdtrajnet {options.command}: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"mdtrajnet {options.command}: interrupted; what is written stays", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="mdtrajnet", description="Predict molecular dynamics trajectories directly."
+    )
+    parser.add_argument("--version", action="version", version=f"mdtrajnet_fast {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def command(name: str, run: Any, text: str) -> argparse.ArgumentParser:
+        sub = commands.add_parser(
+            name,
+            help=text,
+            description=text,
+            formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        )
+        sub.set_defaults(run=run)
+        return sub
+
+    def add_model(sub: argparse.ArgumentParser) -> None:
+        sub.add_argument(
+            "--model", default="molecules-nve", help="bundled name, folder or .pt file"
+        )
+        sub.add_argument("--dtype", default="float32", choices=["float32", "float64"])
+        sub.add_argument("--device", default="cpu", help="torch device")
+
+    sub = command(
+        "simulate",
+        _simulate,
+        "Predict a trajectory; writes a new folder with trajectory, spectrum and run.json.",
+    )
+    sub.add_argument(
+        "structure", nargs="?", help="structure file, common name, ASE g2 name or SMILES"
+    )
+    add_model(sub)
+    sub.add_argument("--dt", type=float, default=1.0, help="spacing of the frames, fs")
+    sub.add_argument("--duration", type=float, default=1000.0, help="length, fs")
+    sub.add_argument(
+        "--temperature",
+        type=float,
+        help="kinetic temperature to draw velocities at, K (default: the structure's own "
+        f"velocities, or {DEFAULT_TEMPERATURE_K:g} K for one at rest)",
+    )
+    sub.add_argument("--seed", type=int, default=0, help="of the velocities")
+    sub.add_argument("--window", type=float, help="stride, fs (default: the model's own)")
+    sub.add_argument("--output", type=Path, help="new folder (default: named after the structure)")
+    sub.add_argument("--format", default="traj", choices=["traj", "extxyz", "h5"])
+    sub.add_argument(
+        "--resume",
+        type=Path,
+        metavar="FOLDER",
+        help="continue the run in this folder up to --duration, with its own settings",
+    )
+    sub.add_argument("--quiet", action="store_true", help="no progress bar")
+
+    sub = command("train", _train, "Train a model, or go on with an interrupted training.")
+    sub.add_argument("config", type=Path, help="TOML file, see mdtrajnet_fast.TrainConfig")
+    sub.add_argument("--quiet", action="store_true", help="no progress bar")
+
+    sub = command("generate", _generate, "Make reference trajectories with an ASE calculator.")
+    sub.add_argument("systems", nargs="+", help="SMILES, structure files or names")
+    sub.add_argument("--output", required=True, type=Path, help="HDF5 file, new or to continue")
+    sub.add_argument(
+        "--calculator",
+        default="gfn2-xtb",
+        help="gfn2-xtb, gfn1-xtb, module:Class, or a name that ASE knows",
+    )
+    sub.add_argument("--calculator-kwargs", type=json.loads, default={}, help="JSON object")
+    sub.add_argument("--trajectories", type=int, default=10, help="per system")
+    sub.add_argument(
+        "--temperatures",
+        type=float,
+        nargs="+",
+        default=list(TEMPERATURES_K),
+        help="targets of the trajectories in turn, K",
+    )
+    sub.add_argument("--conformers", type=int, default=3, help="at most, per SMILES")
+    sub.add_argument("--step", type=float, default=0.25, help="MD time step, fs")
+    sub.add_argument("--frame", type=float, default=1.0, help="time between frames, fs")
+    sub.add_argument("--duration", type=float, default=500.0, help="fs")
+    sub.add_argument("--equilibration", type=float, default=200.0, help="fs")
+    sub.add_argument("--seed", type=int, default=0)
+    sub.add_argument("--processes", type=int, default=1)
+    sub.add_argument("--max-energy-std", type=float, default=0.02, help="eV")
+    sub.add_argument("--split", default="train", help="attribute of the groups")
+
+    sub = command("evaluate", _evaluate, "Errors of a model on trajectories, against time.")
+    sub.add_argument("data", nargs="+", type=Path, help="trajectory files (.h5, .traj, .extxyz)")
+    add_model(sub)
+    sub.add_argument("--trajectories", nargs="+", help="only those of these names")
+    sub.add_argument("--molecules", nargs="+", help="only groups of these names")
+    sub.add_argument("--pairs", type=int, default=5000, help="random pairs of frames for each time")
+    sub.add_argument("--times", type=float, nargs="+", help="fs (default: 1 fs to the window)")
+    sub.add_argument("--seed", type=int, default=0)
+    sub.add_argument("--output", type=Path, help="new folder for errors.csv and errors.png")
+
+    sub = command("convert", _convert, "Convert checkpoints of the published implementation.")
+    sub.add_argument("files", nargs="+", type=Path, help="one .pt file, or those of a collection")
+    sub.add_argument(
+        "--output", type=Path, help="new folder (default: the file's name without .pt)"
+    )
+
+    sub = command("info", _info, "What is installed and built, or what a model is.")
+    sub.add_argument("model", nargs="?", help="bundled name, folder or .pt file")
+
+    sub = command("spectrum", _spectrum, "Vibrational density of states of a trajectory.")
+    sub.add_argument("trajectory", type=Path, help=".traj, .extxyz or .h5 of this package")
+    sub.add_argument("--output", type=Path, help="prefix of the .csv and .png (default: beside)")
+    sub.add_argument("--resolution", type=float, help="cm^-1 (default: 20, or what the run allows)")
+    sub.add_argument("--skip", type=float, default=0.0, help="leave out the first so many fs")
+    return parser
+
+
+def _simulate(options: argparse.Namespace) -> None:
+    folder, run, atoms = _continued(options) if options.resume else _new_run(options)
+    settings = run["settings"]
+    model = load_model(settings["model"], dtype=settings["dtype"], device=settings["device"])
+    if run.setdefault("model_hash", model_hash(model)) != model_hash(model):
+        raise ValueError(
+            f"{folder} was made with other weights of the model {settings['model']!r}; use those"
+        )
+    network = model.config
+    print(
+        f"{atoms.get_chemical_formula()} ({run['structure']['name']}), {settings['duration']:g} fs "
+        f"with {model.name}, window {settings['window'] or network.window:g} fs",
+        flush=True,
+    )
+    _write_json(folder / "run.json", run)
+    begun = time.perf_counter()
+    trajectory = simulate(
+        atoms,
+        settings["dt"],
+        duration=settings["duration"],
+        model=model,
+        window=settings["window"],
+        trajectory=folder / run["trajectory"],
+        resume=bool(options.resume),
+        progress=not options.quiet,
+    )
+    seconds = time.perf_counter() - begun
+    assert isinstance(trajectory, Trajectory) and trajectory.trust is not None
+    run["seconds"] = round(seconds, 3)
+    run["trust"] = trajectory.trust.to_dict()
+    _write_json(folder / "run.json", run)
+    print(trajectory.trust)
+    print(f"{len(trajectory)} frames in {seconds:.1f} s")
+    try:
+        _write_vdos(trajectory, folder / "spectrum")
+    except ValueError as error:
+        print(f"No spectrum: {error}")
+    print(f"Written: {folder}/ ({', '.join(sorted(p.name for p in folder.iterdir()))})")
+
+
+def _new_run(options: argparse.Namespace) -> tuple[Path, dict[str, Any], ase.Atoms]:
+    if options.structure is None:
+        raise ValueError("give a structure (file, name or SMILES), or --resume FOLDER")
+    atoms = read_structure(options.structure)
+    name = str(atoms.info["name"])
+    temperature = options.temperature
+    if temperature is None and not atoms.get_momenta().any():
+        temperature = DEFAULT_TEMPERATURE_K
+    load_model(options.model).species_index(atoms.numbers)
+    if temperature is not None:
+        thermal_velocities(atoms, temperature, options.seed)
+    label = f"-{temperature:g}K" if temperature is not None else ""
+    slug = re.sub(r"[^A-Za-z0-9.+-]+", "_", name).strip("_") or "run"
+    folder = _new_folder(options.output, f"{slug}{label}")
+    run = {
+        "command": ["mdtrajnet", *sys.argv[1:]],
+        "structure": {
+            "text": options.structure,
+            "name": name,
+            "source": atoms.info["source"],
+            "numbers": atoms.numbers.tolist(),
+            "masses_amu": atoms.get_masses().tolist(),
+            "cell_A": atoms.cell[:].tolist(),
+            "pbc": atoms.pbc.tolist(),
+            "positions_A": atoms.positions.tolist(),
+            "momenta_ase": atoms.get_momenta().tolist(),
+        },
+        "settings": {
+            "model": _absolute(options.model),
+            "dtype": options.dtype,
+            "device": options.device,
+            "dt": options.dt,
+            "duration": options.duration,
+            "window": options.window,
+            "temperature_K": temperature,
+            "seed": options.seed,
+        },
+        "trajectory": f"trajectory.{options.format}",
+        "versions": _versions(),
+    }
+    return folder, run, atoms
+
+
+def _continued(options: argparse.Namespace) -> tuple[Path, dict[str, Any], ase.Atoms]:
+    if options.structure is not None:
+        raise ValueError("--resume takes the structure and the settings from its folder: give none")
+    folder = options.resume
+    if not (folder / "run.json").is_file():
+        raise FileNotFoundError(f"{folder} holds no run.json: it is not the folder of a run")
+    run = json.loads((folder / "run.json").read_text())
+    run["settings"]["duration"] = options.duration
+    run["versions"] = _versions()
+    start = run["structure"]
+    atoms = ase.Atoms(
+        start["numbers"],
+        positions=start["positions_A"],
+        masses=start["masses_amu"],
+        cell=start["cell_A"],
+        pbc=start["pbc"],
+        momenta=start["momenta_ase"],
+    )
+    return folder, run, atoms
+
+
+def _train(options: argparse.Namespace) -> None:
+    config = TrainConfig.read(options.config)
+    fit(config, progress=not options.quiet)
+    print(f"Written: {config.output}/ (model/, log.csv, curves.png, checkpoint.pt)")
+
+
+def _generate(options: argparse.Namespace) -> None:
+    summary = generate(
+        options.systems,
+        options.output,
+        calculator=options.calculator,
+        calculator_kwargs=options.calculator_kwargs,
+        trajectories=options.trajectories,
+        temperatures_K=options.temperatures,
+        conformers=options.conformers,
+        step_fs=options.step,
+        frame_fs=options.frame,
+        duration_fs=options.duration,
+        equilibration_fs=options.equilibration,
+        seed=options.seed,
+        processes=options.processes,
+        max_energy_std_eV=options.max_energy_std,
+        split=options.split,
+    )
+    print(summary)
+
+
+def _evaluate(options: argparse.Namespace) -> None:
+    model = load_model(options.model, dtype=options.dtype, device=options.device)
+    records = load_records(
+        options.data, molecules=options.molecules, trajectories=options.trajectories
+    )
+    times = options.times or np.arange(1.0, model.stride() + 0.5).tolist()
+    model.check_times(times)
+    print(
+        f"{model.name} on {len(records)} trajectories of "
+        f"{len({r.molecule for r in records})} molecules: root mean square errors per component"
+    )
+    table = error_table(
+        model, Pairs(records), options.pairs, times, seed=options.seed, progress=True
+    )
+    print("  time   position     static  ballistic     velocity  v = v0")
+    print("    fs          Å          Å          Å         Å/fs    Å/fs")
+    for row in zip(*table.values(), strict=True):
+        lag, position, velocity, static, ballistic, accelerated = row
+        print(
+            f"{lag:6g} {position:10.5f} {static:10.5f} {ballistic:10.5f} "
+            f"{velocity:12.6f} {accelerated:.5f}"
+        )
+    if options.output:
+        folder = _new_folder(options.output, "")
+        with (folder / "errors.csv").open("w", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(table)
+            writer.writerows(zip(*table.values(), strict=True))
+        curves = {
+            model.name: table["position"],
+            "static, R0": table["static"],
+            "ballistic, R0 + v0 t": table["ballistic"],
+        }
+        plot_errors(times, curves, folder / "errors.png")
+        print(f"Written: {folder}/ (errors.csv, errors.png)")
+
+
+def _convert(options: argparse.Namespace) -> None:
+    model = load_mlatom(options.files)
+    folder = options.output or options.files[0].with_suffix("")
+    save_model(
+        model,
+        folder,
+        provenance={"converted_from": [str(path.name) for path in options.files]},
+    )
+    print(f"Written: {folder}/ ({_describe(folder)})")
+
+
+def _describe(name_or_path: str | Path) -> str:
+    model = load_model(name_or_path)
+    count = sum(p.numel() for p in model.parameters())
+    members = f"{len(model.members)} members, " if len(model.members) > 1 else ""
+    return (
+        f"{model.name}: {members}{count:,} parameters, elements {' '.join(model.config.species)}, "
+        f"window {model.config.window:g} fs, cutoff {model.config.radial_cutoff:g} Å"
+    )
+
+
+def _info(options: argparse.Namespace) -> None:
+    if options.model is not None:
+        print(_describe(options.model))
+        about = {
+            "config": load_model(options.model).config.to_dict(),
+            "provenance": provenance(options.model),
+        }
+        print(json.dumps(about, indent=2))
+        return
+    build, cuda = _C.build_info(), _C.cuda_devices()
+    for name, version in _versions().items():
+        print(f"{name:<15} {version}")
+    print(f"extension       {build['compiler']}, {', '.join(build['instruction_sets'])}")
+    print(f"  OpenMP        {build['openmp'] or 'no'}, {torch.get_num_threads()} threads")
+    if build["cuda"]:
+        kinds = ", ".join(f"sm_{arch}" for arch in build["cuda"]["archs"])
+        print(f"  CUDA part     built with nvcc {build['cuda']['nvcc']} for {kinds}")
+    else:
+        print("  CUDA part     not built: no nvcc was found")
+    for device in cuda["devices"]:
+        print(f"  GPU           {device}")
+    if not cuda["devices"]:
+        print(f"  GPU           none: {cuda['error']}")
+    print("bundled models")
+    for name in bundled_models():
+        print(f"  {_describe(name)}")
+
+
+def _spectrum(options: argparse.Namespace) -> None:
+    trajectory = Trajectory.read(options.trajectory)
+    trajectory = trajectory[int(np.searchsorted(trajectory.times, options.skip)) :]
+    _write_vdos(
+        trajectory,
+        options.output or options.trajectory.with_name(options.trajectory.stem + "-spectrum"),
+        options.resolution,
+    )
+
+
+def _write_vdos(trajectory: Trajectory, prefix: Path, resolution: float | None = None) -> None:
+    if len(trajectory) < 3:
+        raise ValueError(f"{len(trajectory)} frames are too few for a spectrum")
+    dt = float(trajectory.times[1] - trajectory.times[0])
+    if resolution is None:
+        resolution = max(20.0, np.ceil(_SEGMENT / (dt * (len(trajectory) - 1))))
+    wavenumber, intensity = vibrational_density_of_states(
+        trajectory.velocities,
+        trajectory.atoms.get_masses(),
+        dt,
+        resolution=resolution,
+        max_wavenumber=min(4500.0, WAVENUMBER / (2 * dt)),
+    )
+    paths = write_spectrum(prefix, wavenumber, intensity)
+    lines = ", ".join(f"{w:.0f}" for w, _ in peaks(wavenumber, intensity))
+    print(f"Vibrational density of states, {resolution:g} cm^-1 resolution; peaks at {lines} cm^-1")
+    print(f"Written: {', '.join(map(str, paths))}")
+
+
+def _new_folder(wanted: Path | None, default: str) -> Path:
+    """A new folder; a default name gets a number where there is one already."""
+    if wanted is None:
+        folder, k = Path(default), 1
+        while folder.exists():
+            k += 1
+            folder = Path(f"{default}-{k}")
+    else:
+        folder = wanted
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise FileExistsError(f"{folder} exists and is never overwritten: choose another name")
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def _absolute(model: str) -> str:
+    """A model's name, or its path from anywhere."""
+    return str(Path(model).resolve()) if model not in bundled_models() else model
+
+
+def _versions() -> dict[str, str]:
+    return {
+        "mdtrajnet_fast": __version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "ase": ase.__version__,
+        "platform": platform.platform(),
+    }
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    part = path.with_suffix(".part")
+    part.write_text(json.dumps(content, indent=1) + "\n")
+    part.replace(path)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,147 @@
+"""The command line, in process: files, folders, messages."""
+
+import json
+
+import ase.io
+import cases
+import numpy as np
+import pytest
+
+from mdtrajnet_fast import Trajectory, load_model, save_model, simulate
+from mdtrajnet_fast.cli import main
+from mdtrajnet_fast.data import load_records
+
+
+@pytest.fixture(autouse=True)
+def in_a_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+def run(text):
+    assert main(text.split()) == 0
+
+
+def refused(text, capsys):
+    assert main(text.split()) == 2
+    return capsys.readouterr().err
+
+
+def test_simulate_writes_one_folder(tmp_path, capsys):
+    run("simulate ethanol --dt 2 --duration 300 --quiet")
+    folder = tmp_path / "ethanol-300K"
+    files = {"run.json", "spectrum.csv", "spectrum.png", "trajectory.traj"}
+    assert {p.name for p in folder.iterdir()} == files
+    assert all((folder / name).stat().st_size > 100 for name in files)
+    out = capsys.readouterr().out
+    assert "Trust:" in out and "of H" in out and "peaks at" in out
+    frames = ase.io.read(folder / "trajectory.traj", ":")
+    assert len(frames) == 151 and frames[0].get_chemical_formula() == "C2H6O"
+    freedom = 21
+    kinetic = 2 * frames[0].get_kinetic_energy() / (freedom * ase.units.kB)
+    np.testing.assert_allclose(kinetic, 300, rtol=1e-10)
+    table = np.loadtxt(folder / "spectrum.csv", delimiter=",", skiprows=1)
+    assert table.shape[1] == 2 and 3900 < table[-1, 0] < 4500
+    written = json.loads((folder / "run.json").read_text())
+    assert written["settings"]["seed"] == 0 and written["trust"]["frames"] == 151
+    run("simulate ethanol --dt 2 --duration 20 --quiet")
+    assert (tmp_path / "ethanol-300K-2").is_dir()
+
+
+def test_run_json_is_enough_to_repeat_the_run(tmp_path):
+    run("simulate water --dt 1 --duration 50 --seed 4 --temperature 400 --output a --quiet")
+    written = json.loads((tmp_path / "a" / "run.json").read_text())
+    start, settings = written["structure"], written["settings"]
+    atoms = ase.Atoms(start["numbers"], positions=start["positions_A"])
+    atoms.set_momenta(start["momenta_ase"])
+    again = simulate(atoms, settings["dt"], duration=settings["duration"], model=settings["model"])
+    first = Trajectory.read(tmp_path / "a" / "trajectory.traj")
+    np.testing.assert_array_equal(again.positions, first.positions)
+
+
+@pytest.mark.parametrize("kind", ["traj", "extxyz", "h5"])
+def test_resume_is_the_run_without_the_stop(tmp_path, kind):
+    run(f"simulate NH3 --dt 3 --duration 95 --output whole --format {kind} --quiet")
+    run(f"simulate NH3 --dt 3 --duration 40 --output parts --format {kind} --quiet")
+    run("simulate --resume parts --duration 95 --quiet")
+    whole, parts = (
+        Trajectory.read(tmp_path / name / f"trajectory.{kind}") for name in ("whole", "parts")
+    )
+    for name in ("times", "positions", "momenta"):
+        np.testing.assert_array_equal(getattr(parts, name), getattr(whole, name))
+
+
+def test_structures_with_velocities_keep_them(tmp_path):
+    atoms = cases.hot("CH3OH")
+    atoms.write("methanol.extxyz")
+    run("simulate methanol.extxyz --duration 10 --quiet")
+    start = Trajectory.read(tmp_path / "methanol" / "trajectory.traj")
+    stored = ase.io.read("methanol.extxyz")
+    np.testing.assert_array_equal(start.positions[0], stored.positions)
+    np.testing.assert_allclose(start.momenta[0], stored.get_momenta(), rtol=1e-12)
+
+
+def test_nothing_is_overwritten_or_guessed(tmp_path, capsys):
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "mine.txt").write_text("keep")
+    assert "never overwritten" in refused("simulate water --output full", capsys)
+    assert (tmp_path / "full" / "mine.txt").read_text() == "keep"
+    assert "no structure" in refused("simulate notamolecule", capsys)
+    assert "does not know the elements Si" in refused("simulate SiH4", capsys)
+    assert "no model 'nonsense'" in refused("simulate water --model nonsense", capsys)
+    assert "give a structure" in refused("simulate", capsys)
+    assert "run.json" in refused("simulate --resume full", capsys)
+    assert "dt" in refused("simulate water --dt 0 --output zero", capsys)
+    assert "no trajectory file" in refused("spectrum nothing.traj", capsys)
+    assert [p.name for p in tmp_path.iterdir() if p.name != "zero"] == ["full"]
+
+
+def test_spectrum(tmp_path, capsys):
+    run("simulate water --dt 1 --duration 500 --output w --quiet")
+    run("spectrum w/trajectory.traj --skip 100 --resolution 150 --output lines")
+    assert (tmp_path / "lines.csv").exists() and (tmp_path / "lines.png").exists()
+    assert "resolve" in refused("spectrum w/trajectory.traj --resolution 5", capsys)
+
+
+def test_generate_evaluate_train(tmp_path, capsys):
+    run(
+        "generate O --trajectories 2 --duration 40 --equilibration 10 --conformers 1 "
+        "--output water.h5"
+    )
+    assert len(load_records("water.h5")) == 2
+    run("evaluate water.h5 --pairs 50 --output errors --times 1 10")
+    out = capsys.readouterr().out
+    assert "ballistic" in out
+    assert len((tmp_path / "errors" / "errors.csv").read_text().splitlines()) == 3
+    assert (tmp_path / "errors" / "errors.png").exists()
+    (tmp_path / "train.toml").write_text(
+        'data = "water.h5"\noutput = "run"\ninitial = "molecules-nve"\nsteps = 2\nbatch_size = 4\n'
+        'threads = 1\n[validation.self]\ndata = "water.h5"\n'
+    )
+    run("train train.toml --quiet")
+    assert load_model(tmp_path / "run" / "model").config == load_model("molecules-nve").config
+    run("simulate water --model run/model --duration 20 --quiet")
+
+
+def test_convert(tmp_path, capsys):
+    run(f"convert {cases.DATA / 'tiny.pt'} --output converted")
+    atoms = cases.hot("H2O")
+    for a, b in zip(
+        load_model("converted").predict(atoms, [5.0]),
+        load_model(cases.DATA / "tiny.pt").predict(atoms, [5.0]),
+        strict=True,
+    ):
+        np.testing.assert_array_equal(a, b)
+    assert "already holds a model" in refused(
+        f"convert {cases.DATA / 'tiny.pt'} --output converted", capsys
+    )
+
+
+def test_info(tmp_path, capsys):
+    run("info")
+    out = capsys.readouterr().out
+    for word in ("CUDA part", "OpenMP", "molecules-nve", "torch"):
+        assert word in out
+    save_model(cases.model(), tmp_path / "model", provenance={"data": "none at all"})
+    run("info model")
+    out = capsys.readouterr().out
+    assert "none at all" in out and "num_attn_blocks" in out

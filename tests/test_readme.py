@@ -1,0 +1,52 @@
+"""The README's own commands and code run as they are printed."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+README = (Path(__file__).parent.parent / "README.md").read_text()
+
+
+def blocks(language):
+    return re.findall(rf"^```{language}\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+
+
+def run(command, folder):
+    result = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout + result.stderr
+    return result.stdout
+
+
+def shell(text, folder):
+    bin_folder = Path(sys.executable).parent
+    return run(["bash", "-e", "-c", f'export PATH="{bin_folder}:$PATH"\n{text}'], folder)
+
+
+def test_first_command(tmp_path):
+    """The first block, without the installation that these tests run in already."""
+    install, command = blocks("sh")[0].split("&&")
+    assert install.strip() == "pip install ."
+    out = shell(command, tmp_path)
+    assert "Trust:" in out
+    folder = tmp_path / "ethanol-300K"
+    assert {"trajectory.traj", "spectrum.png", "run.json"} <= {p.name for p in folder.iterdir()}
+
+
+def test_second_command_is_what_ci_runs():
+    assert blocks("sh")[1].strip() == 'pip install ".[test]" && pytest'
+    ci = (Path(__file__).parent.parent / ".ci" / "run").read_text()
+    assert 'pip install ".[test]"' in ci and "\npytest" in ci
+
+
+def test_python_block(tmp_path):
+    (code,) = blocks("python")
+    out = run([sys.executable, "-c", code], tmp_path)
+    assert "Trust:" in out
+    assert {"water.h5", "ammonia.traj", "ase.traj"} <= {p.name for p in tmp_path.iterdir()}
+
+
+def test_other_commands(tmp_path):
+    out = shell(blocks("sh")[2], tmp_path)
+    assert "ballistic" in out and "molecules-nve" in out
+    assert (tmp_path / "acetamide" / "trajectory-spectrum.png").exists()

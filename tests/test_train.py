@@ -1,0 +1,245 @@
+"""Pairs, evaluation and training on short real trajectories of water and ammonia."""
+
+import csv
+import dataclasses
+
+import cases
+import numpy as np
+import pytest
+import torch
+
+from mdtrajnet_fast import TrainConfig, fit, load_model
+from mdtrajnet_fast.data import Record, load_records, write_records
+from mdtrajnet_fast.evaluate import COLUMNS, error_table, rms_errors
+from mdtrajnet_fast.generate import generate
+from mdtrajnet_fast.pairs import Pairs
+
+MODEL = cases.SMALL | cases.OWN | {"species": ("H", "N", "O")}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """Two molecules, two trajectories each, 60 fs, GFN2-xTB."""
+    path = tmp_path_factory.mktemp("data") / "data.h5"
+    generate(["O", "N"], path, trajectories=2, duration_fs=60, equilibration_fs=20, conformers=1)
+    return path
+
+
+@pytest.fixture
+def config(data, tmp_path):
+    return TrainConfig(
+        output=str(tmp_path / "run"),
+        data=(str(data),),
+        exclude_trajectories=("traj01",),
+        validation={"held": {"data": [str(data)], "trajectories": ["traj01"]}},
+        model=MODEL,
+        steps=40,
+        batch_size=8,
+        learning_rate=0.01,
+        warmup_steps=5,
+        velocity_weight_fs=2.0,
+        ema_decay=0.9,
+        validate_every=20,
+        validation_pairs=64,
+        threads=1,
+    )
+
+
+def weights(model):
+    return {k: v.clone() for k, v in model.state_dict().items()}
+
+
+def straight(frames=30, frame_fs=2.0, atoms=3):
+    """A record of straight-line motion: every pair's answer is known."""
+    rng = np.random.default_rng(0)
+    v = rng.normal(size=(atoms, 3)) * 0.01
+    times = frame_fs * np.arange(frames)
+    positions = rng.normal(size=(atoms, 3)) + times[:, None, None] * v
+    return Record(
+        molecule="line",
+        trajectory="traj00",
+        numbers=np.array([8, 1, 1]),
+        masses=np.array([16.0, 1.0, 1.0]),
+        positions=positions.astype(np.float32),
+        velocities=np.repeat(v[None], frames, 0).astype(np.float32),
+        frame_fs=frame_fs,
+        energy=None,
+        temperature_K=None,
+        smiles=None,
+        cell=np.zeros((3, 3)),
+        pbc=np.zeros(3, bool),
+    )
+
+
+def test_pairs_are_what_they_say(data):
+    for records in ([straight()], [straight(), straight(frames=12, frame_fs=1.0)]):
+        pairs = Pairs(records)
+        for reverse in (False, True):
+            batch = pairs.draw(np.random.default_rng(1), 200, 9.0, time_reversal=reverse)
+            expected = batch.system.velocities * batch.t[:, None]
+            np.testing.assert_allclose(batch.displacement, expected, atol=1e-6)
+            np.testing.assert_array_equal(batch.velocity, batch.system.velocities)
+            assert batch.t.min() >= 1 and batch.t.max() <= 9
+            signs = np.sign(batch.system.velocities[::3, 0])
+            assert (len(set(signs)) == 2) == reverse
+    assert set(np.unique(Pairs([straight()]).draw(np.random.default_rng(0), 99, 9.0).t)) == {
+        2.0,
+        4.0,
+        6.0,
+        8.0,
+    }
+    batch = Pairs(load_records(data)).draw(np.random.default_rng(0), 50, 10.0, lag_fs=10.0)
+    assert (batch.t == 10).all()
+    assert set(np.diff(batch.system.ptr)) == {3, 4}
+
+
+def test_pairs_depend_on_their_seed_only(data):
+    pairs = Pairs(load_records(data))
+    one, two, other = (pairs.draw(np.random.default_rng(s), 20, 10.0) for s in (1, 1, 2))
+    np.testing.assert_array_equal(one.displacement, two.displacement)
+    assert one.displacement.shape != other.displacement.shape or (
+        abs(one.displacement - other.displacement).max() > 0
+    )
+
+
+def test_too_short_trajectories_are_refused():
+    with pytest.raises(ValueError, match="30 frames every 20 fs hold no pair"):
+        Pairs([straight(frame_fs=20.0)]).draw(np.random.default_rng(0), 4, 9.0)
+    with pytest.raises(ValueError, match="no trajectories"):
+        Pairs([])
+
+
+def test_errors_of_the_guesses(data):
+    model = cases.model(**cases.OWN)
+    result = rms_errors(model, Pairs([straight()]), 100, lag_fs=8.0)
+    assert result["ballistic"] < 1e-6 and result["velocity_static"] == 0
+    speed = np.sqrt((straight().velocities[0] ** 2).mean())
+    np.testing.assert_allclose(result["static"], 8.0 * speed, rtol=1e-5)
+    table = error_table(model, Pairs(load_records(data)), 100, [1.0, 10.0])
+    assert list(table) == ["lag_fs", *COLUMNS]
+    assert table["ballistic"][0] < 0.3 * table["static"][0]
+    assert table["static"][1] > 3 * table["static"][0]
+
+
+def test_training_learns(config):
+    sizes = {f"irreps_{part}": "4x0e + 4x1o" for part in ("key", "query", "value")}
+    sizes |= {"key_weight_hidden_neurons": [32], "value_weight_hidden_neurons": [32]}
+    config = dataclasses.replace(
+        config, model=MODEL | sizes, steps=300, batch_size=16, validate_every=300
+    )
+    model = fit(config, progress=False)
+    pairs = Pairs(load_records(config.data, trajectories=["traj01"]))
+    errors = rms_errors(model, pairs, 200)
+    assert errors["position"] < 0.8 * min(errors["static"], errors["ballistic"])
+    assert errors["velocity"] < 0.95 * errors["velocity_static"]
+
+
+def test_files_of_a_run(config, tmp_path):
+    model = fit(config, progress=False)
+    folder = tmp_path / "run"
+    rows = list(csv.DictReader((folder / "log.csv").open()))
+    assert [int(row["step"]) for row in rows] == [20, 40]
+    names = ("", "_static", "_ballistic", "_velocity")
+    assert all(float(rows[-1][f"val_held{name}"]) > 0 for name in names)
+    assert (folder / "curves.png").stat().st_size > 1000
+    saved = load_model(folder / "model")
+    for name, value in weights(saved).items():
+        torch.testing.assert_close(value, weights(model)[name], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("stop", [7, 20])
+def test_resume_is_exact(config, tmp_path, stop):
+    whole = fit(config, progress=False)
+    parts = dataclasses.replace(config, output=str(tmp_path / "parts"))
+    fit(parts, progress=False, stop_after=stop)
+    resumed = fit(parts, progress=False)
+    for name, value in weights(whole).items():
+        torch.testing.assert_close(weights(resumed)[name], value, rtol=0, atol=0)
+    logs = [
+        [{k: v for k, v in row.items() if k not in ("seconds", "loss")} for row in rows]
+        for rows in (
+            csv.DictReader((tmp_path / name / "log.csv").open()) for name in ("run", "parts")
+        )
+    ]
+    assert logs[0] == logs[1]
+
+
+def test_exact_velocity_loss(config):
+    """Without a read-out the loss differentiates the exact time derivative once more."""
+    model = MODEL | {"velocity_readout": False}
+    trained = fit(dataclasses.replace(config, model=model, steps=5), progress=False)
+    other = dataclasses.replace(config, model=model, steps=5, velocity_weight_fs=0.0)
+    positions_only = fit(
+        dataclasses.replace(other, output=config.output + "-positions"), progress=False
+    )
+    assert any(
+        (value != weights(positions_only)[name]).any() for name, value in weights(trained).items()
+    )
+
+
+def test_fine_tuning_starts_from_the_model(config, tmp_path):
+    first = fit(config, progress=False)
+    tuned = dataclasses.replace(
+        config,
+        output=str(tmp_path / "tuned"),
+        initial=str(tmp_path / "run" / "model"),
+        model={},
+        steps=1,
+        learning_rate=1e-9,
+        final_learning_rate=1e-9,
+    )
+    second = fit(tuned, progress=False)
+    assert second.config == first.config
+    for name, value in weights(first).items():
+        torch.testing.assert_close(weights(second)[name], value, rtol=0, atol=1e-6)
+
+
+def test_other_settings_are_refused_on_resume(config):
+    fit(config, progress=False, stop_after=3)
+    with pytest.raises(ValueError, match="other settings .*learning_rate"):
+        fit(dataclasses.replace(config, learning_rate=0.02), progress=False)
+    fit(dataclasses.replace(config, checkpoint_minutes=1.0), progress=False, stop_after=4)
+
+
+def test_divergence_is_reported(config):
+    with pytest.raises(FloatingPointError, match="smaller learning_rate"):
+        fit(dataclasses.replace(config, learning_rate=1e30, warmup_steps=0), progress=False)
+
+
+def test_import_to_training(config, tmp_path):
+    """Float data from elsewhere, periodic or not, trains too."""
+    write_records(tmp_path / "lines.h5", [straight()])
+    fit(
+        dataclasses.replace(
+            config,
+            data=(str(tmp_path / "lines.h5"),),
+            validation={},
+            exclude_trajectories=(),
+            model=MODEL | {"species": ("H", "O")},
+            steps=2,
+        ),
+        progress=False,
+    )
+
+
+def test_config_files(tmp_path):
+    path = tmp_path / "train.toml"
+    path.write_text(
+        'data = ["a.h5"]\noutput = "run"\nsteps = 7\n[model]\nnum_heads = 2\n'
+        '[validation.other]\ndata = "b.h5"\n'
+    )
+    config = TrainConfig.read(path)
+    assert config.data == (str(tmp_path / "a.h5"),) and config.output == str(tmp_path / "run")
+    assert config.steps == 7 and config.model == {"num_heads": 2}
+    assert config.validation == {"other": {"data": [str(tmp_path / "b.h5")]}}
+    for text, message in (
+        ('data = "a"', "missing settings .*output"),
+        ('data = "a"\noutput = "b"\ncolour = 1', "unknown settings .*colour"),
+        ('data = "a"\noutput = "b"\nsteps = 0', "steps"),
+        ('data = "a"\noutput = "b"\nema_decay = 1.0', "ema_decay"),
+        ('data = "a"\noutput = "b"\n[validation.x]\nmolecules = []', "validation set 'x'"),
+        ("data = [", "not valid TOML"),
+    ):
+        path.write_text(text)
+        with pytest.raises(ValueError, match=message):
+            TrainConfig.read(path)
