@@ -206,6 +206,19 @@ def test_collection_predicts_the_mean_of_its_members():
     assert abs(results[0][0] - results[1][0]).max() > 1e-3
 
 
+def test_folded_weights_follow_the_weights():
+    """What is kept between calls is dropped when weights change, in place or by conversion."""
+    model, atoms = cases.model(), cases.hot("H2O")
+    before = model.predict(atoms, TIMES)[0]
+    single = model.float().predict(atoms, TIMES)[0]
+    close(model.double().predict(atoms, TIMES)[0], single, 1e-5)
+    model.members[0].blocks[0].out_vector.mul_(2)
+    assert abs(model.predict(atoms, TIMES)[0] - before).max() > 1e-3
+    fresh = MDtrajNet(model.config).double().requires_grad_(False)
+    fresh.load_state_dict(model.state_dict())
+    close(model.predict(atoms, TIMES)[0], fresh.predict(atoms, TIMES)[0])
+
+
 def test_bad_input_is_refused():
     model = cases.model()
     atoms = cases.hot("H2O")

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from mdtrajnet_fast.config import irreps_channels
-from mdtrajnet_fast.ops import cutoff_envelope, edge_attention, gaussian_basis, reference
+from mdtrajnet_fast.ops import cutoff_envelope, edge_attention, fold, gaussian_basis, reference
 from mdtrajnet_fast.system import System
 
 
@@ -96,7 +96,7 @@ def attention(model, scalars, dx, dv, graph, weights=None, **options):
         dx,
         dv,
         graph,
-        weights or model.members[0].blocks[0].weights(),
+        fold(weights or model.members[0].blocks[0].weights()),
         radial_cutoff=config.radial_cutoff,
         distance_centres=config.d_embed_dim,
         time_channels=config.t_embed_dim,

@@ -102,9 +102,10 @@ def _paths(scalar: Tensor, vector: Tensor) -> _Paths:
     )
 
 
-class _Folded(NamedTuple):
+class FoldedWeights(NamedTuple):
     """What is the same for all atoms: weights with query, bilinear form and output worked in."""
 
+    weights: BlockWeights
     atom_key: Tensor  # [S, n * (h c0 + 2 h)]: s_i into the key's columns of an atom
     edge_key: Tensor  # [n, 2 h c0 + 5 h]: columns that do not depend on the centre
     query: Tensor  # [S, h c0]: s_j into the query, bilinear form included
@@ -115,7 +116,8 @@ class _Folded(NamedTuple):
     out_scalar: Tensor  # [h v0, S]
 
 
-def _fold(weights: BlockWeights) -> _Folded:
+def fold(weights: BlockWeights) -> FoldedWeights:
+    """Work normalisation, query, bilinear form and output map into a block's path weights."""
     key = _paths(weights.key_scalar, weights.key_vector)
     value = _paths(weights.value_scalar, weights.value_vector)
     n, s, h, c0 = key.s0.shape
@@ -152,7 +154,8 @@ def _fold(weights: BlockWeights) -> _Folded:
         return torch.einsum("...hc,hcz->...hz", x, out_vector)
 
     vector_edge = torch.stack([out(value.a), out(value.b), out(value.g)])  # [3, m, h, 2]
-    return _Folded(
+    return FoldedWeights(
+        weights=weights,
         atom_key=atom_key.transpose(0, 1).reshape(s, -1),
         edge_key=edge_key,
         query=query.reshape(s, h * c0) * (logit / math.sqrt(s)),
@@ -181,7 +184,7 @@ def edge_attention(
     displacement: Tensor,  # [atoms, 3] Å, from the input geometry
     velocity_change: Tensor,  # [atoms, 3] Å/fs, from the input velocities
     graph: Graph,
-    weights: BlockWeights,
+    folded: FoldedWeights,
     *,
     radial_cutoff: float,
     distance_centres: int,
@@ -195,7 +198,7 @@ def edge_attention(
     being :func:`cutoff_envelope`, softmax weights become f_j exp(l_j) / sum_k f_k exp(l_k) and
     messages are multiplied by f_j once more, so that even the last neighbour leaves smoothly.
     """
-    folded = _fold(weights)
+    weights = folded.weights
     queries = scalars @ folded.query
     state = torch.cat([displacement, velocity_change], dim=1)
     padded = graph.padded
