@@ -47,9 +47,16 @@ class Pairs:
         max_lag_fs: float,
         *,
         lag_fs: float | None = None,
+        lag_power: float = 0.0,
         time_reversal: bool = False,
     ) -> Batch:
-        """`count` random pairs: trajectory, lag (or the fixed lag_fs) and start all uniform."""
+        """`count` random pairs: trajectory and start uniform, lags as often as lag^lag_power.
+
+        max_lag_fs: longest lag; lag_fs: one lag for all pairs instead. Lags are whole frames.
+        time_reversal: half of the pairs backwards in time, with their velocities negated.
+
+        Raises ValueError where a trajectory has no frames so far apart.
+        """
         record = rng.integers(len(self.records), size=count)
         longest = np.minimum(
             np.floor(max_lag_fs / self._frame_fs[record] + 1e-6).astype(int),
@@ -62,7 +69,7 @@ class Pairs:
                 f"{bad.frame_fs:g} fs hold no pair with a lag of at most {max_lag_fs:g} fs"
             )
         if lag_fs is None:
-            lag = 1 + (rng.random(count) * longest).astype(int)
+            lag = 1 + (rng.random(count) ** (1 / (1 + lag_power)) * longest).astype(int)
         else:
             lag = np.minimum(np.rint(lag_fs / self._frame_fs[record]).astype(int), longest)
         start = (rng.random(count) * (self._frames[record] - lag)).astype(int)

@@ -18,6 +18,7 @@ import torch
 from ase.data import chemical_symbols
 from tqdm import tqdm
 
+from . import __version__
 from .checkpoint import load_model, save_model
 from .config import ModelConfig
 from .data import load_records
@@ -40,6 +41,7 @@ class TrainConfig:
     initial: a model to start from (fine-tuning): name or path. Its sizes replace `model`.
     steps, batch_size: optimiser steps, and pairs of frames in each.
     max_lag_fs: longest lag of a pair (fs); None stands for the model's time_cutoff.
+    lag_power: lags are drawn as often as lag^lag_power; 0 is uniform, more favours long lags.
     learning_rate, warmup_steps, final_learning_rate, weight_decay, gradient_clip: AdamW with a
         linear warm-up and a cosine down to final_learning_rate; gradients clipped to that norm.
     velocity_weight_fs: the loss is <|dR|^2> + velocity_weight_fs^2 <|dv|^2> per component; the
@@ -64,6 +66,7 @@ class TrainConfig:
     steps: int = 10_000
     batch_size: int = 32
     max_lag_fs: float | None = None
+    lag_power: float = 0.0
     learning_rate: float = 5e-3
     warmup_steps: int = 200
     final_learning_rate: float = 1e-5
@@ -91,6 +94,8 @@ class TrainConfig:
         for name in ("learning_rate", "gradient_clip"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
+        if self.lag_power < 0:
+            raise ValueError(f"lag_power must not be negative, got {self.lag_power}")
         if not 0 <= self.ema_decay < 1:
             raise ValueError(f"ema_decay must lie in [0, 1), got {self.ema_decay}")
 
@@ -233,7 +238,13 @@ def fit(config: TrainConfig, *, progress: bool = True, stop_after: int | None = 
             for group in optimizer.param_groups:
                 group["lr"] = rate
             rng = np.random.default_rng([config.seed, step])
-            batch = pairs.draw(rng, config.batch_size, max_lag, time_reversal=config.time_reversal)
+            batch = pairs.draw(
+                rng,
+                config.batch_size,
+                max_lag,
+                lag_power=config.lag_power,
+                time_reversal=config.time_reversal,
+            )
             dx, dv = errors(model, batch, velocities=config.velocity_weight_fs > 0)
             loss = dx.square().mean()
             if dv is not None:
@@ -281,7 +292,8 @@ def fit(config: TrainConfig, *, progress: bool = True, stop_after: int | None = 
         log.close()
         if all(torch.isfinite(p).all() for p in model.parameters()):
             save()
-    save_model(average, folder / "model", overwrite=True)
+    about = _provenance(config, step)
+    save_model(average, folder / "model", overwrite=True, provenance=about)
     if log.rows:
         plot_training(folder / "log.csv", folder / "curves.png")
     return average
@@ -295,6 +307,21 @@ def _same_run(saved: dict[str, Any], now: dict[str, Any], path: Path) -> None:
             f"{path} belongs to a run with other settings ({', '.join(different)}); choose another "
             "output folder, or delete the checkpoint to start over"
         )
+
+
+def _provenance(config: TrainConfig, step: int) -> dict[str, Any]:
+    """What made the weights, free of paths: the settings, and the data by their file names."""
+    settings = dataclasses.asdict(config)
+    for name in ("output", "validation", "threads", "device", "checkpoint_minutes"):
+        del settings[name]
+    settings["data"] = [Path(path).name for path in config.data]
+    return {
+        "data": ", ".join(settings["data"]),
+        "steps": step,
+        "pairs": step * config.batch_size,
+        "settings": settings,
+        "version": __version__,
+    }
 
 
 def _plain(value: Any) -> Any:

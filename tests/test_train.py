@@ -93,6 +93,13 @@ def test_pairs_are_what_they_say(data):
     assert set(np.diff(batch.system.ptr)) == {3, 4}
 
 
+def test_lag_power_favours_long_lags():
+    pairs, rng = Pairs([straight(frame_fs=1.0)]), np.random.default_rng(0)
+    counts = np.bincount(pairs.draw(rng, 20_000, 4.0, lag_power=1.0).t[::3].astype(int))
+    cells = np.array([0, 1, 3, 5, 7]) / 16  # integral of 2 x over quarters of [0, 1]
+    np.testing.assert_allclose(counts / counts.sum(), cells, atol=0.02)
+
+
 def test_pairs_depend_on_their_seed_only(data):
     pairs = Pairs(load_records(data))
     one, two, other = (pairs.draw(np.random.default_rng(s), 20, 10.0) for s in (1, 1, 2))
