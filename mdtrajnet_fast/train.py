@@ -19,7 +19,7 @@ from ase.data import chemical_symbols
 from tqdm import tqdm
 
 from . import __version__
-from .checkpoint import load_model, save_model
+from .checkpoint import load_model, provenance, save_model
 from .config import ModelConfig
 from .data import load_records
 from .evaluate import errors, rms_errors
@@ -120,6 +120,8 @@ class TrainConfig:
 
         values["data"] = beside(values["data"])
         values["output"] = beside(values["output"])[0]
+        if "initial" in values and (path.parent / values["initial"]).exists():
+            values["initial"] = beside(values["initial"])[0]
         for name, one in values.get("validation", {}).items():
             if "data" not in one:
                 raise ValueError(f'{path}: validation set {name!r} lacks "data"')
@@ -315,6 +317,8 @@ def _provenance(config: TrainConfig, step: int) -> dict[str, Any]:
     for name in ("output", "validation", "threads", "device", "checkpoint_minutes"):
         del settings[name]
     settings["data"] = [Path(path).name for path in config.data]
+    if config.initial is not None:
+        settings["initial"] = provenance(config.initial) or Path(config.initial).name
     return {
         "data": ", ".join(settings["data"]),
         "steps": step,

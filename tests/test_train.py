@@ -239,6 +239,10 @@ def test_config_files(tmp_path):
     assert config.data == (str(tmp_path / "a.h5"),) and config.output == str(tmp_path / "run")
     assert config.steps == 7 and config.model == {"num_heads": 2}
     assert config.validation == {"other": {"data": [str(tmp_path / "b.h5")]}}
+    path.write_text('data = "a.h5"\noutput = "run"\ninitial = "model"\n')
+    assert TrainConfig.read(path).initial == "model"
+    (tmp_path / "model").mkdir()
+    assert TrainConfig.read(path).initial == str(tmp_path / "model")
     for text, message in (
         ('data = "a"', "missing settings .*output"),
         ('data = "a"\noutput = "b"\ncolour = 1', "unknown settings .*colour"),
