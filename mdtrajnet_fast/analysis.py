@@ -169,33 +169,42 @@ def temperature_per_element(
     }
 
 
+def rotation_axes(atoms: ase.Atoms) -> Array:
+    """The orthonormal principal axes about which an isolated system can rotate, [axes, 3].
+
+    Three of them; two for a linear system, turning about whose line moves nothing; none for one
+    atom. A system counts as linear if all atoms are within 0.3 Å of one line through the centre
+    of mass: vibrations bend it. Whether the system is isolated is for the caller to say.
+    """
+    if len(atoms) < 2:
+        return np.empty((0, 3))
+    m = atoms.get_masses()
+    r = atoms.positions - m @ atoms.positions / m.sum()
+    _, _, axes = np.linalg.svd(r * np.sqrt(m)[:, None])  # the first: the line closest to all atoms
+    off_axis = np.linalg.norm(r - np.outer(r @ axes[0], axes[0]), axis=1)
+    return axes if off_axis.max() > 0.3 else axes[1:]
+
+
 def atomic_degrees_of_freedom(atoms: ase.Atoms, rotation: bool | None = None) -> Array:
     """How many degrees of freedom each atom has once overall motion is taken out, [atoms].
 
     At equilibrium <m_i v_i^2> = kB T times this number. It is 3 less the share of atom i in the
     motions taken out: the diagonal of the projector on the mass-weighted translations
-    sqrt(m_i) e_a and rotations sqrt(m_i) e_a x (r_i - centre). The sum is 3N - 3 for a periodic
-    system, 3N - 6 for an isolated one and 3N - 5 for a linear one.
+    sqrt(m_i) e_a and, for the :func:`rotation_axes` e, rotations sqrt(m_i) e x (r_i - centre).
+    The sum is 3N - 3 for a periodic system, 3N - 6 for an isolated one and 3N - 5 for a linear one.
 
     rotation: whether the overall rotation is taken out, too; by default if no axis is periodic.
-    A molecule counts as linear if all atoms are within 0.3 Å of one line: vibrations bend it.
     """
     if rotation is None:
         rotation = not atoms.pbc.any()
     m = atoms.get_masses()
-    root = np.sqrt(m)[:, None, None]
-    modes = np.broadcast_to(np.eye(3), (len(m), 3, 3)) * root  # [atoms, 3, modes]
-    if rotation:
-        r = atoms.positions - m @ atoms.positions / m.sum()
-        _, _, axes = np.linalg.svd(r * root[:, 0])
-        # The first axis is the line closest to all atoms; turning about it moves nothing that is
-        # on it.
-        off_axis = np.linalg.norm(r - np.outer(r @ axes[0], axes[0]), axis=1)
-        about = axes if off_axis.max() > 0.3 else axes[1:]
-        turning = np.stack([np.cross(axis, r) for axis in about], axis=2) * root
-        modes = np.concatenate((modes, turning), axis=2)
-    basis, size, _ = np.linalg.svd(modes.reshape(3 * len(m), -1), full_matrices=False)
-    basis = basis[:, size > 1e-9 * size.max()]
+    about = rotation_axes(atoms) if rotation else np.empty((0, 3))
+    r = atoms.positions - m @ atoms.positions / m.sum()
+    modes = np.empty((len(m), 3, 3 + len(about)))
+    modes[:, :, :3] = np.eye(3)
+    modes[:, :, 3:] = np.cross(about, r[:, None]).transpose(0, 2, 1)
+    modes *= np.sqrt(m)[:, None, None]
+    basis, _ = np.linalg.qr(modes.reshape(3 * len(m), -1))
     return 3 - np.sum(basis**2, axis=1).reshape(-1, 3).sum(axis=1)
 
 
@@ -331,7 +340,7 @@ def _lengths(x: Array, i: NDArray, j: NDArray, shift: NDArray, cell: ArrayLike |
 def total_momentum(velocities: ArrayLike, masses: ArrayLike) -> Array:
     """sum_i m_i v_i, [frames, 3] in amu Å/fs."""
     v, m = _velocities(velocities, masses)
-    return np.einsum("a,fax->fx", m, v)
+    return _sum(m, v)
 
 
 def total_angular_momentum(positions: ArrayLike, velocities: ArrayLike, masses: ArrayLike) -> Array:
@@ -343,7 +352,7 @@ def total_angular_momentum(positions: ArrayLike, velocities: ArrayLike, masses: 
     x = np.asarray(positions, dtype=np.float64)
     x = x - _centre(x, m)[:, None]
     v = v - _centre(v, m)[:, None]
-    return np.einsum("a,fax->fx", m, np.cross(x, v))
+    return _sum(m, np.cross(x, v))
 
 
 def centre_of_mass_drift(trajectory: Trajectory) -> Array:
@@ -361,7 +370,12 @@ def centre_of_mass_drift(trajectory: Trajectory) -> Array:
 
 
 def _centre(x: Array, m: Array) -> Array:
-    return np.einsum("a,fax->fx", m / m.sum(), x)
+    return _sum(m / m.sum(), x)
+
+
+def _sum(weights: Array, x: Array) -> Array:
+    # Not einsum: its order of summation, thus the last bit, depends on the number of frames.
+    return np.sum(weights[:, None] * x, axis=1)
 
 
 def _drift(elapsed: Array, centre: Array, start: Array, velocity: Array) -> Array:
@@ -394,8 +408,8 @@ _CORRELATION_FS = 100.0
 # distribution. Beyond chance: what one run in ten thousand would show.
 _REDISTRIBUTION_FS = 10_000.0
 _RARE = 1e-4
-# Bonds need no closer look than this, and it is the dear part of watching a large system.
-_BONDS_EVERY_FS = 5.0
+# Bonds and neighbours need no closer look than this: the dear part of watching a large system.
+_LOOK_EVERY_FS = 5.0
 
 
 @dataclass(frozen=True)
@@ -461,22 +475,23 @@ class TrustSummary:
         return "\n".join(lines + [f"  WARNING: {text}" for text in self.warnings])
 
 
-def trust_summary(trajectory: Trajectory, lonely: ArrayLike | None = None) -> TrustSummary:
+def trust_summary(trajectory: Trajectory, cutoff: float | None = None) -> TrustSummary:
     """Check a finished trajectory: temperatures, drift, bonds; see :class:`TrustMonitor`.
 
-    lonely: [atoms] bool, True for atoms that had no neighbour within the model's cutoff.
+    cutoff: of the model that made it, in Å; None: do not look for atoms without neighbours.
     """
-    monitor = TrustMonitor(trajectory.atoms)
+    monitor = TrustMonitor(trajectory.atoms, cutoff)
     for start in range(0, len(trajectory), 256):
         part = slice(start, start + 256)
-        monitor.update(
-            trajectory.times[part], trajectory.positions[part], trajectory.momenta[part], lonely
-        )
+        monitor.update(trajectory.times[part], trajectory.positions[part], trajectory.momenta[part])
     return monitor.summary()
 
 
 class TrustMonitor:
     """Watches a run chunk by chunk in constant memory; the chunks do not change the result.
+
+    atoms: numbers, masses, cell and pbc are taken from it. cutoff: the model's, in Å; None: do not
+    look for atoms without neighbours. Raises ValueError for a cutoff that is not positive.
 
     ``update`` takes the frames in order, the first one being the reference; ``summary`` can be
     called at any time after it. What is warned of, and when:
@@ -489,48 +504,36 @@ class TrustMonitor:
       runs of 500 fs or more);
     * the centre of mass leaves its straight line by more than 0.01 Å;
     * the angular momentum of an isolated system changes by more than 5 % of its thermal size;
-    * bonds break or form (as :func:`bond_changes` has it, looked for in frames at least 5 fs
-      apart); atoms had no neighbour; numbers are not finite.
+    * bonds break or form (as :func:`bond_changes` has it) or atoms have no neighbour within the
+      cutoff, looked for in frames at least 5 fs apart;
+    * numbers are not finite, or atoms sit on each other.
 
     Temperatures are those of the motion relative to the centre of mass, with the degrees of freedom
     each atom really has (:func:`atomic_degrees_of_freedom`); the rotation of an isolated system
     counts as one if it rotates in the first frame.
     """
 
-    def __init__(self, atoms: ase.Atoms) -> None:
+    def __init__(self, atoms: ase.Atoms, cutoff: float | None = None) -> None:
         self._atoms = atoms.copy()
+        self._near = None if cutoff is None else NeighborList(cutoff, skin=0.5)
         self._lonely = np.zeros(len(atoms), dtype=bool)
         self._masses = atoms.get_masses()
-        self._elements = np.unique(atoms.numbers)
-        self._member = (atoms.numbers[:, None] == self._elements).astype(np.float64)
+        self._order = np.argsort(atoms.numbers, kind="stable")
+        self._elements, self._starts = np.unique(atoms.numbers[self._order], return_index=True)
         self._periodic = bool(atoms.pbc.any())
         self._frames = 0
-        self._next_bonds = -math.inf
+        self._next_look = -math.inf
         self._unusable: float | None = None
         self._com_drift = 0.0
         self._spin_drift = 0.0
 
-    def update(
-        self,
-        times: ArrayLike,
-        positions: ArrayLike,
-        momenta: ArrayLike,
-        lonely: ArrayLike | None = None,
-    ) -> None:
+    def update(self, times: ArrayLike, positions: ArrayLike, momenta: ArrayLike) -> None:
         """Look at frames: times [k] fs, positions [k, atoms, 3] Å, momenta [k, atoms, 3]
-        sqrt(eV amu), and lonely [atoms] bool, True for atoms that had no neighbour meanwhile.
+        sqrt(eV amu).
 
         Raises ValueError for wrong shapes, or if the very first frame is not usable.
         """
         chunk = Trajectory(self._atoms, times, positions, momenta)
-        if lonely is not None:
-            mask = np.asarray(lonely, dtype=bool)
-            if mask.shape != self._lonely.shape:
-                raise ValueError(
-                    f"got lonely of shape {mask.shape}; expected one bool for each of the "
-                    f"{len(self._lonely)} atoms"
-                )
-            self._lonely |= mask
         if len(chunk) == 0 or self._unusable is not None:
             return
         t, x, v = chunk.times, chunk.positions, chunk.velocities
@@ -544,11 +547,14 @@ class TrustMonitor:
             self._begin(float(t[0]), x[0], v[0])
         usable = len(t) if np.all(finite) else int(np.argmin(finite))
         for k in range(usable):
-            if t[k] < self._next_bonds:
+            if t[k] < self._next_look:
                 continue
-            self._next_bonds = float(t[k]) + _BONDS_EVERY_FS
+            self._next_look = float(t[k]) + _LOOK_EVERY_FS
             try:
                 self._bonds.update(float(t[k]), x[k])
+                if self._near is not None:
+                    edges = self._near.update(x[k], self._bonds.cell, self._bonds.pbc)
+                    self._lonely |= np.diff(edges.row_ptr) == 0
             except ValueError:  # the neighbour list refuses atoms that sit on each other
                 usable = k
                 break
@@ -571,11 +577,15 @@ class TrustMonitor:
         kinetic = kinetic_temperature(relative, m)[0] * kB / EV
         still = float(self._spin @ self._spin) <= 1e-4 * self._inertia * kinetic
         dof = atomic_degrees_of_freedom(self._atoms, rotation=not self._periodic and still)
-        dof = self._member.T @ dof
+        dof = self._per_element(dof)
         self._dof = np.where(dof > 1e-9, dof, np.nan)  # a lone atom has no temperature
         energy = float(m @ np.sum(relative[0] ** 2, axis=1))
         self._start_temperature = energy * (EV / kB) / float(self._dof.sum())
         self._blocks = _BlockMeans(2 + len(self._elements))
+
+    def _per_element(self, values: Array) -> Array:
+        """Sums over the atoms of each element: [..., atoms] to [..., elements]."""
+        return np.add.reduceat(values[..., self._order], self._starts, axis=-1)
 
     def _add(self, t: Array, x: Array, v: Array) -> None:
         m = self._masses
@@ -586,7 +596,8 @@ class TrustMonitor:
             change = total_angular_momentum(x, v, m) - self._spin
             self._spin_drift = max(self._spin_drift, float(np.linalg.norm(change, axis=1).max()))
         relative = v - _centre(v, m)[:, None]
-        kinetic = np.einsum("a,fax,fax,ae->fe", m, relative, relative, self._member, optimize=True)
+        energy = m * np.sum(relative**2, axis=2)
+        kinetic = self._per_element(energy)
         overall = kinetic.sum(axis=1) * (EV / kB) / self._dof.sum()
         each = kinetic * (EV / kB) / self._dof
         for row in np.column_stack((t, overall, each)):

@@ -51,8 +51,9 @@ def save_model(
     }
     state = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
     save_file(state, folder / "weights.safetensors.part")
-    (folder / "weights.safetensors.part").replace(folder / "weights.safetensors")
-    (folder / "config.json").write_text(json.dumps(description, indent=2) + "\n")
+    (folder / "config.json.part").write_text(json.dumps(description, indent=2) + "\n")
+    for name in ("weights.safetensors", "config.json"):
+        (folder / f"{name}.part").replace(folder / name)
     return folder
 
 
@@ -61,22 +62,21 @@ def load_model(
 ) -> MDtrajNet:
     """A model by the name of a bundled one, or from disk.
 
-    name_or_path: a bundled name ("molecules-nve"), a folder written by :func:`save_model`, a
-        checkpoint of the published implementation (.pt), or a folder of such checkpoints (the
-        members of a collection, in the order of their names).
+    name_or_path: a bundled name ("molecules-nve"), a folder written by :func:`save_model`, the
+        folder of a training run, a checkpoint of the published implementation (.pt), or a folder
+        of such checkpoints (the members of a collection, in the order of their names).
     dtype: "float32" or "float64".
     device: torch device; None for the CPU.
 
-    Raises FileNotFoundError for a name that is neither, and ValueError for a file that cannot be
-    read.
+    Raises FileNotFoundError for a name that is none of these, and ValueError for a file that
+    cannot be read or a device that is not there.
     """
-    if str(dtype) not in _DTYPES:
+    precision = _DTYPES.get(str(dtype).removeprefix("torch."))
+    if precision is None:
         raise ValueError(f'dtype must be "float32" or "float64", got {dtype!r}')
-    path = Path(name_or_path)
-    if str(name_or_path) in bundled_models():
-        model = _load_folder(BUNDLED / str(name_or_path))
-    elif (path / "config.json").is_file():
-        model = _load_folder(path)
+    path, folder = Path(name_or_path), _folder(name_or_path)
+    if folder is not None:
+        model = _load_folder(folder)
     elif path.is_file():
         model = load_mlatom(path)
     elif path.is_dir() and (members := sorted(path.glob("*.pt"))):
@@ -87,7 +87,20 @@ def load_model(
             f"({', '.join(bundled_models())}), a folder with config.json and weights.safetensors, "
             "or a published checkpoint (.pt) or a folder of them"
         )
-    return model.to(dtype=_DTYPES[str(dtype)], device=device).eval().requires_grad_(False)
+    try:
+        model = model.to(dtype=precision, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"device {device!r} cannot be used here: {error}") from error
+    return model.eval().requires_grad_(False)
+
+
+def _folder(name_or_path: str | Path) -> Path | None:
+    """Where the model of that name or path is saved; None if it is not one of ours."""
+    path = Path(name_or_path)
+    places = [path, path / "model"]  # the latter in the folder of a training run
+    if str(name_or_path) in bundled_models():
+        places = [BUNDLED / str(name_or_path)]
+    return next((place for place in places if (place / "config.json").is_file()), None)
 
 
 def _load_folder(folder: Path) -> MDtrajNet:
@@ -109,10 +122,8 @@ def _load_folder(folder: Path) -> MDtrajNet:
 
 
 def provenance(name_or_path: str | Path) -> dict[str, Any]:
-    """What config.json says about the origin of a bundled or saved model."""
-    folder = BUNDLED / str(name_or_path)
-    if not (folder / "config.json").is_file():
-        folder = Path(name_or_path)
-    if not (folder / "config.json").is_file():
+    """What a saved model's config.json says about its origin; empty for other models."""
+    folder = _folder(name_or_path)
+    if folder is None:
         return {}
     return json.loads((folder / "config.json").read_text()).get("provenance", {})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import functools
 import json
 import platform
 import re
@@ -24,22 +25,41 @@ from .ensembles import thermal_velocities
 from .evaluate import error_table
 from .generate import TEMPERATURES_K, generate
 from .import_mlatom import load_mlatom
+from .model import MDtrajNet
 from .pairs import Pairs
 from .report import plot_errors, write_spectrum
 from .rollout import RolloutError
-from .simulation import model_hash, simulate
+from .simulation import check_run, model_hash, simulate
 from .structures import read_structure
+from .system import System
 from .train import TrainConfig, fit
 from .trajectory import Trajectory
 
+# What `simulate` takes where nothing is said. --resume takes the settings of its folder instead, so
+# the parser has to know what was said.
+SIMULATE: dict[str, Any] = {
+    "model": "molecules-nve",
+    "dtype": "float32",
+    "device": "cpu",
+    "dt": 1.0,
+    "duration": 1000.0,
+    "temperature": None,
+    "seed": 0,
+    "window": None,
+    "output": None,
+    "format": "traj",
+}
 DEFAULT_TEMPERATURE_K = 300.0
 # A segment of the spectrum lasts this over its resolution (fs cm^-1), see analysis.
 _SEGMENT = 1.45 * WAVENUMBER
+_COARSEST = 500.0  # cm^-1, a resolution that still tells stretches from bends
+_HIGHEST = {True: 4000.0, False: 2500.0}  # cm^-1, what vibrates with and without hydrogen
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
     options = _parser().parse_args(arguments)
+    options.arguments = sys.argv[1:] if arguments is None else arguments
     try:
         options.run(options)
     except (ValueError, TypeError, OSError, ImportError, RolloutError, FloatingPointError) as error:
@@ -75,6 +95,9 @@ def _parser() -> argparse.ArgumentParser:
         sub.add_argument("--dtype", default="float32", choices=["float32", "float64"])
         sub.add_argument("--device", default="cpu", help="torch device")
 
+    def said(name: str) -> str:
+        return f"(default: {SIMULATE[name]})"
+
     sub = command(
         "simulate",
         _simulate,
@@ -83,24 +106,29 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument(
         "structure", nargs="?", help="structure file, common name, ASE g2 name or SMILES"
     )
-    add_model(sub)
-    sub.add_argument("--dt", type=float, default=1.0, help="spacing of the frames, fs")
-    sub.add_argument("--duration", type=float, default=1000.0, help="length, fs")
-    sub.add_argument(
+    sub.set_defaults(**dict.fromkeys(SIMULATE))
+    add = functools.partial(sub.add_argument, default=argparse.SUPPRESS)
+    add("--model", help=f"bundled name, folder or .pt file {said('model')}")
+    add("--dtype", choices=["float32", "float64"], help=said("dtype"))
+    add("--device", help=f"torch device {said('device')}")
+    add("--dt", type=float, help=f"spacing of the frames, fs {said('dt')}")
+    add("--duration", type=float, help=f"length, fs {said('duration')}")
+    add(
         "--temperature",
         type=float,
         help="kinetic temperature to draw velocities at, K (default: the structure's own "
         f"velocities, or {DEFAULT_TEMPERATURE_K:g} K for one at rest)",
     )
-    sub.add_argument("--seed", type=int, default=0, help="of the velocities")
-    sub.add_argument("--window", type=float, help="stride, fs (default: the model's own)")
-    sub.add_argument("--output", type=Path, help="new folder (default: named after the structure)")
-    sub.add_argument("--format", default="traj", choices=["traj", "extxyz", "h5"])
+    add("--seed", type=int, help=f"of the velocities {said('seed')}")
+    add("--window", type=float, help="stride, fs (default: the model's own)")
+    add("--output", type=Path, help="new folder (default: named after the structure)")
+    add("--format", choices=["traj", "extxyz", "h5"], help=said("format"))
     sub.add_argument(
         "--resume",
         type=Path,
         metavar="FOLDER",
-        help="continue the run in this folder up to --duration, with its own settings",
+        help="continue the run in this folder with its own settings, up to its own --duration or "
+        "the one given",
     )
     sub.add_argument("--quiet", action="store_true", help="no progress bar")
 
@@ -140,6 +168,7 @@ def _parser() -> argparse.ArgumentParser:
     add_model(sub)
     sub.add_argument("--trajectories", nargs="+", help="only those of these names")
     sub.add_argument("--molecules", nargs="+", help="only groups of these names")
+    sub.add_argument("--frame", type=float, help="spacing of frames, fs, where a file lacks it")
     sub.add_argument("--pairs", type=int, default=5000, help="random pairs of frames for each time")
     sub.add_argument("--times", type=float, nargs="+", help="fs (default: 1 fs to the window)")
     sub.add_argument("--seed", type=int, default=0)
@@ -158,6 +187,11 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("trajectory", type=Path, help=".traj, .extxyz or .h5 of this package")
     sub.add_argument("--output", type=Path, help="prefix of the .csv and .png (default: beside)")
     sub.add_argument("--resolution", type=float, help="cm^-1 (default: 20, or what the run allows)")
+    sub.add_argument(
+        "--max-wavenumber",
+        type=float,
+        help="cm^-1 (default: 4500, or what the frames allow down to 4000; 2500 without hydrogen)",
+    )
     sub.add_argument("--skip", type=float, default=0.0, help="leave out the first so many fs")
     return parser
 
@@ -170,13 +204,15 @@ def _simulate(options: argparse.Namespace) -> None:
         raise ValueError(
             f"{folder} was made with other weights of the model {settings['model']!r}; use those"
         )
-    network = model.config
+    system, times = System.from_atoms(atoms), (settings["dt"], settings["duration"])
+    check_run(model, system, *times, settings["window"])
+    folder.mkdir(parents=True, exist_ok=True)
+    _write_json(folder / "run.json", run)
     print(
         f"{atoms.get_chemical_formula()} ({run['structure']['name']}), {settings['duration']:g} fs "
-        f"with {model.name}, window {settings['window'] or network.window:g} fs",
+        f"with {model.name}, window {model.stride(settings['window']):g} fs",
         flush=True,
     )
-    _write_json(folder / "run.json", run)
     begun = time.perf_counter()
     trajectory = simulate(
         atoms,
@@ -205,19 +241,20 @@ def _simulate(options: argparse.Namespace) -> None:
 def _new_run(options: argparse.Namespace) -> tuple[Path, dict[str, Any], ase.Atoms]:
     if options.structure is None:
         raise ValueError("give a structure (file, name or SMILES), or --resume FOLDER")
+    given = {name: value for name, value in vars(options).items() if value is not None}
+    chosen = SIMULATE | {name: given[name] for name in SIMULATE if name in given}
     atoms = read_structure(options.structure)
     name = str(atoms.info["name"])
-    temperature = options.temperature
+    temperature = chosen["temperature"]
     if temperature is None and not atoms.get_momenta().any():
         temperature = DEFAULT_TEMPERATURE_K
-    load_model(options.model).species_index(atoms.numbers)
     if temperature is not None:
-        thermal_velocities(atoms, temperature, options.seed)
+        thermal_velocities(atoms, temperature, chosen["seed"])
     label = f"-{temperature:g}K" if temperature is not None else ""
     slug = re.sub(r"[^A-Za-z0-9.+-]+", "_", name).strip("_") or "run"
-    folder = _new_folder(options.output, f"{slug}{label}")
+    folder = _new_folder(chosen["output"], f"{slug}{label}")
     run = {
-        "command": ["mdtrajnet", *sys.argv[1:]],
+        "command": ["mdtrajnet", *options.arguments],
         "structure": {
             "text": options.structure,
             "name": name,
@@ -230,29 +267,35 @@ def _new_run(options: argparse.Namespace) -> tuple[Path, dict[str, Any], ase.Ato
             "momenta_ase": atoms.get_momenta().tolist(),
         },
         "settings": {
-            "model": _absolute(options.model),
-            "dtype": options.dtype,
-            "device": options.device,
-            "dt": options.dt,
-            "duration": options.duration,
-            "window": options.window,
+            "model": _absolute(chosen["model"]),
+            "dtype": chosen["dtype"],
+            "device": chosen["device"],
+            "dt": chosen["dt"],
+            "duration": chosen["duration"],
+            "window": chosen["window"],
             "temperature_K": temperature,
-            "seed": options.seed,
+            "seed": chosen["seed"],
         },
-        "trajectory": f"trajectory.{options.format}",
+        "trajectory": f"trajectory.{chosen['format']}",
         "versions": _versions(),
     }
     return folder, run, atoms
 
 
 def _continued(options: argparse.Namespace) -> tuple[Path, dict[str, Any], ase.Atoms]:
-    if options.structure is not None:
-        raise ValueError("--resume takes the structure and the settings from its folder: give none")
+    given = [f"--{name}" for name in SIMULATE if getattr(options, name) is not None]
+    given = [name for name in given if name != "--duration"]
+    if options.structure is not None or given:
+        raise ValueError(
+            "--resume takes the structure and all settings but --duration from its folder, got "
+            + ", ".join(given or [options.structure])
+        )
     folder = options.resume
     if not (folder / "run.json").is_file():
         raise FileNotFoundError(f"{folder} holds no run.json: it is not the folder of a run")
     run = json.loads((folder / "run.json").read_text())
-    run["settings"]["duration"] = options.duration
+    if options.duration is not None:
+        run["settings"]["duration"] = options.duration
     run["versions"] = _versions()
     start = run["structure"]
     atoms = ase.Atoms(
@@ -291,13 +334,19 @@ def _generate(options: argparse.Namespace) -> None:
         split=options.split,
     )
     print(summary)
+    if summary.failed:
+        raise ValueError(f"{len(summary.failed)} trajectories could not be made, see above")
 
 
 def _evaluate(options: argparse.Namespace) -> None:
     model = load_model(options.model, dtype=options.dtype, device=options.device)
     records = load_records(
-        options.data, molecules=options.molecules, trajectories=options.trajectories
+        options.data,
+        molecules=options.molecules,
+        trajectories=options.trajectories,
+        frame_fs=options.frame,
     )
+    folder = _new_folder(options.output, "")
     times = options.times or np.arange(1.0, model.stride() + 0.5).tolist()
     model.check_times(times)
     print(
@@ -316,7 +365,7 @@ def _evaluate(options: argparse.Namespace) -> None:
             f"{velocity:12.6f} {accelerated:.5f}"
         )
     if options.output:
-        folder = _new_folder(options.output, "")
+        folder.mkdir(parents=True, exist_ok=True)
         with (folder / "errors.csv").open("w", newline="") as file:
             writer = csv.writer(file)
             writer.writerow(table)
@@ -331,18 +380,19 @@ def _evaluate(options: argparse.Namespace) -> None:
 
 
 def _convert(options: argparse.Namespace) -> None:
-    model = load_mlatom(options.files)
+    if options.output is None and (len(options.files) > 1 or not options.files[0].suffix):
+        raise ValueError("say where to with --output: there is no one file name to take it from")
+    model = load_mlatom(options.files, name=options.output.name if options.output else None)
     folder = options.output or options.files[0].with_suffix("")
     save_model(
         model,
         folder,
         provenance={"converted_from": [str(path.name) for path in options.files]},
     )
-    print(f"Written: {folder}/ ({_describe(folder)})")
+    print(f"Written: {folder}/ ({_describe(model)})")
 
 
-def _describe(name_or_path: str | Path) -> str:
-    model = load_model(name_or_path)
+def _describe(model: MDtrajNet) -> str:
     count = sum(p.numel() for p in model.parameters())
     members = f"{len(model.members)} members, " if len(model.members) > 1 else ""
     return (
@@ -353,11 +403,9 @@ def _describe(name_or_path: str | Path) -> str:
 
 def _info(options: argparse.Namespace) -> None:
     if options.model is not None:
-        print(_describe(options.model))
-        about = {
-            "config": load_model(options.model).config.to_dict(),
-            "provenance": provenance(options.model),
-        }
+        model = load_model(options.model)
+        print(_describe(model))
+        about = {"config": model.config.to_dict(), "provenance": provenance(options.model)}
         print(json.dumps(about, indent=2))
         return
     build, cuda = _C.build_info(), _C.cuda_devices()
@@ -376,31 +424,48 @@ def _info(options: argparse.Namespace) -> None:
         print(f"  GPU           none: {cuda['error']}")
     print("bundled models")
     for name in bundled_models():
-        print(f"  {_describe(name)}")
+        print(f"  {_describe(load_model(name))}")
 
 
 def _spectrum(options: argparse.Namespace) -> None:
     trajectory = Trajectory.read(options.trajectory)
     trajectory = trajectory[int(np.searchsorted(trajectory.times, options.skip)) :]
-    _write_vdos(
-        trajectory,
-        options.output or options.trajectory.with_name(options.trajectory.stem + "-spectrum"),
-        options.resolution,
-    )
+    prefix = options.output or options.trajectory.with_name(f"{options.trajectory.stem}-spectrum")
+    if prefix.suffix in (".csv", ".png"):
+        prefix = prefix.with_suffix("")
+    for suffix in (".csv", ".png"):
+        if (path := prefix.with_name(prefix.name + suffix)).exists():
+            raise FileExistsError(f"{path} exists and is never overwritten: choose another name")
+    _write_vdos(trajectory, prefix, options.resolution, options.max_wavenumber)
 
 
-def _write_vdos(trajectory: Trajectory, prefix: Path, resolution: float | None = None) -> None:
+def _write_vdos(
+    trajectory: Trajectory,
+    prefix: Path,
+    resolution: float | None = None,
+    max_wavenumber: float | None = None,
+) -> None:
     if len(trajectory) < 3:
         raise ValueError(f"{len(trajectory)} frames are too few for a spectrum")
     dt = float(trajectory.times[1] - trajectory.times[0])
+    length = dt * (len(trajectory) - 1)
     if resolution is None:
-        resolution = max(20.0, np.ceil(_SEGMENT / (dt * (len(trajectory) - 1))))
+        resolution = max(20.0, float(np.ceil(_SEGMENT / length)))
+        if resolution > _COARSEST:
+            raise ValueError(
+                f"{length:g} fs resolve {resolution:.0f} cm^-1 only: run at least "
+                f"{_SEGMENT / _COARSEST:.0f} fs"
+            )
+    if max_wavenumber is None:  # nothing above may vibrate, or it would be folded below
+        nyquist = WAVENUMBER / (2 * dt)
+        highest = _HIGHEST["H" in trajectory.atoms.get_chemical_symbols()]
+        max_wavenumber = max(highest, min(4500.0, nyquist))
     wavenumber, intensity = vibrational_density_of_states(
         trajectory.velocities,
         trajectory.atoms.get_masses(),
         dt,
         resolution=resolution,
-        max_wavenumber=min(4500.0, WAVENUMBER / (2 * dt)),
+        max_wavenumber=max_wavenumber,
     )
     paths = write_spectrum(prefix, wavenumber, intensity)
     lines = ", ".join(f"{w:.0f}" for w, _ in peaks(wavenumber, intensity))
@@ -409,7 +474,7 @@ def _write_vdos(trajectory: Trajectory, prefix: Path, resolution: float | None =
 
 
 def _new_folder(wanted: Path | None, default: str) -> Path:
-    """A new folder; a default name gets a number where there is one already."""
+    """The path of a new folder; a default name gets a number where there is one already."""
     if wanted is None:
         folder, k = Path(default), 1
         while folder.exists():
@@ -419,13 +484,13 @@ def _new_folder(wanted: Path | None, default: str) -> Path:
         folder = wanted
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise FileExistsError(f"{folder} exists and is never overwritten: choose another name")
-    folder.mkdir(parents=True, exist_ok=True)
     return folder
 
 
 def _absolute(model: str) -> str:
-    """A model's name, or its path from anywhere."""
-    return str(Path(model).resolve()) if model not in bundled_models() else model
+    """A bundled model's name, or a model's path from anywhere."""
+    known = model in bundled_models() or not Path(model).exists()
+    return model if known else str(Path(model).resolve())
 
 
 def _versions() -> dict[str, str]:

@@ -19,8 +19,8 @@ def irreps_channels(irreps: str, name: str = "irreps") -> tuple[int, int]:
     match = _IRREPS.match(irreps)
     if match is None:
         raise ValueError(
-            f"{name} = {irreps!r} is not supported: the kernels know only even scalars followed by "
-            'odd vectors, written "<scalars>x0e + <vectors>x1o", such as "8x0e + 8x1o"'
+            f"{name} = {irreps!r} is not supported: the attention block is written for even scalars "
+            'followed by odd vectors, "<scalars>x0e + <vectors>x1o", such as "8x0e + 8x1o"'
         )
     scalars, vectors = int(match[1]), int(match[2])
     if scalars < 1 or vectors < 1:

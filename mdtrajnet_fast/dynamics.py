@@ -32,6 +32,7 @@ class UnknownEnergy(Calculator):
         properties: Any = None,
         system_changes: Any = all_changes,
     ) -> None:
+        """Set the energy (eV) to not-a-number."""
         super().calculate(atoms, properties, system_changes)
         self.results = {"energy": float("nan")}
 
@@ -50,7 +51,8 @@ class MDtrajNetDynamics(MolecularDynamics):
     they leave. Forces are never computed. Atoms without a calculator get :class:`UnknownEnergy`, so
     that loggers print "nan" for energies; with a calculator they print real ones, at its cost.
 
-    Raises ValueError for elements that the model does not know and atoms at rest.
+    Raises ValueError for elements that the model does not know, atoms at rest, and what
+    :func:`~mdtrajnet_fast.system.check_atoms` refuses, constraints among it.
     """
 
     def __init__(
@@ -62,7 +64,7 @@ class MDtrajNetDynamics(MolecularDynamics):
         **kwargs: Any,
     ):
         self.model = model if isinstance(model, MDtrajNet) else load_model(model)
-        self.model.species_index(atoms.numbers)
+        self.model.species_index(System.from_atoms(atoms).numbers)
         self.window = self.model.stride(window)
         if not atoms.get_momenta().any():
             raise ValueError(
@@ -73,18 +75,21 @@ class MDtrajNetDynamics(MolecularDynamics):
             atoms.calc = UnknownEnergy()
         super().__init__(atoms, timestep, **kwargs)
         self._coming: Iterator[tuple[np.ndarray, np.ndarray]] = iter(())
-        self._last: tuple[np.ndarray, np.ndarray] | None = None
+        self._last: tuple[np.ndarray, ...] | None = None
 
     def step(self) -> None:
         """Move the atoms to the next frame."""
-        atoms = self.atoms
-        state = atoms.positions, atoms.get_momenta()
-        if self._last is None or not all(map(np.array_equal, state, self._last)):
+        if self._last is None or not all(map(np.array_equal, self._state(), self._last)):
             self._coming = self._frames()
         positions, momenta = next(self._coming)
-        atoms.set_positions(positions, apply_constraint=False)
-        atoms.set_momenta(momenta, apply_constraint=False)
-        self._last = positions, momenta
+        self.atoms.set_positions(positions)
+        self.atoms.set_momenta(momenta)
+        self._last = self._state()
+
+    def _state(self) -> tuple[np.ndarray, ...]:
+        a = self.atoms
+        state = a.positions, a.get_momenta(), a.numbers, a.get_masses(), a.cell[:], a.pbc
+        return tuple(x.copy() for x in state)
 
     def _frames(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         system = System.from_atoms(self.atoms)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import ase
 import numpy as np
 
-from .analysis import degrees_of_freedom
+from .analysis import degrees_of_freedom, rotation_axes
+from .system import check_atoms
 from .trajectory import momenta_from_velocities
 
 
@@ -32,8 +33,10 @@ def thermal_velocities(
     are left. The temperature is that of the kinetic energy now: nothing is doubled for a start at
     a potential minimum, from which half of it flows into the vibrations.
 
-    Raises ValueError for a temperature that is not positive or a system without such freedom.
+    Raises ValueError for a temperature that is not positive, a system without such freedom, and
+    what :func:`~mdtrajnet_fast.system.check_atoms` refuses.
     """
+    check_atoms(atoms)
     if not (np.isfinite(temperature_K) and temperature_K > 0):
         raise ValueError(f"temperature_K must be positive and finite, got {temperature_K}")
     freedom = degrees_of_freedom(atoms)
@@ -56,10 +59,10 @@ def _stop(atoms: ase.Atoms) -> None:
     momenta = atoms.get_momenta()
     momenta -= masses * (momenta.sum(0) / masses.sum())
     if not atoms.pbc.any():
+        axes = rotation_axes(atoms)
         r = atoms.positions - atoms.get_center_of_mass()
-        moments, axes = atoms.get_moments_of_inertia(vectors=True)
-        turns = moments > 1e-10 * moments.max()  # not about the axis of a linear molecule
-        angular = axes @ np.cross(r, momenta).sum(0)
-        omega = (np.divide(angular, moments, out=np.zeros(3), where=turns)) @ axes
-        momenta -= masses * np.cross(omega, r)
+        turns = np.stack([np.cross(axis, r) for axis in axes]) if len(axes) else np.zeros((0, 1, 3))
+        inertia = np.einsum("kax,lax->kl", turns, masses * turns)
+        omega = np.linalg.solve(inertia, np.einsum("kax,ax->k", turns, momenta))
+        momenta -= masses * np.einsum("k,kax->ax", omega, turns)
     atoms.set_momenta(momenta)

@@ -39,6 +39,8 @@ def rms_errors(
     (R0, in Å), ballistic (R0 + v0 t, in Å) and velocity_static (v0, in Å/fs). lag_fs defaults to
     the model's window.
     """
+    if count < 1:
+        raise ValueError(f"expected at least one pair to judge a model by, got {count}")
     lag = model.stride(lag_fs)
     rng = np.random.default_rng([seed, 0x7A11DA7E])
     sums, components = np.zeros(len(COLUMNS)), 0

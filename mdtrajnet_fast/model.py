@@ -18,7 +18,6 @@ from .config import ModelConfig, irreps_channels
 from .neighbors import Edges, neighbor_list
 from .ops import (
     BlockWeights,
-    FoldedWeights,
     Graph,
     cutoff_envelope,
     edge_attention,
@@ -93,17 +92,6 @@ class AttentionBlock(nn.Module):
         self.out_scalar = normal(h, v0, s)
         self.out_vector = normal(h, v1, 2)
 
-        self._folded: tuple[list[tuple[int, torch.dtype, int]], FoldedWeights] | None = None
-
-    def folded(self) -> FoldedWeights:
-        """The weights, folded; kept between calls where no gradient is asked for."""
-        if torch.is_grad_enabled():
-            return fold(self.weights())
-        state = [(p.data_ptr(), p.dtype, p._version) for p in self.parameters()]
-        if self._folded is None or self._folded[0] != state:
-            self._folded = state, fold(self.weights())
-        return self._folded[1]
-
     def weights(self) -> BlockWeights:
         """The block's parameters as the operation takes them."""
         return BlockWeights(
@@ -135,7 +123,7 @@ class Network(nn.Module):
                 dx,
                 dv,
                 graph,
-                block.folded(),  # type: ignore[operator]
+                fold(block.weights()),  # type: ignore[operator]
                 radial_cutoff=config.radial_cutoff,
                 distance_centres=config.d_embed_dim,
                 time_channels=config.t_embed_dim,
@@ -190,10 +178,12 @@ class MDtrajNet(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
+        """Precision of the weights, and so of what is predicted."""
         return next(self.parameters()).dtype
 
     @property
     def device(self) -> torch.device:
+        """Where the weights are."""
         return next(self.parameters()).device
 
     def species_index(self, numbers: np.ndarray) -> np.ndarray:

@@ -50,9 +50,10 @@ class Pairs:
         lag_power: float = 0.0,
         time_reversal: bool = False,
     ) -> Batch:
-        """`count` random pairs: trajectory and start uniform, lags as often as lag^lag_power.
+        """`count` random pairs: trajectory and start uniform, longer lags more often.
 
-        max_lag_fs: longest lag; lag_fs: one lag for all pairs instead. Lags are whole frames.
+        max_lag_fs: longest lag; lag_fs: one lag for all pairs instead. Lags are whole frames; of
+            the first k frames' lags the share is (k / longest)^(1 + lag_power).
         time_reversal: half of the pairs backwards in time, with their velocities negated.
 
         Raises ValueError where a trajectory has no frames so far apart.
@@ -62,16 +63,13 @@ class Pairs:
             np.floor(max_lag_fs / self._frame_fs[record] + 1e-6).astype(int),
             self._frames[record] - 1,
         )
-        if (longest < 1).any():
-            bad = self.records[int(record[np.argmax(longest < 1)])]
-            raise ValueError(
-                f"{bad.molecule}/{bad.trajectory}: {len(bad.positions)} frames every "
-                f"{bad.frame_fs:g} fs hold no pair with a lag of at most {max_lag_fs:g} fs"
-            )
+        self._refuse(record[longest < 1], f"a lag of at most {max_lag_fs:g} fs")
         if lag_fs is None:
             lag = 1 + (rng.random(count) ** (1 / (1 + lag_power)) * longest).astype(int)
         else:
-            lag = np.minimum(np.rint(lag_fs / self._frame_fs[record]).astype(int), longest)
+            lag = np.rint(lag_fs / self._frame_fs[record]).astype(int)
+            wrong = (lag > longest) | (abs(lag * self._frame_fs[record] - lag_fs) > 1e-6)
+            self._refuse(record[wrong], f"a lag of {lag_fs:g} fs")
         start = (rng.random(count) * (self._frames[record] - lag)).astype(int)
         backwards = (rng.random(count) < 0.5) & time_reversal
         first, last = (
@@ -102,3 +100,11 @@ class Pairs:
             displacement=self._positions[b].astype(np.float64) - system.positions,
             velocity=self._velocities[b] * flip,
         )
+
+    def _refuse(self, records: np.ndarray, lag: str) -> None:
+        if len(records):
+            bad = self.records[int(records[0])]
+            raise ValueError(
+                f"{bad.molecule}/{bad.trajectory}: {len(bad.positions)} frames every "
+                f"{bad.frame_fs:g} fs hold no pair with {lag}"
+            )

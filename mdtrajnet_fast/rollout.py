@@ -16,6 +16,7 @@ from fractions import Fraction
 
 import numpy as np
 
+from .conservation import conserve
 from .model import MDtrajNet
 from .neighbors import NeighborList
 from .system import System
@@ -35,18 +36,16 @@ class Frames:
 
     times: [frames] fs, counted from window 0. positions: [frames, atoms, 3] Å.
     momenta: [frames, atoms, 3], ASE units.
-    lonely: [atoms] bool, True for atoms that have no neighbours in this window.
     """
 
     times: np.ndarray
     positions: np.ndarray
     momenta: np.ndarray
-    lonely: np.ndarray
 
 
 def exact(fs: float) -> Fraction:
-    """A time as the decimal number that was written: 0.1 is one tenth."""
-    return Fraction(repr(float(fs)))
+    """A time as the simple number that was meant: 0.1 is one tenth, 1 / 3 is one third."""
+    return Fraction(float(fs)).limit_denominator(1_000_000)
 
 
 def rollout(
@@ -70,7 +69,9 @@ def rollout(
 
     Yields :class:`Frames`. Raises ValueError for times that are not positive or a window beyond the
     model's, and :class:`RolloutError` when a state is no longer a geometry: it has a coordinate
-    that is not finite, or atoms that coincide.
+    that is not finite, an atom that
+    leaves its free flight by more than the model's cutoff within one window, or atoms that
+    coincide.
     """
     stride, spacing = exact(model.stride(window)), exact(_positive(dt, "dt"))
     last = None if duration is None else exact(_positive(duration, "duration"))
@@ -95,7 +96,7 @@ def rollout(
             times = np.concatenate([inner, times])
             moved = np.concatenate([moved_inner, moved])
             velocity = np.concatenate([velocity_inner, velocity])
-        _check(system, moved, velocity, float(end))
+        _check(model, system, times, moved, velocity, float(end))
         component = graph.component.cpu().numpy()
         moved, velocity = conserve(system, times, moved, velocity, component, isolated)
         positions = system.positions + moved
@@ -105,60 +106,9 @@ def rollout(
             times=np.array([float(t) for t in frames[:count]]),
             positions=positions[:count],
             momenta=p[:count],
-            lonely=np.diff(edges.row_ptr) == 0,
         )
         system, momenta = dataclasses.replace(system, positions=positions[-1]), p[-1]
         start += 1
-
-
-def conserve(
-    system: System,
-    t: np.ndarray,
-    moved: np.ndarray,
-    velocity: np.ndarray,
-    component: np.ndarray,
-    isolated: np.ndarray,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Displacements and velocities with the momenta of the start, component by component.
-
-    system: state at the start. t: [times] fs. moved, velocity: [times, atoms, 3] Å and Å/fs.
-    component: [atoms] labels. isolated: [atoms] bool, True where angular momentum is kept too.
-
-    Each component's mean displacement becomes its centre-of-mass velocity times t and its
-    momentum that of the start. Then each isolated component's velocities get the rigid rotation
-    omega x r, I omega = L(0) - L(t), that restores its angular momentum L about its centre of mass.
-    """
-    order = np.argsort(component, kind="stable")
-    sizes = np.bincount(component)
-    starts = np.concatenate([[0], np.cumsum(sizes)[:-1]])
-
-    def total(x: np.ndarray) -> np.ndarray:  # [.., atoms, k] -> [.., components, k]
-        return np.add.reduceat(x[..., order, :], starts, axis=-2)
-
-    mass = system.masses[:, None]
-    mass_of = total(mass)
-
-    def mean(x: np.ndarray) -> np.ndarray:
-        return (total(mass * x) / mass_of)[..., component, :]
-
-    v0 = system.velocities
-    drift = v0 * t[:, None, None]
-    moved = moved - mean(moved - drift)
-    velocity = velocity - mean(velocity - v0)
-    turning = isolated & (sizes[component] > 1)
-    if not turning.any():
-        return moved, velocity
-
-    r0 = system.positions - mean(system.positions)
-    r = (system.positions + moved) - mean(system.positions + moved)
-    lost = total(mass * np.cross(r0, v0)) - total(mass * np.cross(r, velocity))
-    squares = (r * r).sum(-1)[..., None, None] * np.eye(3) - r[..., :, None] * r[..., None, :]
-    inertia = total((mass[..., None] * squares).reshape(*r.shape[:2], 9))
-    inertia = inertia.reshape(*inertia.shape[:2], 3, 3)
-    # the pseudo-inverse leaves out rotation about the axis of a linear molecule
-    omega = np.einsum("tcij,tcj->tci", np.linalg.pinv(inertia, 1e-10, True), lost)
-    turn = np.cross(omega[:, component], r)
-    return moved, velocity + turn * turning[:, None]
 
 
 def _positive(value: float, name: str) -> float:
@@ -167,13 +117,25 @@ def _positive(value: float, name: str) -> float:
     return float(value)
 
 
-def _check(system: System, moved: np.ndarray, velocity: np.ndarray, time: float) -> None:
-    bad = ~(np.isfinite(moved) & np.isfinite(velocity)).all(axis=(0, 2))
-    if bad.any():
-        atom = int(np.argmax(bad))
+def _check(
+    model: MDtrajNet,
+    system: System,
+    times: np.ndarray,
+    moved: np.ndarray,
+    velocity: np.ndarray,
+    end: float,
+) -> None:
+    limit = model.config.radial_cutoff
+    forced = moved - system.velocities * times[:, None, None]
+    if model.config.head == "published":  # which leaves the drift to the rollout
+        forced = moved
+    fine = (abs(forced) < limit) & np.isfinite(velocity)
+    if not fine.all():
+        atom = int(np.argmin(fine.all(axis=(0, 2))))
         owner = int(system.system_index[atom])
         raise RolloutError(
-            f"the trajectory broke before {time:g} fs: atom {atom - system.ptr[owner]} of system "
-            f"{owner} has a position or velocity that is not finite. The model left the "
-            "chemistry it was trained on; start from a lower temperature or a relaxed geometry"
+            f"the trajectory broke before {end:g} fs: atom {atom - system.ptr[owner]} of system "
+            f"{owner} leaves its course by more than {limit:g} Å in one window, or its velocity is "
+            "not finite. The model left the chemistry it was trained on; start from a lower "
+            "temperature or a relaxed geometry"
         )

@@ -7,7 +7,6 @@ import hashlib
 import json
 from collections.abc import Sequence
 from contextlib import ExitStack
-from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ from .ensembles import set_velocities, thermal_velocities
 from .model import MDtrajNet
 from .rollout import Frames, exact, rollout
 from .system import System
-from .trajectory import Trajectory, count_frames, open_writer, truncate
+from .trajectory import Trajectory, count_frames, open_writer
 
 
 def simulate(
@@ -51,73 +50,89 @@ def simulate(
         of freedom (:func:`~mdtrajnet_fast.ensembles.thermal_velocities`); system k of a list draws
         with seed + k.
     trajectory: file to stream the frames to (.traj, .extxyz or .h5), or one for each system.
-        Written after every window; never overwritten.
+        Written after every window; never overwritten. (All frames are kept in memory, too.)
     resume: continue the file (or files) up to `duration`, or begin where there is none. The start
         comes from the file; atoms only has to be the same system. With the same settings, machine
-        and number of threads the result is, bit for bit, that of a run without the stop.
+        and number of threads the result is, bit for bit, that of a run without the stop. The
+        rollout goes on from the last frame that is the end of a window; where dt and window have
+        no common multiple, from the start.
     progress: show a progress bar.
 
     Returns a :class:`~mdtrajnet_fast.Trajectory` (a list of them for a list) with frames at 0, dt,
     2 dt, ... up to duration, and its `trust` summary. Momentum, and angular momentum of isolated
     molecules, are those of the start; positions are unwrapped.
 
-    Raises ValueError for elements that the model does not know, atoms at rest without a temperature
-    and settings out of range; FileExistsError for a trajectory file that is there already without
-    resume; :class:`~mdtrajnet_fast.rollout.RolloutError` when a trajectory breaks, the frames
-    until then being in the file.
+    Raises TypeError and ValueError for what is not an ase.Atoms that can be simulated
+    (:func:`~mdtrajnet_fast.system.check_atoms`), elements that the model does not know, atoms that
+    coincide, atoms at rest without a temperature and settings out of range; FileExistsError for a
+    trajectory file that is there already without resume;
+    :class:`~mdtrajnet_fast.rollout.RolloutError` when a trajectory breaks, the frames until then
+    being in the file.
     """
     single = isinstance(atoms, ase.Atoms)
+    system = System.from_atoms(atoms)
     many = [atoms.copy()] if isinstance(atoms, ase.Atoms) else [a.copy() for a in atoms]
     paths = _each(trajectory, single, len(many), "trajectory files")
     given = _each(velocities, single, len(many), "arrays of velocities")
     network = model if isinstance(model, MDtrajNet) else load_model(model)
-    network.species_index(System.from_atoms(many).numbers)
-    for k, one in enumerate(many):
-        if one.constraints:
-            raise ValueError(
-                f"system {k} has constraints ({type(one.constraints[0]).__name__}), which a "
-                "predicted trajectory cannot keep: remove them with atoms.set_constraint()"
-            )
-    stride = exact(network.stride(window))
-    if not 0 < dt <= duration < np.inf:
-        raise ValueError(f"expected 0 < dt <= duration (fs), got dt {dt} and duration {duration}")
+    check_run(network, system, dt, duration, window)
+    _check_paths(paths, resume)
+    stride = network.stride(window)
     metadata = {
         "model": network.name,
         "model_hash": model_hash(network),
         "dtype": str(network.dtype).removeprefix("torch."),
         "dt_fs": float(dt),
-        "window_fs": float(stride),
+        "window_fs": stride,
     }
-    start = boundary = 0
-    continues = resume and any(path is not None and Path(path).exists() for path in paths)
-    if continues:
-        parts, start, boundary = _held(paths, exact(dt), stride)
-    else:
-        parts = []
-        for k, (one, v) in enumerate(zip(many, given, strict=True)):
+    parts = []
+    for k, (one, v, path) in enumerate(zip(many, given, paths, strict=True)):
+        held = _held(path, one, metadata) if resume else None
+        if held is None:
             _set_start(one, v, temperature_K, seed + k, k)
             x, p = one.positions[None], one.get_momenta()[None]
-            parts.append(Trajectory(one, [0.0], x, p, metadata))
-
+            held = Trajectory(one, [0.0], x, p, metadata)
+        parts.append(held)
+    # The end of a window is a state to go on from. Frames beyond the last such one that all
+    # systems have are predicted once more, to the same bits.
+    frames = min(len(part) for part in parts)
+    boundary = max(k for k in range(frames) if k * exact(dt) % exact(stride) == 0)
+    start = int(boundary * exact(dt) / exact(stride))
+    system = dataclasses.replace(
+        system, positions=np.concatenate([part.positions[boundary] for part in parts])
+    )
+    momenta = np.concatenate([part.momenta[boundary] for part in parts])
     with ExitStack() as stack:
         recorders = [
-            _Recorder(one, part, path, continues, metadata, stack)
+            _Recorder(one, part, path, network.config.radial_cutoff, stack)
             for one, part, path in zip(many, parts, paths, strict=True)
         ]
-        positions = np.concatenate([part.positions[boundary] for part in parts])
-        momenta = np.concatenate([part.momenta[boundary] for part in parts])
-        system = dataclasses.replace(System.from_atoms(many), positions=positions)
         bar = stack.enter_context(
-            tqdm(total=duration, initial=float(start * stride), unit="fs", disable=not progress)
+            tqdm(total=duration, initial=start * stride, unit="fs", disable=not progress)
         )
-        for frames in rollout(
+        for window_frames in rollout(
             network, system, momenta, dt=dt, window=window, duration=duration, start=start
         ):
             for recorder, a, b in zip(recorders, system.ptr, system.ptr[1:], strict=False):
-                recorder.add(frames, slice(a, b))
-            bar.update(min(float(stride), duration - bar.n))
-    done = [recorder.trajectory() for recorder in recorders]
+                recorder.add(window_frames, slice(a, b))
+            bar.update(min(stride, duration - bar.n))
+    done = [recorder.trajectory(duration) for recorder in recorders]
     return done[0] if single else done
+
+
+def check_run(
+    model: MDtrajNet, system: System, dt: float, duration: float, window: float | None = None
+) -> None:
+    """Refuse, before anything is written, a run that cannot start.
+
+    Raises ValueError for elements that the model does not know, times out of range (fs) and atoms
+    that coincide.
+    """
+    model.species_index(system.numbers)
+    model.stride(window)
+    if not 0 < dt <= duration < np.inf:
+        raise ValueError(f"expected 0 < dt <= duration (fs), got dt {dt} and duration {duration}")
+    model.graph(system)
 
 
 class _Recorder:
@@ -127,21 +142,20 @@ class _Recorder:
         self,
         atoms: ase.Atoms,
         held: Trajectory,
-        path: str | Path | None,
-        append: bool,
-        metadata: dict[str, Any],
+        path: Path | None,
+        cutoff: float,
         stack: ExitStack,
     ):
-        self._atoms, self._metadata = atoms, metadata
+        self._held = held
         self._writer = None
         if path is not None:
             self._writer = stack.enter_context(
-                open_writer(path, atoms, append=append, metadata=metadata)
+                open_writer(path, atoms, append=True, metadata=held.metadata)
             )
-            if not append:
+            if self._writer.frames == 0:
                 self._writer.write(held.times, held.positions, held.momenta)
         self._times, self._positions, self._momenta = [held.times], [held.positions], [held.momenta]
-        self._monitor = TrustMonitor(atoms)
+        self._monitor = TrustMonitor(atoms, cutoff)
         self._monitor.update(held.times, held.positions, held.momenta)
 
     def add(self, frames: Frames, own: slice) -> None:
@@ -154,16 +168,23 @@ class _Recorder:
         self._times.append(times)
         self._positions.append(positions)
         self._momenta.append(momenta)
-        self._monitor.update(times, positions, momenta, lonely=frames.lonely[own])
+        self._monitor.update(times, positions, momenta)
         if self._writer is not None:
             self._writer.write(times, positions, momenta)
 
-    def trajectory(self) -> Trajectory:
-        """All frames, with their trust summary."""
+    def trajectory(self, duration: float) -> Trajectory:
+        """The frames up to `duration`, with the trust summary of all that there are."""
         times, positions, momenta = map(
             np.concatenate, (self._times, self._positions, self._momenta)
         )
-        trajectory = Trajectory(self._atoms, times, positions, momenta, self._metadata)
+        wanted = times <= duration
+        trajectory = Trajectory(
+            self._held.atoms,
+            times[wanted],
+            positions[wanted],
+            momenta[wanted],
+            self._held.metadata,
+        )
         trajectory.trust = self._monitor.summary()
         return trajectory
 
@@ -176,6 +197,31 @@ def _each(given: Any, single: bool, count: int, what: str) -> list[Any]:
     if len(many) != count:
         raise ValueError(f"a list of {count} systems needs a list of {count} {what}, got {given!r}")
     return many
+
+
+def _check_paths(paths: list[str | Path | None], resume: bool) -> None:
+    named = [Path(path).resolve() for path in paths if path is not None]
+    if resume and not named:
+        raise ValueError("resume needs the trajectory file to continue")
+    if len(set(named)) < len(named):
+        raise ValueError(f"every system needs a trajectory file of its own, got {paths}")
+    for path in named:
+        if path.exists() and not resume:
+            raise FileExistsError(
+                f"{path} exists and is never overwritten: choose another name, remove it, or "
+                "continue it with resume=True"
+            )
+        if not path.parent.is_dir():
+            raise FileNotFoundError(f"there is no folder {path.parent} for {path.name}")
+
+
+def _held(path: str | Path, atoms: ase.Atoms, metadata: dict[str, Any]) -> Trajectory | None:
+    """What a file holds of this run; None without a complete frame."""
+    if not Path(path).exists() or count_frames(path) == 0:
+        return None
+    with open_writer(path, atoms, append=True, metadata=metadata):  # refuses another run's file
+        pass
+    return Trajectory.read(path)
 
 
 def _set_start(
@@ -196,25 +242,6 @@ def _set_start(
             f"system {index} ({atoms.get_chemical_formula()}) is at rest: give temperature_K to "
             "draw velocities, velocities (Å/fs), or atoms with momenta"
         )
-
-
-def _held(
-    paths: list[str | Path], dt: Fraction, stride: Fraction
-) -> tuple[list[Trajectory], int, int]:
-    """What the files hold, the window to go on with, and its first frame.
-
-    The rollout can go on from any frame that is the end of a window, for such a frame is its state.
-    Later frames are predicted once more, to the same bits, and not written again.
-    """
-    missing = [str(path) for path in paths if not Path(path).exists()]
-    if missing:
-        raise FileNotFoundError(f"cannot resume: {', '.join(missing)} missing beside other files")
-    frames = min(count_frames(path) for path in paths)
-    for path in paths:
-        truncate(path, frames)
-    parts = [Trajectory.read(path) for path in paths]
-    boundary = max(k for k in range(frames) if k * dt % stride == 0)
-    return parts, int(boundary * dt / stride), boundary
 
 
 def model_hash(model: MDtrajNet) -> str:

@@ -8,6 +8,44 @@ from dataclasses import dataclass
 import ase
 import numpy as np
 from ase import units
+from ase.data import chemical_symbols
+
+# Beyond this distance from the origin (Å) float64 no longer resolves a motion.
+_FARTHEST = 1e8
+
+
+def check_atoms(atoms: ase.Atoms, name: str = "the system") -> None:
+    """Refuse what cannot be simulated; `name` says in the message which system it is.
+
+    Raises TypeError for anything but Atoms, and ValueError, with the atom's index, for no atoms,
+    constraints, unknown elements, masses that are not positive, and positions, momenta or cells
+    that are not finite or far beyond any simulation.
+    """
+    if not isinstance(atoms, ase.Atoms):
+        raise TypeError(f"expected ase.Atoms or a list of them, got {type(atoms)} for {name}")
+    if len(atoms) == 0:
+        raise ValueError(f"{name} has no atoms")
+    if atoms.constraints:
+        raise ValueError(
+            f"{name} has constraints ({type(atoms.constraints[0]).__name__}), which predicted "
+            "motion cannot keep: remove them with atoms.set_constraint()"
+        )
+
+    def refuse(bad: np.ndarray, what: str, values: np.ndarray, expected: str) -> None:
+        if bad.any():
+            i = int(np.argmax(bad))
+            raise ValueError(f"atom {i} of {name} has {what} {values[i]}, expected {expected}")
+
+    z = atoms.numbers
+    refuse((z < 1) | (z >= len(chemical_symbols)), "atomic number", z, "that of an element")
+    mass = atoms.get_masses()
+    refuse(~((mass > 0) & np.isfinite(mass)), "mass", mass, "a positive number of amu")
+    x, p = atoms.positions, atoms.get_momenta()
+    near = (abs(x) < _FARTHEST).all(axis=1)
+    refuse(~near, "position", x, f"finite numbers of Å, below {_FARTHEST:g}")
+    refuse(~np.isfinite(p).all(axis=1), "momentum", p, "finite numbers")
+    if not np.isfinite(atoms.cell[:]).all():
+        raise ValueError(f"the cell of {name} is not finite: {atoms.cell[:].tolist()}")
 
 
 @dataclass(frozen=True)
@@ -35,14 +73,11 @@ class System:
     def from_atoms(cls, atoms: ase.Atoms | Sequence[ase.Atoms]) -> System:
         """Collect ASE atoms with their velocities (missing momenta count as zero).
 
-        Raises TypeError for anything but Atoms and ValueError for a system without atoms.
+        Raises what :func:`check_atoms` does, and ValueError for an empty list.
         """
         many = [atoms] if isinstance(atoms, ase.Atoms) else list(atoms)
         for k, one in enumerate(many):
-            if not isinstance(one, ase.Atoms):
-                raise TypeError(f"expected ase.Atoms or a list of them, got {type(one)} at {k}")
-            if len(one) == 0:
-                raise ValueError(f"system {k} has no atoms")
+            check_atoms(one, f"system {k}")
         if not many:
             raise ValueError("expected at least one ase.Atoms, got an empty list")
         return cls(

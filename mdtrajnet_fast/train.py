@@ -7,8 +7,12 @@ import csv
 import dataclasses
 import math
 import os
+import signal
+import threading
 import time
 import tomllib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,7 +23,7 @@ from ase.data import chemical_symbols
 from tqdm import tqdm
 
 from . import __version__
-from .checkpoint import load_model, provenance, save_model
+from .checkpoint import bundled_models, load_model, provenance, save_model
 from .config import ModelConfig
 from .data import load_records
 from .evaluate import errors, rms_errors
@@ -35,13 +39,15 @@ class TrainConfig:
     output: folder of the run: checkpoint.pt, log.csv, curves.png, model/.
     data: trajectory files (:func:`~mdtrajnet_fast.data.load_records`).
     exclude_trajectories: names of trajectories held out of training.
+    frame_fs: spacing of the frames (fs), for files that do not say it.
     validation: sets by name, each with "data" and, optionally, "molecules", "trajectories".
     model: sizes and options (:class:`~mdtrajnet_fast.config.ModelConfig`); "species" defaults to
         the elements of the data.
-    initial: a model to start from (fine-tuning): name or path. Its sizes replace `model`.
+    initial: a model to start from (fine-tuning): a bundled name, or a path. Its sizes replace
+        `model`.
     steps, batch_size: optimiser steps, and pairs of frames in each.
     max_lag_fs: longest lag of a pair (fs); None stands for the model's time_cutoff.
-    lag_power: lags are drawn as often as lag^lag_power; 0 is uniform, more favours long lags.
+    lag_power: 0 draws all lags equally often, more favours long ones (see Pairs.draw).
     learning_rate, warmup_steps, final_learning_rate, weight_decay, gradient_clip: AdamW with a
         linear warm-up and a cosine down to final_learning_rate; gradients clipped to that norm.
     velocity_weight_fs: the loss is <|dR|^2> + velocity_weight_fs^2 <|dv|^2> per component; the
@@ -62,6 +68,7 @@ class TrainConfig:
     model: dict[str, Any] = field(default_factory=dict)
     exclude_trajectories: tuple[str, ...] = ()
     validation: dict[str, dict[str, Any]] = field(default_factory=dict)
+    frame_fs: float | None = None
     initial: str | None = None
     steps: int = 10_000
     batch_size: int = 32
@@ -85,12 +92,15 @@ class TrainConfig:
     def __post_init__(self) -> None:
         for name in ("data", "exclude_trajectories"):
             value = getattr(self, name)
-            object.__setattr__(self, name, (value,) if isinstance(value, str) else tuple(value))
+            many = (value,) if isinstance(value, str | Path) else value
+            object.__setattr__(self, name, tuple(str(one) for one in many))
         if not self.data:
             raise ValueError("a training run needs at least one data file")
+        object.__setattr__(self, "validation", _validation_sets(self.validation))
         for name in ("steps", "batch_size", "validate_every", "validation_pairs"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name} must be a whole number, at least 1, got {value!r}")
         for name in ("learning_rate", "gradient_clip"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
@@ -120,13 +130,28 @@ class TrainConfig:
 
         values["data"] = beside(values["data"])
         values["output"] = beside(values["output"])[0]
-        if "initial" in values and (path.parent / values["initial"]).exists():
+        if values.get("initial", "molecules-nve") not in bundled_models():
             values["initial"] = beside(values["initial"])[0]
-        for name, one in values.get("validation", {}).items():
-            if "data" not in one:
-                raise ValueError(f'{path}: validation set {name!r} lacks "data"')
-            one["data"] = beside(one["data"])
-        return cls(**values)
+        for one in values.get("validation", {}).values():
+            if "data" in one:
+                one["data"] = beside(one["data"])
+        try:
+            return cls(**values)
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"{path}: {error}") from error
+
+
+def _validation_sets(sets: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """The sets, complete and without unknown keys."""
+    for name, one in sets.items():
+        if unknown := sorted(set(one) - {"data", "molecules", "trajectories"}):
+            raise ValueError(
+                f"validation set {name!r} has unknown keys {unknown}; known are data, molecules, "
+                "trajectories"
+            )
+        if not one.get("data"):
+            raise ValueError(f'validation set {name!r} lacks "data"')
+    return {name: dict(one) for name, one in sets.items()}
 
 
 def learning_rate(config: TrainConfig, step: int) -> float:
@@ -167,143 +192,205 @@ def fit(config: TrainConfig, *, progress: bool = True, stop_after: int | None = 
 
     Writes checkpoint.pt, log.csv, curves.png and the averaged weights in model/ to config.output.
     A run that is interrupted and resumed gives the same weights, bit for bit and for the same
-    number of threads, as one that is not. stop_after ends this call at that step.
+    number of threads, as one that is not; Ctrl-C takes effect at the end of a step. stop_after ends
+    this call at that step.
 
-    Returns the model with averaged weights. Raises ValueError where the checkpoint in the
-    folder belongs to another configuration, and FloatingPointError when the loss is not finite.
+    Returns the model with averaged weights. Raises ValueError for data that do not fit the model or
+    where the checkpoint in the folder belongs to another configuration, and FloatingPointError when
+    the loss is not finite.
     """
     if config.threads:
         torch.set_num_threads(config.threads)
-    folder = Path(config.output)
-    folder.mkdir(parents=True, exist_ok=True)
-    records = load_records(config.data, exclude_trajectories=config.exclude_trajectories or None)
-    pairs = Pairs(records)
-    checks = {}
-    for name, one in config.validation.items():
-        checks[name] = Pairs(
-            load_records(
-                one["data"],
-                molecules=one.get("molecules"),
-                trajectories=one.get("trajectories"),
-            )
-        )
-
-    torch.manual_seed(config.seed)
-    if config.initial is not None:
-        model = load_model(config.initial).train().requires_grad_(True)
-    else:
-        sizes = dict(config.model)
-        elements = sorted({int(z) for r in records for z in np.unique(r.numbers)})
-        sizes.setdefault("species", tuple(chemical_symbols[z] for z in elements))
-        model = MDtrajNet(ModelConfig.from_dict(sizes), name=folder.name)
-    model.to(config.device)
-    average = copy.deepcopy(model).requires_grad_(False)
-    optimizer = torch.optim.AdamW(
-        model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
-    )
-    settings = dataclasses.asdict(config) | {"model": model.config.to_dict()}
-    step, seconds = 0, 0.0
-    checkpoint = folder / "checkpoint.pt"
-    if checkpoint.exists():
-        saved = torch.load(checkpoint, map_location=config.device, weights_only=True)
-        _same_run(saved["settings"], settings, checkpoint)
-        model.load_state_dict(saved["model"])
-        average.load_state_dict(saved["average"])
-        optimizer.load_state_dict(saved["optimizer"])
-        step, seconds = saved["step"], saved["seconds"]
-
-    def save() -> None:
-        content = {
-            "settings": settings,
-            "model": model.state_dict(),
-            "average": average.state_dict(),
-            "optimizer": optimizer.state_dict(),
-            "step": step,
-            "seconds": seconds,
-        }
-        part = checkpoint.with_suffix(".part")
-        torch.save(content, part)
-        os.replace(part, checkpoint)
-
-    columns = ["step", "samples", "seconds", "lr", "loss"]
-    for name in checks:
-        columns += [f"val_{name}{x}" for x in ("", "_static", "_ballistic", "_velocity")]
-    log = _Log(folder / "log.csv", columns, step)
-    max_lag = config.max_lag_fs or model.config.time_cutoff
+    run = _Run(config)
     end = config.steps if stop_after is None else min(config.steps, stop_after)
-    losses: list[float] = []
-    bar = tqdm(total=config.steps, initial=step, unit="step", disable=not progress)
-    last_save = last_tick = time.perf_counter()
-    try:
-        while step < end:
-            rate = learning_rate(config, step)
-            for group in optimizer.param_groups:
-                group["lr"] = rate
-            rng = np.random.default_rng([config.seed, step])
-            batch = pairs.draw(
-                rng,
-                config.batch_size,
-                max_lag,
-                lag_power=config.lag_power,
-                time_reversal=config.time_reversal,
-            )
-            dx, dv = errors(model, batch, velocities=config.velocity_weight_fs > 0)
-            loss = dx.square().mean()
-            if dv is not None:
-                loss = loss + config.velocity_weight_fs**2 * dv.square().mean()
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), config.gradient_clip)
-            value = loss.item()
-            if not math.isfinite(value):
-                raise FloatingPointError(
-                    f"the loss is {value} at step {step}; the last checkpoint is kept in "
-                    f"{checkpoint}. Use a smaller learning_rate (now {config.learning_rate:g})"
-                )
-            optimizer.step()
-            step += 1
-            decay = min(config.ema_decay, step / (step + 10))
-            torch._foreach_lerp_(list(average.parameters()), list(model.parameters()), 1 - decay)
-            losses.append(value)
-            now = time.perf_counter()
-            seconds, last_tick = seconds + now - last_tick, now
+    bar = tqdm(total=config.steps, initial=run.step, unit="step", disable=not progress)
+    saved = time.perf_counter()
+    with bar, _deferred_interrupt() as interrupted:
+        while run.step < end:
+            run.advance()
             bar.update()
-            if step % config.validate_every == 0 or step == config.steps:
-                row: dict[str, Any] = {
-                    "step": step,
-                    "samples": step * config.batch_size,
-                    "seconds": round(seconds, 1),
-                    "lr": rate,
-                    "loss": float(np.mean(losses)),
-                }
-                losses.clear()
-                for name, check in checks.items():
-                    result = rms_errors(average, check, config.validation_pairs, seed=config.seed)
-                    row[f"val_{name}"] = result["position"]
-                    row[f"val_{name}_static"] = result["static"]
-                    row[f"val_{name}_ballistic"] = result["ballistic"]
-                    row[f"val_{name}_velocity"] = result["velocity"]
-                log.write(row)
-                bar.set_postfix({k: f"{row[f'val_{k}']:.4f} Å" for k in checks})
-                last_tick = time.perf_counter()
-            if now - last_save > 60 * config.checkpoint_minutes:
-                save()
-                last_save = time.perf_counter()
+            if run.step % config.validate_every == 0 or run.step == config.steps:
+                errors_now = run.validate()
+                bar.set_postfix({name: f"{error:.4f} Å" for name, error in errors_now.items()})
+            if interrupted() or time.perf_counter() - saved > 60 * config.checkpoint_minutes:
+                run.save()
+                saved = time.perf_counter()
+            if interrupted():
+                raise KeyboardInterrupt
+    run.save()
+    run.finish()
+    return run.average
+
+
+class _Run:
+    """The state of a training: model, averaged weights, optimiser, step; and its files."""
+
+    def __init__(self, config: TrainConfig):
+        self.config = config
+        records = load_records(
+            config.data,
+            exclude_trajectories=config.exclude_trajectories or None,
+            frame_fs=config.frame_fs,
+        )
+        self.pairs = Pairs(records)
+        self.checks = {
+            name: Pairs(
+                load_records(
+                    one["data"],
+                    molecules=one.get("molecules"),
+                    trajectories=one.get("trajectories"),
+                    frame_fs=config.frame_fs,
+                )
+            )
+            for name, one in config.validation.items()
+        }
+        self.folder = Path(config.output)
+        torch.manual_seed(config.seed)
+        if config.initial is not None:
+            self.model = load_model(config.initial).train().requires_grad_(True)
+        else:
+            sizes = dict(config.model)
+            elements = sorted({int(z) for r in records for z in np.unique(r.numbers)})
+            sizes.setdefault("species", tuple(chemical_symbols[z] for z in elements))
+            self.model = MDtrajNet(ModelConfig.from_dict(sizes), name=self.folder.name)
+        for pairs in (self.pairs, *self.checks.values()):
+            for record in pairs.records:
+                self.model.species_index(record.numbers)
+        self.max_lag = self.model.stride(
+            self.model.config.time_cutoff if config.max_lag_fs is None else config.max_lag_fs
+        )
+        self.model.to(config.device)
+        self.average = copy.deepcopy(self.model).requires_grad_(False)
+        self.optimizer = torch.optim.AdamW(
+            self.model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
+        )
+        self.step, self.seconds = 0, 0.0
+        self.losses: list[float] = []
+        self.settings = dataclasses.asdict(config) | {"model": self.model.config.to_dict()}
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.checkpoint = self.folder / "checkpoint.pt"
+        if self.checkpoint.exists():
+            self._restore()
+        columns = ["step", "samples", "seconds", "lr", "loss"]
+        for name in self.checks:
+            columns += [f"val_{name}{x}" for x in ("", "_static", "_ballistic", "_velocity")]
+        self.log = _Log(self.folder / "log.csv", columns, self.step)
+
+    def advance(self) -> None:
+        """One step of the optimiser on one batch."""
+        config, begun = self.config, time.perf_counter()
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(config, self.step)
+        batch = self.pairs.draw(
+            np.random.default_rng([config.seed, self.step]),
+            config.batch_size,
+            self.max_lag,
+            lag_power=config.lag_power,
+            time_reversal=config.time_reversal,
+        )
+        dx, dv = errors(self.model, batch, velocities=config.velocity_weight_fs > 0)
+        loss = dx.square().mean()
+        if dv is not None:
+            loss = loss + config.velocity_weight_fs**2 * dv.square().mean()
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.gradient_clip)
+        value = loss.item()
+        if not math.isfinite(value):
+            raise FloatingPointError(
+                f"the loss is {value} at step {self.step}. Choose a smaller learning_rate (now "
+                f"{config.learning_rate:g}) and another output folder"
+            )
+        self.optimizer.step()
+        self.step += 1
+        decay = min(config.ema_decay, self.step / (self.step + 10))
+        torch._foreach_lerp_(
+            list(self.average.parameters()), list(self.model.parameters()), 1 - decay
+        )
+        self.losses.append(value)
+        self.seconds += time.perf_counter() - begun
+
+    def validate(self) -> dict[str, float]:
+        """Log the mean loss since the last time and the errors on the validation sets (Å)."""
+        row: dict[str, Any] = {
+            "step": self.step,
+            "samples": self.step * self.config.batch_size,
+            "seconds": round(self.seconds, 1),
+            "lr": learning_rate(self.config, self.step - 1),
+            "loss": float(np.mean(self.losses)),
+        }
+        self.losses.clear()
+        for name, pairs in self.checks.items():
+            result = rms_errors(
+                self.average, pairs, self.config.validation_pairs, seed=self.config.seed
+            )
+            row[f"val_{name}"] = result["position"]
+            row[f"val_{name}_static"] = result["static"]
+            row[f"val_{name}_ballistic"] = result["ballistic"]
+            row[f"val_{name}_velocity"] = result["velocity"]
+        self.log.write(row)
+        return {name: row[f"val_{name}"] for name in self.checks}
+
+    def save(self) -> None:
+        """Replace the checkpoint by the state now."""
+        content = {
+            "settings": self.settings,
+            "model": self.model.state_dict(),
+            "average": self.average.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "step": self.step,
+            "seconds": self.seconds,
+            "losses": self.losses,
+        }
+        part = self.checkpoint.with_suffix(".part")
+        torch.save(content, part)
+        os.replace(part, self.checkpoint)
+
+    def _restore(self) -> None:
+        saved = torch.load(self.checkpoint, map_location=self.config.device, weights_only=True)
+        _same_run(saved["settings"], self.settings, self.checkpoint)
+        self.model.load_state_dict(saved["model"])
+        self.average.load_state_dict(saved["average"])
+        self.optimizer.load_state_dict(saved["optimizer"])
+        self.step, self.seconds, self.losses = saved["step"], saved["seconds"], saved["losses"]
+
+    def finish(self) -> None:
+        """Write the averaged weights and the curves."""
+        self.log.close()
+        about = _provenance(self.config, self.step)
+        save_model(self.average, self.folder / "model", overwrite=True, provenance=about)
+        if self.log.rows:
+            plot_training(self.folder / "log.csv", self.folder / "curves.png")
+
+
+@contextmanager
+def _deferred_interrupt() -> Iterator[Callable[[], bool]]:
+    """Let Ctrl-C wait until it is asked for; a second one takes effect at once."""
+    asked = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield asked.is_set
+        return
+    before = signal.getsignal(signal.SIGINT)
+
+    def handle(number: int, frame: Any) -> None:
+        asked.set()
+        signal.signal(signal.SIGINT, before)
+
+    signal.signal(signal.SIGINT, handle)
+    try:
+        yield asked.is_set
     finally:
-        bar.close()
-        log.close()
-        if all(torch.isfinite(p).all() for p in model.parameters()):
-            save()
-    about = _provenance(config, step)
-    save_model(average, folder / "model", overwrite=True, provenance=about)
-    if log.rows:
-        plot_training(folder / "log.csv", folder / "curves.png")
-    return average
+        signal.signal(signal.SIGINT, before)
 
 
 def _same_run(saved: dict[str, Any], now: dict[str, Any], path: Path) -> None:
     free = {"output", "threads", "device", "checkpoint_minutes"}
-    different = [k for k in now if k not in free and _plain(saved.get(k)) != _plain(now[k])]
+    defaults = {f.name: f.default for f in dataclasses.fields(TrainConfig)}
+    different = [
+        name
+        for name in now
+        if name not in free and _plain(saved.get(name, defaults.get(name))) != _plain(now[name])
+    ]
     if different:
         raise ValueError(
             f"{path} belongs to a run with other settings ({', '.join(different)}); choose another "
@@ -329,7 +416,9 @@ def _provenance(config: TrainConfig, step: int) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    """Tuples as lists, so that settings compare equal however they were written."""
+    """Settings in a form that compares equal however they were written: lists, names of files."""
     if isinstance(value, dict):
         return {k: _plain(v) for k, v in value.items()}
-    return [_plain(v) for v in value] if isinstance(value, list | tuple) else value
+    if isinstance(value, list | tuple):
+        return [_plain(v) for v in value]
+    return Path(value).name if isinstance(value, str) else value

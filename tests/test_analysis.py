@@ -20,6 +20,7 @@ from mdtrajnet_fast.analysis import (
     degrees_of_freedom,
     kinetic_temperature,
     peaks,
+    rotation_axes,
     temperature_per_element,
     total_angular_momentum,
     total_momentum,
@@ -180,6 +181,28 @@ def test_a_bent_linear_molecule_stays_linear() -> None:
     atoms.positions[0] += [0.1, 0, 0]  # some ten degrees
     assert degrees_of_freedom(atoms) == 4
     assert degrees_of_freedom(molecule("H2O")) == 3
+
+
+@pytest.mark.parametrize(
+    "atoms, count",
+    [(molecule("H2O"), 3), (molecule("CO2"), 2), (molecule("H2"), 2), (molecule("H"), 0)],
+)
+def test_rotation_axes(atoms: Atoms, count: int) -> None:
+    atoms.rotate(37, (1, 2, 3))
+    atoms.positions += 5
+    if count == 2:  # off its line, but not far enough to be bent for good
+        atoms.positions[0] += [0.05, -0.1, 0.05]
+    axes = rotation_axes(atoms)
+    assert axes.shape == (count, 3)
+    np.testing.assert_allclose(axes @ axes.T, np.eye(count), atol=1e-12)
+    # Principal axes: turning about one of them gives no angular momentum about another.
+    r, m = atoms.positions - atoms.get_center_of_mass(), atoms.get_masses()[:, None]
+    spin = np.array([np.sum(m * np.cross(r, np.cross(axis, r)), axis=0) for axis in axes])
+    if count:
+        moments = spin @ axes.T
+        np.testing.assert_allclose(moments, np.diag(np.diag(moments)), atol=1e-10)
+        assert np.diag(moments).min() > 0.1
+    assert degrees_of_freedom(atoms) == 3 * len(atoms) - 3 - count
 
 
 # ---------------------------------------------------------------------------------- bonds

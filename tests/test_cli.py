@@ -70,6 +70,23 @@ def test_resume_is_the_run_without_the_stop(tmp_path, kind):
         np.testing.assert_array_equal(getattr(parts, name), getattr(whole, name))
 
 
+def test_resume_keeps_the_settings_of_its_folder(tmp_path, capsys):
+    run("simulate NH3 --dt 3 --duration 60 --output a --quiet")
+    run("simulate --resume a --quiet")
+    assert len(Trajectory.read(tmp_path / "a" / "trajectory.traj")) == 21
+    assert json.loads((tmp_path / "a" / "run.json").read_text())["settings"]["duration"] == 60
+    assert "--dt" in refused("simulate --resume a --dt 1", capsys)
+    assert "water" in refused("simulate water --resume a", capsys)
+
+
+def test_no_folded_spectrum(tmp_path, capsys):
+    run("simulate NH3 --dt 10 --duration 500 --output a --quiet")
+    assert "No spectrum: frames every 10 fs" in capsys.readouterr().out
+    assert not (tmp_path / "a" / "spectrum.csv").exists()
+    run("simulate NH3 --duration 50 --output b --quiet")
+    assert "run at least" in capsys.readouterr().out
+
+
 def test_structures_with_velocities_keep_them(tmp_path):
     atoms = cases.hot("CH3OH")
     atoms.write("methanol.extxyz")
@@ -92,13 +109,14 @@ def test_nothing_is_overwritten_or_guessed(tmp_path, capsys):
     assert "run.json" in refused("simulate --resume full", capsys)
     assert "dt" in refused("simulate water --dt 0 --output zero", capsys)
     assert "no trajectory file" in refused("spectrum nothing.traj", capsys)
-    assert [p.name for p in tmp_path.iterdir() if p.name != "zero"] == ["full"]
+    assert [p.name for p in tmp_path.iterdir()] == ["full"]
 
 
 def test_spectrum(tmp_path, capsys):
     run("simulate water --dt 1 --duration 500 --output w --quiet")
     run("spectrum w/trajectory.traj --skip 100 --resolution 150 --output lines")
     assert (tmp_path / "lines.csv").exists() and (tmp_path / "lines.png").exists()
+    assert "never overwritten" in refused("spectrum w/trajectory.traj --output lines.csv", capsys)
     assert "resolve" in refused("spectrum w/trajectory.traj --resolution 5", capsys)
 
 

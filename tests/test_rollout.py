@@ -4,18 +4,29 @@ import ase
 import cases
 import numpy as np
 import pytest
-import torch
+from ase.build import molecule
+from ase.collections import g2
+from ase.constraints import FixAtoms
 from ase.io.trajectory import Trajectory as AseTrajectory
 from ase.md.logger import MDLogger
+from scipy.spatial.transform import Rotation
 
-from mdtrajnet_fast import MDtrajNetDynamics, RolloutError, Trajectory, simulate
+from mdtrajnet_fast import (
+    MDtrajNetDynamics,
+    RolloutError,
+    Trajectory,
+    load_model,
+    simulate,
+    simulation,
+)
 from mdtrajnet_fast.analysis import (
     degrees_of_freedom,
     kinetic_temperature,
     total_angular_momentum,
     total_momentum,
 )
-from mdtrajnet_fast.rollout import conserve
+from mdtrajnet_fast.conservation import conserve
+from mdtrajnet_fast.rollout import rollout
 from mdtrajnet_fast.system import System
 
 
@@ -77,6 +88,30 @@ def test_momenta_are_kept(model):
     angular = total_angular_momentum(x, v, masses)
     np.testing.assert_allclose(angular, angular[[0]].repeat(len(p), 0), atol=1e-10)
     assert np.ptp(t.positions, axis=0).max() > 0.1
+
+
+@pytest.mark.parametrize("bend", [0.0, 1e-6, 1e-4, 1e-2, 0.1])
+def test_turning_linear_molecules_do_not_spin(bend):
+    """A tilted, nearly linear molecule gets its angular momentum back without a fast spin."""
+    rng = np.random.default_rng(0)
+    atoms = ase.Atoms("OCO", positions=[[-1.16, 0, 0], [0, bend, 0], [1.16, 0, 0]])
+    turning = np.array([0, 0.01, 0.02])
+    v = np.cross(turning, atoms.positions - atoms.get_center_of_mass())
+    atoms.set_velocities((v + rng.normal(size=(3, 3)) * 0.004) / ase.units.fs)
+    system = System.from_atoms(atoms)
+    centre = atoms.get_center_of_mass()
+    tilt = Rotation.from_rotvec(10 * turning + [0, 0.02, -0.03]).as_matrix()
+    moved = (atoms.positions - centre) @ tilt.T + centre - atoms.positions
+    velocity = system.velocities @ tilt.T + rng.normal(size=(3, 3)) * 0.001
+    times, one = np.array([10.0]), np.zeros(3, int)
+    x, u = conserve(system, times, moved[None], velocity[None], one, one == 0)
+    momenta = [
+        total_angular_momentum(y[None], w[None], atoms.get_masses())
+        for y, w in ((atoms.positions, system.velocities), (atoms.positions + x[0], u[0]))
+    ]
+    np.testing.assert_allclose(momenta[0], momenta[1], atol=1e-13)
+    assert abs(u).max() < 1.3 * abs(velocity).max()
+    assert abs(x[0] - moved).max() < 0.15
 
 
 def test_linear_molecule_keeps_its_angular_momentum():
@@ -162,6 +197,90 @@ def test_many_files(tmp_path):
         simulate(pair, 1.0, duration=30, model=OWN, trajectory=tmp_path / "c.h5")
 
 
+def test_64_molecules_equal_64_single_runs():
+    """Different molecules in one call, float32: equal to rounding."""
+    model = load_model("molecules-nve")
+    known = set(model.config.species)
+    names = [n for n in g2.names if len(molecule(n)) > 2 and set(molecule(n).symbols) <= known]
+    many = [cases.hot(name, seed=k, temperature_K=300) for k, name in enumerate(names[:64])]
+    assert len({str(a.symbols) for a in many}) > 50 and len(many) == 64
+    for atoms, together in zip(many, simulate(many, 10, duration=20, model=model), strict=True):
+        alone = simulate(atoms, 10, duration=20, model=model)
+        np.testing.assert_allclose(together.positions, alone.positions, atol=5e-6)
+        np.testing.assert_allclose(together.velocities, alone.velocities, atol=1e-6)
+
+
+def test_refused_resume_changes_no_file(tmp_path):
+    pair = [cases.hot("H2O"), cases.hot("NH3")]
+    paths = [tmp_path / "long.h5", tmp_path / "short.h5"]
+    simulate(pair[0], 1.0, duration=50, model=OWN, trajectory=paths[0])
+    simulate(pair[1], 1.0, duration=20, model=OWN, trajectory=paths[1])
+    for change in ({"dt": 2.0}, {"model": PUBLISHED}):
+        settings = {"dt": 1.0, "model": OWN} | change
+        with pytest.raises(ValueError, match="written by another run"):
+            simulate(pair, duration=60, trajectory=paths, resume=True, **settings)
+    assert [len(Trajectory.read(path)) for path in paths] == [51, 21]
+    both = simulate(pair, 1.0, duration=60, model=OWN, trajectory=paths, resume=True)
+    for atoms, path, trajectory in zip(pair, paths, both, strict=True):
+        whole = simulate(atoms, 1.0, duration=60, model=OWN)
+        np.testing.assert_allclose(trajectory.positions, whole.positions, atol=1e-10)
+        same(Trajectory.read(path), trajectory)
+
+
+def test_resume_begins_where_there_is_nothing(tmp_path):
+    pair = [cases.hot("H2O"), cases.hot("NH3")]
+    paths = [tmp_path / "a.extxyz", tmp_path / "b.h5"]
+    paths[0].touch()  # a run that was killed before its first frame
+    first = simulate(pair, 1.0, duration=20, model=OWN, trajectory=paths, resume=True)
+    for a, b in zip(first, simulate(pair, 1.0, duration=20, model=OWN), strict=True):
+        same(a, b)
+    with pytest.raises(ValueError, match="resume needs"):
+        simulate(pair[0], 1.0, duration=20, model=OWN, resume=True)
+    short = simulate(pair, 1.0, duration=5, model=OWN, trajectory=paths, resume=True)
+    assert [len(t) for t in short] == [6, 6]
+
+
+def test_resume_remembers_lonely_atoms(tmp_path):
+    atoms = cases.hot("H2O") + ase.Atoms("H", positions=[[0, 0, 30.0]])
+    path = tmp_path / "a.h5"
+    first = simulate(atoms, 1.0, duration=20, model=OWN, trajectory=path)
+    assert first.trust.lonely_atoms == (3,)
+    again = simulate(atoms, 1.0, duration=20, model=OWN, trajectory=path, resume=True)
+    assert again.trust.lonely_atoms == (3,)
+
+
+def test_thirds_of_a_femtosecond_resume_at_the_last_window(tmp_path, monkeypatch):
+    atoms, path = cases.hot("H2O"), tmp_path / "a.h5"
+    simulate(atoms, 1 / 3, duration=50, model=OWN, trajectory=path)
+    starts = []
+
+    def watched(*args, start, **kwargs):
+        starts.append(start)
+        return rollout(*args, start=start, **kwargs)
+
+    monkeypatch.setattr(simulation, "rollout", watched)
+    simulate(atoms, 1 / 3, duration=70, model=OWN, trajectory=path, resume=True)
+    assert starts == [5]
+
+
+def test_nothing_is_written_before_all_is_checked(tmp_path):
+    pair = [cases.hot("H2O"), cases.hot("NH3")]
+    new, old = tmp_path / "new.h5", tmp_path / "old.h5"
+    old.touch()
+    with pytest.raises(FileExistsError, match="old.h5"):
+        simulate(pair, 1.0, duration=20, model=OWN, trajectory=[new, old])
+    with pytest.raises(ValueError, match="file of its own"):
+        simulate(pair, 1.0, duration=20, model=OWN, trajectory=[new, new])
+    with pytest.raises(FileNotFoundError, match="no folder"):
+        simulate(pair[0], 1.0, duration=20, model=OWN, trajectory=tmp_path / "x" / "a.h5")
+    pair[1].positions[1] = pair[1].positions[0]
+    with pytest.raises(ValueError, match="system 1"):
+        simulate(pair, 1.0, duration=20, model=OWN, trajectory=[new, tmp_path / "b.h5"])
+    assert [p.name for p in tmp_path.iterdir()] == ["old.h5"]
+    with pytest.raises(TypeError, match="expected ase.Atoms"):
+        simulate("ethanol", 1.0, duration=20, model=OWN)
+
+
 def test_periodic_positions_are_unwrapped():
     atoms = cases.diamond((1, 1, 1))
     velocity = 0.1
@@ -214,16 +333,24 @@ def test_unknown_element_is_refused_before_the_run(tmp_path):
     assert not (tmp_path / "a.h5").exists()
 
 
-def test_broken_trajectory_keeps_its_frames(tmp_path):
-    model = gentle(**cases.OWN)
-    atoms, path = cases.hot("H2O"), tmp_path / "a.h5"
-    simulate(atoms, 1.0, duration=20, model=model, trajectory=path)
-    with torch.no_grad():
-        model.members[0].species_embedding[1] = torch.nan
-    other = tmp_path / "b.h5"
-    with pytest.raises(RolloutError, match=r"broke before 10 fs: atom \d of system 0"):
-        simulate(atoms, 1.0, duration=20, model=model, trajectory=other)
-    assert len(Trajectory.read(other)) == 1
+@pytest.mark.parametrize("breakdown", [np.nan, 10.0])
+def test_broken_trajectory_keeps_its_frames(tmp_path, monkeypatch, breakdown):
+    """A model that throws an atom away stops the run; the windows before are in the file."""
+    atoms, path, model = cases.hot("CH3CH2OH"), tmp_path / "a.h5", gentle(**cases.OWN)
+    predicted, calls = model.displacements, []
+
+    def breaks_in_the_third_window(graph, times):
+        calls.append(times)
+        moved, velocity = predicted(graph, times)
+        if len(calls) > 4:  # two calls a window
+            moved[:, 4] += breakdown
+        return moved, velocity
+
+    monkeypatch.setattr(model, "displacements", breaks_in_the_third_window)
+    with pytest.raises(RolloutError, match="broke before 30 fs: atom 4 of system 0"):
+        simulate(atoms, 1.0, duration=100, model=model, trajectory=path)
+    whole = simulate(atoms, 1.0, duration=20, model=gentle(**cases.OWN))
+    same(Trajectory.read(path), whole)
 
 
 def test_window():
@@ -269,5 +396,15 @@ def test_ase_observers_may_change_the_atoms():
     expected = simulate(atoms, 1.0, duration=10, model=OWN)
     dynamics.run(5)
     np.testing.assert_array_equal(atoms.positions, expected.positions[5])
+    state = atoms.positions.copy(), atoms.get_momenta()
+    atoms.set_masses(2 * atoms.get_masses())
+    fresh = atoms.copy()
+    dynamics.run(1)
+    MDtrajNetDynamics(fresh, 1.0 * ase.units.fs, model=OWN).run(1)
+    np.testing.assert_array_equal(atoms.positions, fresh.positions)
+    assert abs(state[0] - atoms.positions).max() > 0
+    fresh.set_constraint(FixAtoms([0]))
+    with pytest.raises(ValueError, match="constraints"):
+        MDtrajNetDynamics(fresh, 1.0, model=OWN)
     with pytest.raises(ValueError, match="at rest"):
         MDtrajNetDynamics(ase.Atoms("CO", positions=[[0, 0, 0], [0, 0, 1]]), 1.0, model=OWN)

@@ -2,13 +2,16 @@
 
 import csv
 import dataclasses
+import os
+import signal
+from pathlib import Path
 
 import cases
 import numpy as np
 import pytest
 import torch
 
-from mdtrajnet_fast import TrainConfig, fit, load_model
+from mdtrajnet_fast import TrainConfig, fit, load_model, train
 from mdtrajnet_fast.data import Record, load_records, write_records
 from mdtrajnet_fast.evaluate import COLUMNS, error_table, rms_errors
 from mdtrajnet_fast.generate import generate
@@ -122,6 +125,10 @@ def test_errors_of_the_guesses(data):
     assert result["ballistic"] < 1e-6 and result["velocity_static"] == 0
     speed = np.sqrt((straight().velocities[0] ** 2).mean())
     np.testing.assert_allclose(result["static"], 8.0 * speed, rtol=1e-5)
+    with pytest.raises(ValueError, match="every 2 fs hold no pair with a lag of 5 fs"):
+        rms_errors(model, Pairs([straight()]), 100, lag_fs=5.0)
+    with pytest.raises(ValueError, match="at least one pair"):
+        rms_errors(model, Pairs([straight()]), 0)
     table = error_table(model, Pairs(load_records(data)), 100, [1.0, 10.0])
     assert list(table) == ["lag_fs", *COLUMNS]
     assert table["ballistic"][0] < 0.3 * table["static"][0]
@@ -163,12 +170,49 @@ def test_resume_is_exact(config, tmp_path, stop):
     for name, value in weights(whole).items():
         torch.testing.assert_close(weights(resumed)[name], value, rtol=0, atol=0)
     logs = [
-        [{k: v for k, v in row.items() if k not in ("seconds", "loss")} for row in rows]
+        [{k: v for k, v in row.items() if k != "seconds"} for row in rows]
         for rows in (
             csv.DictReader((tmp_path / name / "log.csv").open()) for name in ("run", "parts")
         )
     ]
     assert logs[0] == logs[1]
+
+
+def test_interrupt_waits_for_the_end_of_the_step(config, tmp_path, monkeypatch):
+    """Ctrl-C in the middle of a step, or of a validation, loses nothing."""
+    whole = fit(config, progress=False)
+    for step, where in ((15, "advance"), (20, "validate")):
+        parts = dataclasses.replace(config, output=str(tmp_path / where))
+        original = getattr(train._Run, where)
+
+        def interrupted(self, step=step, original=original):
+            if self.step == step:
+                os.kill(os.getpid(), signal.SIGINT)
+            return original(self)
+
+        monkeypatch.setattr(train._Run, where, interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            fit(parts, progress=False)
+        monkeypatch.setattr(train._Run, where, original)
+        resumed = fit(parts, progress=False)
+        for name, value in weights(whole).items():
+            torch.testing.assert_close(weights(resumed)[name], value, rtol=0, atol=0)
+        rows = list(csv.DictReader((tmp_path / where / "log.csv").open()))
+        assert [int(row["step"]) for row in rows] == [20, 40]
+
+
+def test_data_that_do_not_fit_are_refused(config):
+    for changes, message in (
+        ({"exclude_trajectories": ("traj_01",)}, "traj_01"),
+        ({"max_lag_fs": 40.0}, "window must lie in"),
+        ({"max_lag_fs": 0.0}, "window must lie in"),
+        ({"model": MODEL | {"species": ("H", "O")}}, "does not know the elements N"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            fit(dataclasses.replace(config, **changes), progress=False)
+    with pytest.raises((OSError, ValueError), match="missing.h5"):
+        fit(dataclasses.replace(config, data=("missing.h5",)), progress=False)
+    assert not Path(config.output).exists()
 
 
 def test_exact_velocity_loss(config):
@@ -240,15 +284,20 @@ def test_config_files(tmp_path):
     assert config.steps == 7 and config.model == {"num_heads": 2}
     assert config.validation == {"other": {"data": [str(tmp_path / "b.h5")]}}
     path.write_text('data = "a.h5"\noutput = "run"\ninitial = "model"\n')
-    assert TrainConfig.read(path).initial == "model"
-    (tmp_path / "model").mkdir()
     assert TrainConfig.read(path).initial == str(tmp_path / "model")
+    path.write_text('data = "a.h5"\noutput = "run"\ninitial = "molecules-nve"\n')
+    assert TrainConfig.read(path).initial == "molecules-nve"
     for text, message in (
         ('data = "a"', "missing settings .*output"),
         ('data = "a"\noutput = "b"\ncolour = 1', "unknown settings .*colour"),
         ('data = "a"\noutput = "b"\nsteps = 0', "steps"),
         ('data = "a"\noutput = "b"\nema_decay = 1.0', "ema_decay"),
-        ('data = "a"\noutput = "b"\n[validation.x]\nmolecules = []', "validation set 'x'"),
+        ('data = "a"\noutput = "b"\n[validation.x]\nmolecules = []', "validation set 'x' lacks"),
+        (
+            'data = "a"\noutput = "b"\n[validation.x]\ndata = "c"\ntrajectory = "traj01"',
+            "validation set 'x' has unknown keys .*trajectory",
+        ),
+        ('data = "a"\noutput = "b"\nsteps = "7"', "steps must be a whole number"),
         ("data = [", "not valid TOML"),
     ):
         path.write_text(text)

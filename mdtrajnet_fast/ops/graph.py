@@ -85,6 +85,7 @@ class Graph:
 
     @property
     def atoms(self) -> int:
+        """Number of atoms."""
         return self.species.shape[0]
 
     def repeat(self, times: int) -> Graph:

@@ -1,0 +1,109 @@
+"""Restore what the dynamics conserves: momentum, and angular momentum of isolated systems."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+from scipy.spatial.transform import Rotation
+
+from .system import System
+
+# Newton steps on the angular momentum: each squares its relative error, which starts well below 1.
+_STEPS = 6
+
+
+def conserve(
+    system: System,
+    t: np.ndarray,
+    moved: np.ndarray,
+    velocity: np.ndarray,
+    component: np.ndarray,
+    isolated: np.ndarray,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Displacements and velocities with the momenta of the start, component by component.
+
+    system: state at the start. t: [times] fs. moved, velocity: [times, atoms, 3] Å and Å/fs.
+    component: [atoms] labels. isolated: [atoms] bool, True where angular momentum is kept too.
+
+    Each component's mean displacement becomes its centre-of-mass velocity times t and its momentum
+    that of the start. Then each isolated component is turned as a rigid body until its angular
+    momentum L about its centre of mass is that of the start: by an angle theta, positions and
+    velocities alike, and by an angular velocity omega. To first order L changes by
+    theta x L + I omega; of all solutions the one of least
+
+        omega.I omega + theta.(I / t^2 + J) theta
+
+    is taken, I and J being the tensors of inertia of positions and velocities, and found anew until
+    L is exact. Turning the velocities alone would not do: to make up for the smallest tilt of a
+    nearly linear molecule they would have to spin about its axis at any speed.
+    """
+    total = _totals(component)
+    mass = system.masses[:, None]
+
+    def mean(x: np.ndarray) -> np.ndarray:
+        return (total(mass * x) / total(mass))[..., component, :]
+
+    v0 = system.velocities
+    moved = moved - mean(moved - v0 * t[:, None, None])
+    velocity = velocity - mean(velocity - v0)
+    turns = isolated & (np.bincount(component)[component] > 1)
+    if turns.any():
+        x = system.positions + moved
+        centre, drift = mean(x), mean(v0)
+        wanted = np.cross(system.positions - mean(system.positions), v0)
+        _, label = np.unique(component[turns], return_inverse=True)
+        r, v = _turn(
+            (x - centre)[:, turns],
+            (velocity - drift)[:, turns],
+            mass[turns],
+            _totals(label)(mass[turns] * wanted[turns]),
+            t,
+            label,
+        )
+        moved[:, turns] = r + (centre - system.positions)[:, turns]
+        velocity[:, turns] = v + drift[turns]
+    return moved, velocity
+
+
+def _totals(label: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
+    """A function that sums [.., atoms, k] over the atoms of each label: [.., labels, k]."""
+    order = np.argsort(label, kind="stable")
+    starts = np.concatenate([[0], np.cumsum(np.bincount(label))[:-1]])
+    return lambda x: np.add.reduceat(x[..., order, :], starts, axis=-2)
+
+
+def _turn(
+    r: np.ndarray,  # [times, atoms, 3] Å, from the centre of mass
+    v: np.ndarray,  # [times, atoms, 3] Å/fs, relative to it
+    mass: np.ndarray,  # [atoms, 1] amu
+    wanted: np.ndarray,  # [systems, 3] amu Å^2/fs, angular momenta
+    t: np.ndarray,  # [times] fs
+    label: np.ndarray,  # [atoms], the system of each atom
+) -> tuple[np.ndarray, np.ndarray]:
+    """Positions and velocities, turned until the angular momenta are those wanted."""
+    total = _totals(label)
+
+    def tensor(x: np.ndarray) -> np.ndarray:  # of inertia, [times, systems, 3, 3]
+        outer = (x * x).sum(-1)[..., None, None] * np.eye(3) - x[..., :, None] * x[..., None, :]
+        return total((mass[..., None] * outer).reshape(*x.shape[:2], 9)).reshape(
+            len(x), len(wanted), 3, 3
+        )
+
+    cross = np.zeros((len(wanted), 3, 3))  # theta -> theta x L
+    cross[:, 0, 1], cross[:, 0, 2], cross[:, 1, 2] = wanted[:, 2], -wanted[:, 1], wanted[:, 0]
+    cross -= cross.transpose(0, 2, 1)
+    t2 = (t**2)[:, None, None, None]
+    for _ in range(_STEPS):
+        lost = wanted - total(mass * np.cross(r, v))
+        inertia = tensor(r)
+        # pseudo-inverses leave out rotation about the axis of a linear molecule
+        by_angle = t2 * np.linalg.pinv(inertia + t2 * tensor(v), 1e-10, True)
+        by_angle = by_angle @ cross.transpose(0, 2, 1)
+        omega = np.linalg.pinv(inertia + cross @ by_angle, 1e-10, True) @ lost[..., None]
+        theta = (by_angle @ omega)[..., 0]
+        turn = Rotation.from_rotvec(theta.reshape(-1, 3)).as_matrix()
+        turn = turn.reshape(*theta.shape, 3)[:, label]
+        r, v = (np.einsum("taij,taj->tai", turn, x) for x in (r, v))
+        v = v + np.cross(omega[..., 0][:, label], r)
+    return r, v
