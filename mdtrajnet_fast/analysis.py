@@ -239,6 +239,8 @@ class BondChange:
 
 
 class BondChanges(NamedTuple):
+    """What :func:`bond_changes` found, each in the order of time."""
+
     broken: tuple[BondChange, ...]
     formed: tuple[BondChange, ...]
 
@@ -429,7 +431,7 @@ class TrustSummary:
     start_fs: float
     end_fs: float
     start_temperature: float  # K, of the first frame
-    temperature: Temperature  # in the frame of the centre of mass
+    temperature: Temperature  # in the frame of the centre of mass; nan for one atom
     temperature_drift: float  # K/ps, least squares; nan for a single frame
     elements: dict[str, Temperature]
     centre_of_mass_drift: float  # Å, the farthest from straight-line motion
@@ -444,6 +446,7 @@ class TrustSummary:
 
     @property
     def ok(self) -> bool:
+        """Whether there is nothing to warn of."""
         return not self.warnings
 
     def to_dict(self) -> dict[str, Any]:
@@ -458,11 +461,12 @@ class TrustSummary:
         ]
         for name, t in {"temperature": self.temperature, **self.elements}.items():
             label = name if name == "temperature" else f"  of {name}"
-            lines.append(
-                f"  {label:<17}{t.mean:8.1f} K   first fifth {t.first:.1f}, last fifth {t.last:.1f}"
-            )
-        lines[1] += f", drift {self.temperature_drift:+.1f} K/ps"
-        lines[1] += f", first frame {self.start_temperature:.1f} K"
+            value = f"{t.mean:8.1f} K   first fifth {t.first:.1f}, last fifth {t.last:.1f}"
+            lines.append(f"  {label:<17}{'not defined' if math.isnan(t.mean) else value}")
+        if not math.isnan(self.temperature_drift):
+            lines[1] += f", drift {self.temperature_drift:+.1f} K/ps"
+        if not math.isnan(self.start_temperature):
+            lines[1] += f", first frame {self.start_temperature:.1f} K"
         lines.append(f"  centre of mass   {self.centre_of_mass_drift:8.1e} Å off a straight line")
         if self.angular_momentum_drift is not None:
             lines.append(

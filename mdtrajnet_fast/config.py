@@ -19,7 +19,7 @@ def irreps_channels(irreps: str, name: str = "irreps") -> tuple[int, int]:
     match = _IRREPS.match(irreps)
     if match is None:
         raise ValueError(
-            f"{name} = {irreps!r} is not supported: the attention block is written for even scalars "
+            f"{name} = {irreps!r} is not supported: the attention block knows even scalars "
             'followed by odd vectors, "<scalars>x0e + <vectors>x1o", such as "8x0e + 8x1o"'
         )
     scalars, vectors = int(match[1]), int(match[2])

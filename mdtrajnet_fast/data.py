@@ -30,6 +30,10 @@ import ase.units
 import h5py
 import numpy as np
 from ase.data import atomic_masses
+from ase.io.formats import filetype
+from ase.io.trajectory import TrajectoryReader as AseReader
+
+from .trajectory import Trajectory, is_hdf5_trajectory
 
 HDF5_SUFFIXES = (".h5", ".hdf5")
 
@@ -117,11 +121,12 @@ def load_records(
 ) -> list[Record]:
     """All trajectories of the given files, in the order of the files and of the names in them.
 
-    `.h5` and `.hdf5` files are read as described at the top of this module. Anything else goes
+    `.h5` and `.hdf5` files are read as described at the top of this module, or, where
+    `Trajectory.write` or `simulate` made them, as one trajectory "traj00". Anything else goes
     through `ase.io.read` (extxyz, traj, ...) as one trajectory "traj00": every frame needs
     velocities (ASE's momenta), and the spacing of the frames comes from `info["time_fs"]` or
-    `info["time"]` (fs), or where those are missing from `frame_fs`. Wrapped positions are
-    unwrapped.
+    `info["time"]` (fs), or from what ASE's MD noted in a .traj file (its time step and interval),
+    or where those are missing from `frame_fs`. Wrapped positions are unwrapped.
 
     molecules: keep only these, by name or by SMILES. trajectories: keep only these names.
     exclude_trajectories: drop these names.
@@ -141,9 +146,9 @@ def load_records(
         read = _read_hdf5 if path.suffix.lower() in HDF5_SUFFIXES else _read_ase
         for molecule, smiles, trajectory, make in read(path, frame_fs):
             seen |= {molecule} if smiles is None else {molecule, smiles}
+            seen_trajectories.add(trajectory)
             if wanted is not None and not wanted & {molecule, smiles}:
                 continue
-            seen_trajectories.add(trajectory)
             if (kept is not None and trajectory not in kept) or trajectory in dropped:
                 continue
             try:
@@ -155,11 +160,12 @@ def load_records(
         raise ValueError(
             f"molecules {sorted(wanted - seen)} are in none of {listing}; {_sample(seen)}"
         )
-    if kept is not None and kept - seen_trajectories:
-        missing = sorted(kept - seen_trajectories)
-        raise ValueError(
-            f"trajectories {missing} are in none of {listing}; {_sample(seen_trajectories)}"
-        )
+    for what, names in (("trajectories", kept), ("exclude_trajectories", dropped)):
+        if names and names - seen_trajectories:
+            raise ValueError(
+                f"{what} {sorted(names - seen_trajectories)} are in none of {listing}; "
+                f"{_sample(seen_trajectories)}"
+            )
     if not records:
         raise ValueError(f"no trajectory to read in {listing or 'an empty list of files'}")
     return records
@@ -201,6 +207,9 @@ def _open(path: Path, mode: str) -> h5py.File:
 
 def _read_hdf5(path: Path, frame_fs: float | None) -> Iterator[_Entry]:
     """Every trajectory of an HDF5 file."""
+    if is_hdf5_trajectory(path):
+        yield path.stem, None, "traj00", lambda: _from_trajectory(path, frame_fs)
+        return
     try:
         file = _open(path, "r")
     except OSError as error:
@@ -274,6 +283,25 @@ def _read_trajectory(node: h5py.Group, common: dict[str, Any]) -> Record:
     return Record(trajectory=trajectory, energy=energy, temperature_K=temperature, **fields)
 
 
+def _from_trajectory(path: Path, frame_fs: float | None) -> Record:
+    held = Trajectory.read(path)
+    periodic = held.atoms.pbc.any()
+    return Record(
+        molecule=path.stem,
+        trajectory="traj00",
+        numbers=held.atoms.numbers.astype(np.int64),
+        masses=held.atoms.get_masses(),
+        positions=held.positions.astype(np.float32),
+        velocities=held.velocities.astype(np.float32),
+        frame_fs=_even(held.times, "the file", path.stem, frame_fs),
+        energy=None,
+        temperature_K=None,
+        smiles=None,
+        cell=np.array(held.atoms.cell, float) if periodic else np.zeros((3, 3)),
+        pbc=held.atoms.pbc.copy(),
+    )
+
+
 def _read_ase(path: Path, frame_fs: float | None) -> Iterator[_Entry]:
     """The one trajectory of a file that ase.io reads."""
     try:
@@ -282,10 +310,24 @@ def _read_ase(path: Path, frame_fs: float | None) -> Iterator[_Entry]:
         raise ValueError(
             f"{path}: ase.io cannot read it ({type(error).__name__}: {error})"
         ) from None
-    yield path.stem, None, "traj00", lambda: _from_frames(frames, path.stem, frame_fs)
+    noted = _noted_spacing(path)
+    yield path.stem, None, "traj00", lambda: _from_frames(frames, path.stem, frame_fs, noted)
 
 
-def _from_frames(frames: list[ase.Atoms], molecule: str, frame_fs: float | None) -> Record:
+def _noted_spacing(path: Path) -> float | None:
+    """The time between frames (fs) that ASE's MD notes in a .traj file."""
+    if filetype(str(path)) != "traj":
+        return None
+    with AseReader(path) as reader:
+        noted = reader.description or {}
+    if noted.get("type") != "molecular-dynamics" or not {"timestep", "interval"} <= noted.keys():
+        return None
+    return noted["timestep"] * noted["interval"] / ase.units.fs
+
+
+def _from_frames(
+    frames: list[ase.Atoms], molecule: str, frame_fs: float | None, noted: float | None
+) -> Record:
     first = frames[0]
     for index, atoms in enumerate(frames):
         if not np.array_equal(atoms.numbers, first.numbers):
@@ -315,7 +357,7 @@ def _from_frames(frames: list[ase.Atoms], molecule: str, frame_fs: float | None)
         masses=first.get_masses(),
         positions=unwrap(positions, cell, first.pbc).astype(np.float32),
         velocities=velocities.astype(np.float32),
-        frame_fs=_frame_spacing(frames, molecule, frame_fs),
+        frame_fs=_frame_spacing(frames, molecule, frame_fs, noted),
         energy=_total_energy(frames),
         temperature_K=first.info.get("temperature_K"),
         smiles=first.info.get("smiles"),
@@ -324,26 +366,39 @@ def _from_frames(frames: list[ase.Atoms], molecule: str, frame_fs: float | None)
     )
 
 
-def _frame_spacing(frames: list[ase.Atoms], molecule: str, frame_fs: float | None) -> float:
+def _frame_spacing(
+    frames: list[ase.Atoms], molecule: str, frame_fs: float | None, noted: float | None
+) -> float:
     key = next((k for k in ("time_fs", "time") if all(k in atoms.info for atoms in frames)), None)
-    if key is None:
-        if frame_fs is None:
-            raise ValueError(
-                f'{molecule}: the frames carry no info["time_fs"] or info["time"]; '
-                "give their spacing as frame_fs (fs)"
-            )
-        return frame_fs
-    steps = np.diff([float(atoms.info[key]) for atoms in frames])
+    if key is not None:
+        times = np.array([float(atoms.info[key]) for atoms in frames])
+        return _even(times, f'info["{key}"]', molecule, frame_fs)
+    if noted is not None:
+        for k, (a, b) in enumerate(zip(frames, frames[1:], strict=False)):
+            if np.array_equal(a.positions, b.positions):  # MD that was continued writes one twice
+                raise ValueError(f"{molecule}: frames {k} and {k + 1} are the same; drop one")
+        return _even(noted * np.arange(len(frames)), "the file", molecule, frame_fs)
+    if frame_fs is None:
+        raise ValueError(
+            f'{molecule}: the frames carry no info["time_fs"] or info["time"]; '
+            "give their spacing as frame_fs (fs)"
+        )
+    return frame_fs
+
+
+def _even(times: np.ndarray, source: str, molecule: str, frame_fs: float | None) -> float:
+    """The spacing of times [frames] in fs. ValueError where it varies or is not frame_fs."""
+    steps = np.diff(times)
     if len(steps) and not np.allclose(steps, steps[0], rtol=1e-4, atol=1e-6):
         at = int(np.argmax(np.abs(steps - steps[0])))
         raise ValueError(
             f"{molecule}: frames are unevenly spaced: {steps[0]:g} fs from frame 0 to 1, "
             f"{steps[at]:g} fs from frame {at} to {at + 1}"
         )
-    spacing = float(np.mean(steps)) if len(steps) else 1.0
+    spacing = round(float(np.mean(steps)), 9) if len(steps) else 1.0  # 0.5, not 0.499...
     if frame_fs is not None and not np.isclose(frame_fs, spacing, rtol=1e-4):
         raise ValueError(
-            f'{molecule}: frame_fs is {frame_fs:g}, but info["{key}"] says {spacing:g} fs; '
+            f"{molecule}: frame_fs is {frame_fs:g}, but {source} says {spacing:g} fs; "
             "leave frame_fs out"
         )
     return spacing

@@ -14,6 +14,7 @@ import json
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -122,8 +123,9 @@ def generate(
     systems: SMILES, structure files or names, anything `read_structure` takes. The group of a
         SMILES is named by the first ten hex digits of the SHA-1 of its canonical form; that of a
         file by its stem, that of a name by itself, with underscores for spaces.
-    calculator: "gfn2-xtb" or "gfn1-xtb" (tblite, accuracy 0.1), "module:Class", or a name that ASE
-        knows ("emt"). calculator_kwargs go to its constructor and must be JSON values.
+    calculator: "gfn2-xtb" or "gfn1-xtb" (tblite, accuracy 0.1), "module:Class" (the module may lie
+        in the current folder), or a name that ASE knows ("emt"). calculator_kwargs go to its
+        constructor and must be JSON values.
     trajectories: per system. The k-th has target temperatures_K[k % len(temperatures_K)] and
         conformer k % (number of conformers).
     conformers: at most so many per SMILES; those that relax to the same energy count once.
@@ -160,7 +162,7 @@ def generate(
         raise ValueError(
             f"temperatures_K is {tuple(temperatures_K)}, expected positive values in K"
         )
-    arguments = json.dumps(dict(calculator_kwargs or {}), sort_keys=True)
+    arguments = _as_json({} if calculator_kwargs is None else calculator_kwargs)
     settings = _Settings(
         calculator=calculator,
         calculator_kwargs=arguments,
@@ -254,6 +256,8 @@ def make_calculator(name: str, arguments: str = "{}") -> Calculator:
     Raises ValueError where there is none of that name or it refuses the arguments.
     """
     kwargs = json.loads(arguments)
+    folder = os.getcwd()
+    sys.path.insert(0, folder)  # as `python -m` does; an installed command does not
     try:
         if name in _METHODS:
             from tblite.ase import TBLite
@@ -274,9 +278,23 @@ def make_calculator(name: str, arguments: str = "{}") -> Calculator:
             f"({type(error).__name__}: {error}); expected {', '.join(_METHODS)} "
             '(pip install "mdtrajnet_fast[data]"), module:Class, or a name that ASE knows'
         ) from error
+    finally:
+        sys.path.remove(folder)
     if not isinstance(made, Calculator):
         raise ValueError(f"{name!r} makes a {type(made).__name__}, expected an ASE Calculator")
     return made
+
+
+def _as_json(arguments: Mapping[str, Any]) -> str:
+    if not isinstance(arguments, Mapping):
+        raise ValueError(
+            f"calculator_kwargs is {arguments!r}, expected a mapping of names to values, such as "
+            '{"accuracy": 0.01}'
+        )
+    try:
+        return json.dumps(dict(arguments), sort_keys=True)
+    except TypeError as error:
+        raise ValueError(f"calculator_kwargs must be JSON values, but: {error}") from error
 
 
 def _positive(**values: float) -> None:

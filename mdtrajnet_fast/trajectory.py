@@ -48,6 +48,7 @@ import json
 import os
 import re
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, overload
@@ -144,6 +145,7 @@ class Trajectory:
 
     @property
     def velocities(self) -> Array:
+        """[frames, atoms, 3] Å/fs, from the momenta by :func:`velocities_from_momenta`."""
         return velocities_from_momenta(self.momenta, self.atoms.get_masses())
 
     def __len__(self) -> int:
@@ -176,7 +178,12 @@ class Trajectory:
         )
 
     def write(self, path: str | Path) -> None:
-        """Write to a new file; the suffix chooses the format. Errors as :func:`open_writer`."""
+        """Write to a new file; the suffix chooses the format.
+
+        Raises ValueError if there are no frames; other errors as :func:`open_writer`.
+        """
+        if len(self) == 0:
+            raise ValueError(f"this trajectory has no frames to write to {path}")
         with open_writer(path, self.atoms, metadata=self.metadata) as writer:
             writer.write(self.times, self.positions, self.momenta)
 
@@ -185,8 +192,8 @@ class Trajectory:
         """Read a file written by this package, exact to the bit; ``frames`` selects among the
         complete ones (``slice(-1, None)``: the last). An unfinished last frame is left out.
 
-        Raises FileNotFoundError, and ValueError for an unknown suffix, a file of another origin, or
-        one without a complete frame.
+        Raises FileNotFoundError, and ValueError for an unknown suffix, a damaged file, one of
+        another origin, or one without a complete frame.
         """
         path, fmt = _known(path)
         if not path.exists():
@@ -194,7 +201,7 @@ class Trajectory:
         if fmt.count(path) == 0:
             raise ValueError(
                 f"{path} holds no complete frame (the run ended before its first write); "
-                "run again with this path, or remove it"
+                "remove it, or begin it again with open_writer(path, atoms, append=True)"
             )
         return cls(*fmt.read(path, frames))
 
@@ -244,12 +251,17 @@ def open_writer(
             hold the same system, and the same metadata if any is given.
         metadata: a JSON object to keep with the file (model, seed, time step, ...).
 
-    Raises FileExistsError if the file exists and ``append`` is off; ValueError for an unknown
-    suffix, metadata that JSON cannot hold, or a file that belongs to another run.
+    Raises FileExistsError if the file exists and ``append`` is off; FileNotFoundError if its folder
+    does not exist; ValueError for an unknown suffix, metadata that JSON cannot hold, or a file that
+    is damaged or belongs to another run.
     """
     path, fmt = _known(path)
     metadata = None if metadata is None else _as_json(metadata)
     atoms = _template(atoms)
+    if not path.parent.is_dir():
+        raise FileNotFoundError(
+            f"cannot write {path.name}: there is no folder {path.parent}; make it first"
+        )
     frames, last = 0, -np.inf
     if path.exists():
         if not append:
@@ -297,6 +309,7 @@ class TrajectoryWriter:
         self._last = float(t[-1])
 
     def close(self) -> None:
+        """Close the file; all that was written is in it already."""
         self._sink.close()
 
     def __enter__(self) -> TrajectoryWriter:
@@ -309,7 +322,8 @@ class TrajectoryWriter:
 def count_frames(path: str | Path) -> int:
     """The number of complete frames in a trajectory file; an unfinished last one is not counted.
 
-    Raises FileNotFoundError, and ValueError for an unknown suffix or a file of another origin.
+    Raises FileNotFoundError, and ValueError for an unknown suffix or a file that is damaged or of
+    another origin.
     """
     path, fmt = _known(path)
     if not path.exists():
@@ -330,6 +344,15 @@ def truncate(path: str | Path, frames: int) -> None:
         raise ValueError(f"cannot keep {frames} frames of {path}: it holds {held} complete ones")
     path, fmt = _known(path)
     fmt.truncate(path, frames)
+
+
+def is_hdf5_trajectory(path: str | Path) -> bool:
+    """Whether a file is a .h5 trajectory of this package, and not, say, training data."""
+    try:
+        with h5py.File(path, "r", swmr=_h5_left_open(Path(path))) as file:
+            return file.attrs.get("format") == _H5_FORMAT
+    except (OSError, RuntimeError, ValueError):  # no HDF5 file, or damaged
+        return False
 
 
 def _known(path: str | Path) -> tuple[Path, _Format]:
@@ -614,21 +637,58 @@ def _h5_create(
     os.replace(fresh, path)
 
 
-def _h5_open(path: Path) -> h5py.File:
+@contextmanager
+def _h5_open(path: Path) -> Iterator[h5py.File]:
+    """A trajectory to read from; what is wrong with it comes as ValueError."""
+    swmr = _h5_left_open(path)
     try:
-        file = h5py.File(path, "r", libver=_H5_LIBVER, swmr=True)
+        file = h5py.File(path, "r", libver=_H5_LIBVER, swmr=swmr)
     except OSError as error:
         raise ValueError(f"{path} is not a readable HDF5 trajectory: {error}") from error
+    try:
+        with file:
+            _h5_check(path, file)
+            yield file
+    except (OSError, RuntimeError, KeyError) as error:
+        if isinstance(error, OSError) and error.errno:  # of another file, as on a full disk
+            raise
+        raise ValueError(f"{path} is damaged: {error}; restore it from a copy") from error
+
+
+def _h5_check(path: Path, file: h5py.File) -> None:
     if file.attrs.get("format") != _H5_FORMAT:
-        file.close()
-        raise _foreign(path, f"its attribute 'format' is not '{_H5_FORMAT}'")
-    if file.attrs["version"] != _H5_VERSION:
-        version = file.attrs["version"]
-        file.close()
+        if any("frame_fs" in node.attrs for node in file.values()):
+            raise ValueError(
+                f"{path} is not one trajectory, but in the data format: read it with "
+                "mdtrajnet_fast.data.load_records(path)"
+            )
+        raise ValueError(
+            f"{path} was not written by this package: its attribute 'format' is not "
+            f"'{_H5_FORMAT}'. Read it with h5py and build a "
+            "Trajectory(atoms, times, positions, momenta)"
+        )
+    if (version := file.attrs["version"]) != _H5_VERSION:
         raise ValueError(
             f"{path} has format version {version}, this package reads {_H5_VERSION}: update it"
         )
-    return file
+
+
+def _h5_left_open(path: Path) -> bool:
+    """Whether an HDF5 file carries the mark "open for writing".
+
+    Only then is it to be opened in SWMR mode, in which HDF5 does not look whether the file was cut
+    short but tries to read what is missing again and again. Raises ValueError if that is to fear.
+    """
+    with path.open("rb") as raw:
+        head = raw.read(36)
+    # The superblock, of version 3: the mark in byte 11, the size when it was opened in byte 28.
+    marked = head[:9] == b"\x89HDF\r\n\x1a\n\x03" and len(head) == 36 and head[11] != 0
+    if marked and path.stat().st_size < (size := int.from_bytes(head[28:], "little")):
+        raise ValueError(
+            f"{path} is damaged: it has {path.stat().st_size} bytes of at least {size}; restore it "
+            "from a copy"
+        )
+    return marked
 
 
 def _h5_complete(file: h5py.File) -> int:
@@ -662,9 +722,7 @@ def _h5_read(path: Path, frames: slice) -> tuple[ase.Atoms, Array, Array, Array,
 
 
 def _h5_truncate(path: Path, frames: int) -> None:
-    with path.open("rb") as raw:
-        # Byte 11 of the superblock (versions 2, 3) is zero in a file that was closed properly.
-        left_open = raw.read(12)[11] != 0
+    left_open = _h5_left_open(path)
     with _h5_open(path) as file:
         if not left_open and all(len(file[name]) == frames for name in _H5_SERIES):
             return

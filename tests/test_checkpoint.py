@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from mdtrajnet_fast import bundled_models, load_model, save_model
-from mdtrajnet_fast.checkpoint import provenance
+from mdtrajnet_fast.checkpoint import BUNDLED, provenance
 
 
 @pytest.mark.parametrize("options", [{}, cases.OWN])
@@ -55,10 +55,16 @@ def test_bad_models_are_refused(tmp_path):
         load_model(folder)
 
 
-def test_bundled_models_load():
+def test_bundled_models_load_and_say_where_they_come_from():
     assert "molecules-nve" in bundled_models()
     for name in bundled_models():
         model = load_model(name)
         assert {"C", "H", "N", "O"} <= set(model.config.species)
         assert model.config.window == 10.0
-        assert {"data", "command", "errors"} <= set(provenance(name))
+        about = provenance(name)
+        assert "mdtrajnet train" in about["command"] and about["data"] and about["settings"]
+        assert {"held_out", "unseen"} <= set(about["errors"])
+        for errors in about["errors"].values():
+            assert 0 < errors["position_A"] < 0.3 * min(errors["static_A"], errors["ballistic_A"])
+        card = (BUNDLED / name / "README.md").read_text()
+        assert f"{about['errors']['unseen']['position_A']:.4f}" in card

@@ -11,10 +11,15 @@ import h5py
 import numpy as np
 import pytest
 from ase import Atoms
+from ase.build import bulk
+from ase.calculators.emt import EMT
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.data import atomic_masses
+from ase.md.verlet import VelocityVerlet
+from ase.optimize import BFGS
 
 from mdtrajnet_fast.data import Writer, load_records, unwrap, write_records
+from mdtrajnet_fast.trajectory import Trajectory, momenta_from_velocities
 
 NUMBERS = np.array([8, 1, 1])
 FRAMES = 7
@@ -88,6 +93,10 @@ def test_selects(tmp_path, keep, expected):
         ),
         ({"trajectories": ["traj07"]}, r"\['traj07'\] are in none of .*there are traj00, traj01"),
         ({"exclude_trajectories": ["traj00", "traj01"]}, "no trajectory to read"),
+        (
+            {"exclude_trajectories": ["traj01", "traj1"]},
+            r"exclude_trajectories \['traj1'\] are in none of .*there are traj00, traj01",
+        ),
     ],
 )
 def test_selecting_nothing_is_an_error(tmp_path, keep, message):
@@ -321,6 +330,52 @@ def test_imports_what_ase_reads(tmp_path, name, times):
     np.testing.assert_allclose(record.masses, atomic_masses[NUMBERS])
     kinetic = [atoms.get_kinetic_energy() for atoms in images]
     np.testing.assert_allclose(record.energy, -10.0 - np.arange(FRAMES) + kinetic, atol=1e-6)
+
+
+@pytest.mark.parametrize("interval", [1, 3])
+def test_spacing_that_ase_noted(tmp_path, interval):
+    path = tmp_path / "md.traj"
+    atoms = bulk("Cu", cubic=True)
+    atoms.rattle(0.05, seed=1)
+    atoms.calc = EMT()
+    options = {"timestep": 1.5 * ase.units.fs, "trajectory": path, "loginterval": interval}
+    VelocityVerlet(atoms, **options).run(4 * interval)
+    (record,) = load_records(path)
+    assert (record.frame_fs, len(record.positions)) == (1.5 * interval, 5)
+    assert load_records(path, frame_fs=1.5 * interval)[0].frame_fs == 1.5 * interval
+    with pytest.raises(ValueError, match="frame_fs is 1, but the file says"):
+        load_records(path, frame_fs=1.0)
+    VelocityVerlet(atoms, append_trajectory=True, **options).run(interval)
+    with pytest.raises(ValueError, match="md.traj: md: frames 4 and 5 are the same"):
+        load_records(path)
+    BFGS(atoms, trajectory=path, logfile=None).run(steps=2)
+    with pytest.raises(ValueError, match="give their spacing as frame_fs"):
+        load_records(path)
+
+
+@pytest.mark.parametrize("suffix", [".traj", ".extxyz", ".h5"])
+def test_reads_trajectories_of_this_package(tmp_path, suffix):
+    atoms = Atoms("OH2", cell=[9, 8, 7], pbc=[True, False, True])
+    atoms.set_masses([15.995, 2.014, 2.014])
+    positions, velocities = motion()
+    momenta = momenta_from_velocities(velocities, atoms.get_masses())
+    path = tmp_path / f"run{suffix}"
+    times = 0.1 * np.arange(FRAMES)
+    Trajectory(atoms, times, positions, momenta).write(path)
+    (record,) = load_records(path)
+    assert (record.molecule, record.trajectory, record.frame_fs) == ("run", "traj00", 0.1)
+    np.testing.assert_allclose(record.velocities, velocities, rtol=1e-6)
+    np.testing.assert_array_equal(record.masses, atoms.get_masses())
+    np.testing.assert_array_equal(record.cell, atoms.cell)
+    assert record.pbc.tolist() == [True, False, True] and record.numbers.tolist() == [8, 1, 1]
+    if suffix == ".h5":  # whose positions are known to be unwrapped
+        np.testing.assert_array_equal(record.positions, positions.astype(np.float32))
+    with pytest.raises(ValueError, match="frame_fs is 1, but .* says 0.1 fs"):
+        load_records(path, frame_fs=1.0)
+    times[-1] += 0.05
+    Trajectory(atoms, times, positions, momenta).write(tmp_path / f"uneven{suffix}")
+    with pytest.raises(ValueError, match="unevenly spaced"):
+        load_records(tmp_path / f"uneven{suffix}")
 
 
 def test_imports_are_refused(tmp_path):

@@ -135,14 +135,20 @@ def test_interruption_leaves_complete_trajectories(water, tmp_path):
     done: set[str] = set()
     for how in (signal.SIGINT, signal.SIGKILL):
         enough = len(done) + 3
-        with subprocess.Popen([sys.executable, script, path], stderr=subprocess.DEVNULL) as process:
+        process = subprocess.Popen([sys.executable, script, path], stderr=subprocess.DEVNULL)
+        try:
+            hanging = time.monotonic() + 300
             while len(done) < enough and process.poll() is None:
+                assert time.monotonic() < hanging
                 time.sleep(0.02)
                 if path.exists():
                     with contextlib.suppress(OSError, ValueError):  # it is just being made
                         done = Writer(path).contents().get(WATER, set())
             process.send_signal(how)
-            assert process.wait(timeout=60) != 0
+            assert process.wait(timeout=300) != 0
+        finally:
+            process.kill()
+            process.wait()
         done = Writer(path).contents()[WATER]
         assert enough <= len(done) < 1000
         assert all(len(record.positions) == 9 for record in load_records(path))
@@ -223,6 +229,21 @@ def test_calculators_by_name():
     assert make_calculator("gfn2-xtb", '{"accuracy": 1.0}').parameters["accuracy"] == 1.0
 
 
+def test_calculator_in_the_current_folder(tmp_path, monkeypatch):
+    """Also where Python does not look there by itself, as in an installed command."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [p for p in sys.path if p not in ("", str(tmp_path))])
+    (tmp_path / "my_calculator.py").write_text(
+        "from ase.calculators.emt import EMT\nclass Mine(EMT):\n    pass\n"
+    )
+    before = list(sys.path)
+    ase.io.write("copper.extxyz", bulk("Cu", cubic=True))
+    options = {"calculator": "my_calculator:Mine", "trajectories": 1, "temperatures_K": [300]}
+    summary = generate(["copper.extxyz"], "out.h5", **options, **SHORT)
+    assert summary.written == 1 and not summary.failed
+    assert sys.path == before
+
+
 @pytest.mark.parametrize(
     "change, message",
     [
@@ -262,6 +283,9 @@ def test_another_structure_of_the_same_name_is_not_mixed_in(water, tmp_path):
         ({"calculator": "gfn3"}, "calculator 'gfn3' cannot be made .*expected gfn2-xtb"),
         ({"calculator": "no_module:Class"}, "'no_module:Class' cannot be made .*No module named"),
         ({"calculator": "json:JSONDecoder"}, "JSONDecoder, expected an ASE Calculator"),
+        ({"calculator_kwargs": [1, 2]}, r"calculator_kwargs is \[1, 2\], expected a mapping"),
+        ({"calculator_kwargs": "accuracy"}, "calculator_kwargs is 'accuracy', expected a mapping"),
+        ({"calculator_kwargs": {"accuracy": 1j}}, "calculator_kwargs must be JSON values"),
         ({"systems": []}, "no systems"),
         ({"systems": ["O", "[H]O[H]"]}, "like a system before it"),
         ({"systems": ["etanol"]}, "did you mean ethanol"),

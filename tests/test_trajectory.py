@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import itertools
 import json
-import multiprocessing
+import subprocess
+import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import ase.io
@@ -18,6 +21,7 @@ from ase.build import bulk, molecule
 from mdtrajnet_fast.trajectory import (
     Trajectory,
     count_frames,
+    is_hdf5_trajectory,
     momenta_from_velocities,
     open_writer,
     truncate,
@@ -185,7 +189,7 @@ def test_truncate_to_nothing_and_begin_again(tmp_path: Path, suffix: str) -> Non
         truncate(path, 5)
     truncate(path, 0)
     assert count_frames(path) == 0
-    with pytest.raises(ValueError, match="no complete frame"):
+    with pytest.raises(ValueError, match=r"no complete frame .*open_writer\(path, atoms, append"):
         Trajectory.read(path)
     with open_writer(path, ethanol(), append=True, metadata={"other": 1}) as writer:
         writer.write(trajectory.times, trajectory.positions, trajectory.momenta)
@@ -205,7 +209,7 @@ def test_each_write_can_be_read_at_once(tmp_path: Path, suffix: str) -> None:
             assert_same_bits(Trajectory.read(path), whole[: k + 2])
 
 
-def _write_for_ever(path: Path, per_call: int) -> None:
+def write_for_ever(path: str, per_call: int) -> None:
     atoms = ethanol()
     with open_writer(path, atoms, metadata=METADATA) as writer:
         for k in itertools.count():
@@ -219,23 +223,30 @@ def _numbered(start: int, frames: int, atoms: int) -> tuple[np.ndarray, np.ndarr
     return times, positions, positions / 7
 
 
+@contextmanager
+def killed_at_the_end(path: Path, per_call: int) -> Iterator[subprocess.Popen[bytes]]:
+    """A fresh interpreter (a fork of this one might hang in OpenMP) that writes for ever."""
+    code = f"import test_trajectory as t; t.write_for_ever({str(path)!r}, {per_call})"
+    child = subprocess.Popen([sys.executable, "-c", code], cwd=Path(__file__).parent)
+    try:
+        yield child
+    finally:
+        child.kill()
+        child.wait()
+
+
 @pytest.mark.parametrize("suffix", SUFFIXES)
 @pytest.mark.parametrize("per_call", [1, 37])
 def test_killed_writer(tmp_path: Path, suffix: str, per_call: int) -> None:
     atoms = ethanol()
     for trial in range(3):
         path = tmp_path / f"run{trial}{suffix}"
-        child = multiprocessing.get_context("fork").Process(
-            target=_write_for_ever, args=(path, per_call)
-        )
-        child.start()
-        deadline = time.monotonic() + 30
-        while not (path.exists() and path.stat().st_size > 400_000):
-            assert child.is_alive() and time.monotonic() < deadline
-            time.sleep(0.002)
-        time.sleep(0.01 * trial)
-        child.kill()
-        child.join()
+        with killed_at_the_end(path, per_call) as child:
+            hanging = time.monotonic() + 300
+            while not (path.exists() and path.stat().st_size > 400_000):
+                assert child.poll() is None and time.monotonic() < hanging
+                time.sleep(0.002)
+            time.sleep(0.01 * trial)
 
         n = count_frames(path)
         assert n > 0
@@ -307,6 +318,11 @@ def test_refusals(tmp_path: Path, suffix: str) -> None:
     trajectory = made_up(ethanol(), 3)
     with pytest.raises(FileNotFoundError):
         Trajectory.read(path)
+    with pytest.raises(FileNotFoundError, match="there is no folder .*missing; make it first"):
+        trajectory.write(tmp_path / "missing" / path.name)
+    with pytest.raises(ValueError, match="no frames to write"):
+        trajectory[3:].write(path)
+    assert list(tmp_path.iterdir()) == []
     trajectory.write(path)
     before = path.read_bytes()
 
@@ -341,11 +357,40 @@ def test_foreign_files_and_suffixes(tmp_path: Path) -> None:
         ase.io.write(tmp_path / f"foreign{suffix}", ethanol())
         with pytest.raises(ValueError, match="not written by this package"):
             Trajectory.read(tmp_path / f"foreign{suffix}")
-    with h5py.File(tmp_path / "foreign.h5", "w", libver="v110") as file:
-        file["x"] = 1
-    with pytest.raises(ValueError, match="not written by this package"):
-        Trajectory.read(tmp_path / "foreign.h5")
+    for libver in ("earliest", "v110"):
+        with h5py.File(tmp_path / "foreign.h5", "w", libver=libver) as file:
+            file["x"] = 1
+        with pytest.raises(ValueError, match="not written by this package"):
+            Trajectory.read(tmp_path / "foreign.h5")
+        assert not is_hdf5_trajectory(tmp_path / "foreign.h5")
+        with h5py.File(tmp_path / "data.h5", "w", libver=libver) as file:
+            file.create_group("water").attrs["frame_fs"] = 1.0
+        with pytest.raises(ValueError, match=r"data.h5 is .* the data format: .*load_records"):
+            Trajectory.read(tmp_path / "data.h5")
     for suffix in SUFFIXES:
         (tmp_path / f"noise{suffix}").write_bytes(b"this is not a trajectory\n" * 9)
         with pytest.raises(ValueError, match="not a readable|damaged"):
             Trajectory.read(tmp_path / f"noise{suffix}")
+
+
+def test_damaged_h5_is_named(tmp_path: Path) -> None:
+    path, part = tmp_path / "run.h5", tmp_path / "part.h5"
+    trajectory = made_up(ethanol(), 5)
+    with open_writer(path, ethanol()) as writer:
+        writer.write(trajectory.times, trajectory.positions, trajectory.momenta)
+        unfinished = path.read_bytes()  # marked as open for writing, as a kill leaves it
+        assert is_hdf5_trajectory(path)
+    finished = path.read_bytes()
+    for data in (finished, unfinished):
+        part.write_bytes(data)
+        assert_same_bits(Trajectory.read(part), Trajectory.read(path))
+        for size in (0, 20, 100, 3000):
+            part.write_bytes(data[:size])
+            for read in (count_frames, Trajectory.read, lambda p: truncate(p, 1)):
+                with pytest.raises(ValueError, match="part.h5 is (damaged|not a readable)"):
+                    read(part)
+            assert not is_hdf5_trajectory(part)
+    with h5py.File(part, "w") as file:
+        file.attrs.update({"format": "mdtrajnet_fast trajectory", "version": 1})
+    with pytest.raises(ValueError, match="part.h5 is damaged: .*'times'"):
+        count_frames(part)
