@@ -18,7 +18,7 @@ import numpy as np
 
 from .conservation import conserve
 from .model import MDtrajNet
-from .neighbors import NeighborList
+from .neighbors import NeighborList, neighbor_list
 from .system import System
 from .trajectory import momenta_from_velocities, velocities_from_momenta
 
@@ -27,7 +27,18 @@ SKIN = 0.6
 
 
 class RolloutError(RuntimeError):
-    """A trajectory that cannot go on; the frames before it are as good as any."""
+    """A system whose trajectory cannot go on; what was predicted before stands.
+
+    system: its index. window, positions, momenta: the last window's number, and the state of all
+    systems at its start ([atoms, 3], Å and ASE units), from which the others can go on.
+    """
+
+    def __init__(
+        self, reason: str, system: int, window: int, positions: np.ndarray, momenta: np.ndarray
+    ):
+        super().__init__(reason)
+        self.system, self.window = system, window
+        self.positions, self.momenta = positions, momenta
 
 
 @dataclass(frozen=True)
@@ -87,7 +98,9 @@ def rollout(
         try:
             edges = neighbors.update(system.positions, system.cell, system.pbc, system.ptr)
         except ValueError as error:
-            raise RolloutError(f"the trajectory broke at {float(begin):g} fs: {error}") from error
+            reason = f"the trajectory broke at {float(begin):g} fs: {error}"
+            broken = _coinciding(system, model.config.radial_cutoff)
+            raise RolloutError(reason, broken, start, system.positions, momenta) from error
         graph = model.graph(system, edges)
         times = np.array([float(stride)])
         moved, velocity = model.displacements(graph, times)
@@ -96,7 +109,18 @@ def rollout(
             times = np.concatenate([inner, times])
             moved = np.concatenate([moved_inner, moved])
             velocity = np.concatenate([velocity_inner, velocity])
-        _check(model, system, times, moved, velocity, float(end))
+        if (atom := _runaway(model, system, times, moved, velocity)) is not None:
+            owner = int(system.system_index[atom])
+            raise RolloutError(
+                f"the trajectory broke before {float(end):g} fs: atom {atom - system.ptr[owner]} "
+                f"leaves its course by more than {model.config.radial_cutoff:g} Å in one window, "
+                "or its velocity is not finite. The model left the chemistry it was trained on; "
+                "start from a lower temperature or a relaxed geometry",
+                owner,
+                start,
+                system.positions,
+                momenta,
+            )
         component = graph.component.cpu().numpy()
         moved, velocity = conserve(system, times, moved, velocity, component, isolated)
         positions = system.positions + moved
@@ -117,25 +141,22 @@ def _positive(value: float, name: str) -> float:
     return float(value)
 
 
-def _check(
-    model: MDtrajNet,
-    system: System,
-    times: np.ndarray,
-    moved: np.ndarray,
-    velocity: np.ndarray,
-    end: float,
-) -> None:
-    limit = model.config.radial_cutoff
-    forced = moved - system.velocities * times[:, None, None]
-    if model.config.head == "published":  # which leaves the drift to the rollout
-        forced = moved
-    fine = (abs(forced) < limit) & np.isfinite(velocity)
-    if not fine.all():
-        atom = int(np.argmin(fine.all(axis=(0, 2))))
-        owner = int(system.system_index[atom])
-        raise RolloutError(
-            f"the trajectory broke before {end:g} fs: atom {atom - system.ptr[owner]} of system "
-            f"{owner} leaves its course by more than {limit:g} Å in one window, or its velocity is "
-            "not finite. The model left the chemistry it was trained on; start from a lower "
-            "temperature or a relaxed geometry"
-        )
+def _coinciding(system: System, cutoff: float) -> int:
+    """The system that the neighbour list refuses."""
+    for k, (a, b) in enumerate(zip(system.ptr, system.ptr[1:], strict=False)):
+        try:
+            neighbor_list(system.positions[a:b], cutoff, system.cell[k], system.pbc[k])
+        except ValueError:
+            return k
+    raise AssertionError("the neighbour list refuses the systems together but none by itself")
+
+
+def _runaway(
+    model: MDtrajNet, system: System, times: np.ndarray, moved: np.ndarray, velocity: np.ndarray
+) -> int | None:
+    """The first atom that no chemistry could have moved so far, if there is one."""
+    forced = moved
+    if model.config.head == "conserving":  # the published head leaves free flight to the rollout
+        forced = moved - system.velocities * times[:, None, None]
+    fine = (abs(forced) < model.config.radial_cutoff) & np.isfinite(velocity)
+    return None if fine.all() else int(np.argmin(fine.all(axis=(0, 2))))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import warnings
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -18,7 +19,7 @@ from .analysis import TrustMonitor
 from .checkpoint import load_model
 from .ensembles import set_velocities, thermal_velocities
 from .model import MDtrajNet
-from .rollout import Frames, exact, rollout
+from .rollout import Frames, RolloutError, exact, rollout
 from .system import System
 from .trajectory import Trajectory, count_frames, open_writer
 
@@ -66,8 +67,9 @@ def simulate(
     (:func:`~mdtrajnet_fast.system.check_atoms`), elements that the model does not know, atoms that
     coincide, atoms at rest without a temperature and settings out of range; FileExistsError for a
     trajectory file that is there already without resume;
-    :class:`~mdtrajnet_fast.rollout.RolloutError` when a trajectory breaks, the frames until then
-    being in the file.
+    :class:`~mdtrajnet_fast.rollout.RolloutError` when the trajectory breaks (of a list: all of
+    them), the frames until then being in the file. In a list the others go on; the trajectory that
+    broke ends there, with a RuntimeWarning and a warning in its trust summary.
     """
     single = isinstance(atoms, ase.Atoms)
     system = System.from_atoms(atoms)
@@ -95,13 +97,12 @@ def simulate(
         parts.append(held)
     # The end of a window is a state to go on from. Frames beyond the last such one that all
     # systems have are predicted once more, to the same bits.
-    frames = min(len(part) for part in parts)
-    boundary = max(k for k in range(frames) if k * exact(dt) % exact(stride) == 0)
+    shortest = min(len(part) for part in parts)
+    boundary = max(k for k in range(shortest) if k * exact(dt) % exact(stride) == 0)
     start = int(boundary * exact(dt) / exact(stride))
-    system = dataclasses.replace(
-        system, positions=np.concatenate([part.positions[boundary] for part in parts])
-    )
+    positions = np.concatenate([part.positions[boundary] for part in parts])
     momenta = np.concatenate([part.momenta[boundary] for part in parts])
+    going = list(range(len(many)))
     with ExitStack() as stack:
         recorders = [
             _Recorder(one, part, path, network.config.radial_cutoff, stack)
@@ -110,12 +111,27 @@ def simulate(
         bar = stack.enter_context(
             tqdm(total=duration, initial=start * stride, unit="fs", disable=not progress)
         )
-        for window_frames in rollout(
-            network, system, momenta, dt=dt, window=window, duration=duration, start=start
-        ):
-            for recorder, a, b in zip(recorders, system.ptr, system.ptr[1:], strict=False):
-                recorder.add(window_frames, slice(a, b))
-            bar.update(min(stride, duration - bar.n))
+        while going:
+            system = System.from_atoms([many[k] for k in going])
+            system = dataclasses.replace(system, positions=positions)
+            windows = rollout(
+                network, system, momenta, dt=dt, window=window, duration=duration, start=start
+            )
+            try:
+                for frames in windows:
+                    for k, a, b in zip(going, system.ptr, system.ptr[1:], strict=False):
+                        recorders[k].add(frames, slice(a, b))
+                    bar.update(min(stride, duration - bar.n))
+                break
+            except RolloutError as error:  # the others go on without it
+                broken = going.pop(error.system)
+                if not going:
+                    raise
+                recorders[broken].failure = str(error)
+                warnings.warn(f"system {broken}: {error}", RuntimeWarning, stacklevel=2)
+                others = system.system_index != error.system
+                positions, momenta = error.positions[others], error.momenta[others]
+                start = error.window
     done = [recorder.trajectory(duration) for recorder in recorders]
     return done[0] if single else done
 
@@ -147,6 +163,7 @@ class _Recorder:
         stack: ExitStack,
     ):
         self._held = held
+        self.failure: str | None = None
         self._writer = None
         if path is not None:
             self._writer = stack.enter_context(
@@ -185,7 +202,10 @@ class _Recorder:
             momenta[wanted],
             self._held.metadata,
         )
-        trajectory.trust = self._monitor.summary()
+        trust = self._monitor.summary()
+        if self.failure is not None:
+            trust = dataclasses.replace(trust, warnings=(self.failure, *trust.warnings))
+        trajectory.trust = trust
         return trajectory
 
 

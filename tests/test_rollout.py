@@ -347,10 +347,32 @@ def test_broken_trajectory_keeps_its_frames(tmp_path, monkeypatch, breakdown):
         return moved, velocity
 
     monkeypatch.setattr(model, "displacements", breaks_in_the_third_window)
-    with pytest.raises(RolloutError, match="broke before 30 fs: atom 4 of system 0"):
+    with pytest.raises(RolloutError, match="broke before 30 fs: atom 4 leaves"):
         simulate(atoms, 1.0, duration=100, model=model, trajectory=path)
     whole = simulate(atoms, 1.0, duration=20, model=gentle(**cases.OWN))
     same(Trajectory.read(path), whole)
+
+
+def test_others_go_on_when_one_breaks(monkeypatch):
+    many = [cases.hot("CO2"), cases.hot("CH3CH2OH"), cases.hot("NH3")]
+    model, calls = gentle(**cases.OWN), []
+    predicted = model.displacements
+
+    def ethanol_breaks_in_the_third_window(graph, times):
+        calls.append(times)
+        moved, velocity = predicted(graph, times)
+        if len(calls) > 4 and graph.atoms > 7:  # two calls a window
+            moved[:, 5] += 10.0
+        return moved, velocity
+
+    monkeypatch.setattr(model, "displacements", ethanol_breaks_in_the_third_window)
+    with pytest.warns(RuntimeWarning, match="system 1: the trajectory broke before 30 fs: atom 2"):
+        done = simulate(many, 1.0, duration=60, model=model)
+    assert [t.times[-1] for t in done] == [60, 20, 60]
+    assert "broke before 30 fs" in done[1].trust.warnings[0]
+    for k in (0, 2):
+        alone = simulate(many[k], 1.0, duration=60, model=gentle(**cases.OWN))
+        np.testing.assert_allclose(done[k].positions, alone.positions, atol=1e-9)
 
 
 def test_window():
