@@ -6,7 +6,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .analysis import TrustSummary, vibrational_density_of_states
+    from .analysis import vibrational_density_of_states
     from .checkpoint import bundled_models, load_model, save_model
     from .config import ModelConfig
     from .dynamics import MDtrajNetDynamics
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from .structures import read_structure
     from .train import TrainConfig, fit
     from .trajectory import Trajectory
+    from .trust import TrustSummary
 
 __version__ = "0.1.0"
 
@@ -31,7 +32,7 @@ _HOME = {
     "RolloutError": "rollout",
     "TrainConfig": "train",
     "Trajectory": "trajectory",
-    "TrustSummary": "analysis",
+    "TrustSummary": "trust",
     "bundled_models": "checkpoint",
     "fit": "train",
     "load_model": "checkpoint",

@@ -15,13 +15,13 @@ import ase
 import numpy as np
 from tqdm import tqdm
 
-from .analysis import TrustMonitor
 from .checkpoint import load_model
 from .ensembles import set_velocities, thermal_velocities
 from .model import MDtrajNet
 from .rollout import Frames, RolloutError, exact, rollout
 from .system import System
 from .trajectory import Trajectory, count_frames, open_writer
+from .trust import TrustMonitor
 
 
 def simulate(

@@ -63,7 +63,7 @@ from ase.units import fs
 from numpy.typing import ArrayLike, NDArray
 
 if TYPE_CHECKING:
-    from .analysis import TrustSummary
+    from .trust import TrustSummary
 
 Array = NDArray[np.float64]
 Metadata = dict[str, Any]
@@ -122,7 +122,7 @@ class Trajectory:
         metadata: what produced the frames (model, seed, ...), JSON-able; kept in files.
 
     Attributes: those, as float64 arrays, with ``velocities`` [frames, atoms, 3] in Å/fs, and
-    ``trust``, the :class:`mdtrajnet_fast.analysis.TrustSummary` of the run that made it, or None.
+    ``trust``, the :class:`mdtrajnet_fast.trust.TrustSummary` of the run that made it, or None.
 
     ``trajectory[i]`` is an ``ase.Atoms`` with momenta and ``info["time_fs"]``; a slice is a
     Trajectory; iteration goes over the ``ase.Atoms``.

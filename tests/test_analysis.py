@@ -1,4 +1,4 @@
-"""Analysis against known answers: oscillators, Maxwell-Boltzmann draws, atoms moved by hand."""
+"""Analysis and trust against known answers: oscillators, thermal draws, atoms moved by hand."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from ase.build import bulk, molecule
 from mdtrajnet_fast import analysis
 from mdtrajnet_fast.analysis import (
     WAVENUMBER,
-    TrustMonitor,
     atomic_degrees_of_freedom,
     bond_changes,
     bonds,
@@ -24,10 +23,10 @@ from mdtrajnet_fast.analysis import (
     temperature_per_element,
     total_angular_momentum,
     total_momentum,
-    trust_summary,
     vibrational_density_of_states,
 )
 from mdtrajnet_fast.trajectory import Trajectory, momenta_from_velocities
+from mdtrajnet_fast.trust import TrustMonitor, trust_summary
 
 # ---------------------------------------------------------------------------------- spectra
 
