@@ -280,6 +280,11 @@ def bond_changes(trajectory: Trajectory) -> BondChanges:
 
 
 class BondWatch:
+    """Looks, frame by frame, for bonds of the first frame that break and others that form.
+
+    atoms: elements, cell and pbc. positions: [atoms, 3] Å, the first frame, unwrapped.
+    """
+
     def __init__(self, atoms: ase.Atoms, positions: Array) -> None:
         periodic = bool(atoms.pbc.any())
         self.cell = atoms.cell[:] if periodic else None
@@ -302,6 +307,7 @@ class BondWatch:
         return BondChange((int(i), int(j)), elements, time, float(length))
 
     def update(self, time: float, positions: Array) -> None:
+        """Look at positions [atoms, 3] (Å) at a time (fs)."""
         i, j = self.pairs.T
         lengths = _lengths(positions, i, j, self.shifts, self.cell)
         for k in np.flatnonzero(lengths > self.limits).tolist():
@@ -322,6 +328,7 @@ class BondWatch:
                 self.formed[key] = self._change(i[k], j[k], time, lengths[k])
 
     def changes(self) -> BondChanges:
+        """The first time each bond was seen broken, and each new one formed."""
         return BondChanges(tuple(self.broken.values()), tuple(self.formed.values()))
 
 

@@ -241,8 +241,8 @@ def _simulate(options: argparse.Namespace) -> None:
 def _new_run(options: argparse.Namespace) -> tuple[Path, dict[str, Any], ase.Atoms]:
     if options.structure is None:
         raise ValueError("give a structure (file, name or SMILES), or --resume FOLDER")
-    given = {name: value for name, value in vars(options).items() if value is not None}
-    chosen = SIMULATE | {name: given[name] for name in SIMULATE if name in given}
+    said = {name: getattr(options, name) for name in SIMULATE}
+    chosen = SIMULATE | {name: value for name, value in said.items() if value is not None}
     atoms = read_structure(options.structure)
     name = str(atoms.info["name"])
     temperature = chosen["temperature"]
@@ -268,13 +268,8 @@ def _new_run(options: argparse.Namespace) -> tuple[Path, dict[str, Any], ase.Ato
         },
         "settings": {
             "model": _absolute(chosen["model"]),
-            "dtype": chosen["dtype"],
-            "device": chosen["device"],
-            "dt": chosen["dt"],
-            "duration": chosen["duration"],
-            "window": chosen["window"],
             "temperature_K": temperature,
-            "seed": chosen["seed"],
+            **{k: chosen[k] for k in ("dtype", "device", "dt", "duration", "window", "seed")},
         },
         "trajectory": f"trajectory.{chosen['format']}",
         "versions": _versions(),

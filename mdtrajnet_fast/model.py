@@ -28,16 +28,16 @@ from .system import System
 
 # Rows (times x atoms) of one forward pass of `predict`: bounds memory for long lists of times.
 _ROWS = 1 << 17
-# Edges below which one thread is faster than many: waking threads for
-# small tensors costs microseconds on a quiet machine and milliseconds on a busy one.
+# Edges below which one thread is faster than many: waking threads for small tensors costs
+# microseconds on a quiet machine and milliseconds on a busy one.
 _SERIAL_EDGES = 1 << 14
 
 
 @contextmanager
 def _threads(edges: int) -> Iterator[None]:
-    """One torch thread for small inputs, torch's setting for others."""
+    """One torch thread for small inputs, torch's setting for others and for training."""
     threads = torch.get_num_threads()
-    if edges >= _SERIAL_EDGES or threads == 1:
+    if edges >= _SERIAL_EDGES or threads == 1 or torch.is_grad_enabled():
         yield
         return
     torch.set_num_threads(1)

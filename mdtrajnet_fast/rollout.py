@@ -80,9 +80,8 @@ def rollout(
 
     Yields :class:`Frames`. Raises ValueError for times that are not positive or a window beyond the
     model's, and :class:`RolloutError` when a state is no longer a geometry: it has a coordinate
-    that is not finite, an atom that
-    leaves its free flight by more than the model's cutoff within one window, or atoms that
-    coincide.
+    that is not finite, an atom that leaves its free flight by more than the model's cutoff within
+    one window, or atoms that coincide.
     """
     stride, spacing = exact(model.stride(window)), exact(_positive(dt, "dt"))
     last = None if duration is None else exact(_positive(duration, "duration"))
