@@ -9,6 +9,7 @@ them out.
 from __future__ import annotations
 
 import os
+import platform
 import re
 import shlex
 import shutil
@@ -25,6 +26,7 @@ ROOT = Path(__file__).resolve().parent
 CSRC = ROOT / "csrc"
 
 CXX_FLAGS = ["-O3", "-std=c++17", "-fPIC", "-fopenmp", "-fvisibility=hidden", "-Wall"]
+CXX_FLAGS += ["-fno-math-errno"]
 # A translation unit that needs more than the baseline instruction set says so in its name, and is
 # called only after a check of the processor at run time.
 ISA_FLAGS = {
@@ -91,9 +93,10 @@ def find_nvcc() -> str | None:
 
 
 def sources(nvcc: str | None) -> list[Path]:
+    x86 = platform.machine().lower() in ("x86_64", "amd64")
     return [
         *sorted(CSRC.glob("*.cpp")),
-        *sorted(CSRC.glob("cpu/*.cpp")),
+        *(source for source in sorted(CSRC.glob("cpu/*.cpp")) if x86 or not isa_of(source)),
         *(sorted(CSRC.glob("cuda/*.cu")) if nvcc else []),
     ]
 

@@ -31,3 +31,59 @@ class VerletList:
     ) -> _Edges: ...
     @property
     def builds(self) -> int: ...
+
+def instruction_set() -> str: ...
+
+class AttentionBlock:
+    def __init__(
+        self,
+        *,
+        float64: bool,
+        scalars: int,
+        time_channels: int,
+        centres: int,
+        heads: int,
+        key_channels: int,
+        value_channels: int,
+        key_hidden: list[int],
+        value_hidden: list[int],
+        cutoff: float,
+        envelope: bool,
+        weights: list[int],
+        gradients: bool,
+    ) -> None: ...
+    def forward(
+        self,
+        graph: tuple[int, int, int, int, int],
+        times: int,
+        state: list[int],
+        tangent: list[int],
+        out: list[int],
+        out_tangent: list[int],
+        threads: int,
+        /,
+    ) -> None: ...
+    def backward(
+        self,
+        graph: tuple[int, int, int, int, int],
+        times: int,
+        state: list[int],
+        increment_gradient: list[int],
+        state_gradient: list[int],
+        weight_gradient: list[int],
+        edge_gradient: list[int],
+        threads: int,
+        /,
+    ) -> None: ...
+
+def attention_stack(
+    blocks: list[AttentionBlock],
+    running: bool,
+    graph: tuple[int, int, int, int, int],
+    times: int,
+    scalars: list[int],
+    displacement: list[int],
+    velocity: list[int],
+    threads: int,
+    /,
+) -> None: ...

@@ -17,10 +17,11 @@ from torch.autograd import forward_ad
 from .config import ModelConfig, irreps_channels
 from .neighbors import Edges, neighbor_list
 from .ops import (
+    Blocks,
     BlockWeights,
     Graph,
+    choose_backend,
     cutoff_envelope,
-    edge_attention,
     fold,
     gaussian_basis,
 )
@@ -110,35 +111,33 @@ class Network(nn.Module):
         self.species_embedding = nn.Parameter(torch.randn(len(config.species), config.sp_embed_dim))
         self.blocks = nn.ModuleList(AttentionBlock(config) for _ in range(config.num_attn_blocks))
 
-    def forward(self, graph: Graph, t: Tensor) -> Motion:
-        """The motion of the graph's atoms, each at its own time t [atoms] (fs)."""
+    def prepare(self, backend: str) -> Blocks:
+        """The attention blocks with their weights as they are now, folded for a backend."""
         config = self.config
+        return Blocks(
+            folded=[fold(block.weights()) for block in self.blocks],  # type: ignore[operator]
+            running=config.residual == "running",
+            radial_cutoff=config.radial_cutoff,
+            distance_centres=config.d_embed_dim,
+            time_channels=config.t_embed_dim,
+            envelope=config.envelope,
+            backend=backend,
+        )
+
+    def forward(self, graph: Graph, t: Tensor, blocks: Blocks) -> Motion:
+        """The motion of the graph's atoms, each at its own time t [times x atoms] (fs)."""
+        config = self.config
+        times = t.shape[0] // max(1, graph.atoms)
         time = gaussian_basis(t, config.time_cutoff, config.t_embed_dim)
-        start = torch.cat([self.species_embedding[graph.species], time], dim=1)
-        scalars = start
-        dx = dv = torch.zeros_like(graph.velocities)
-        for block in self.blocks:
-            increment = edge_attention(
-                scalars,
-                dx,
-                dv,
-                graph,
-                fold(block.weights()),  # type: ignore[operator]
-                radial_cutoff=config.radial_cutoff,
-                distance_centres=config.d_embed_dim,
-                time_channels=config.t_embed_dim,
-                envelope=config.envelope,
-            )
-            if config.residual == "running":
-                scalars, dx, dv = scalars + increment[0], dx + increment[1], dv + increment[2]
-            else:
-                scalars, dx, dv = start + increment[0], increment[1], increment[2]
+        species = self.species_embedding[graph.species].repeat(times, 1)
+        dx, dv = blocks(torch.cat([species, time], dim=1), graph)
+        v = graph.velocities.repeat(times, 1)
         if config.head == "published":
-            return Motion(dx, graph.velocities + dv if config.velocity_readout else None)
+            return Motion(dx, v + dv if config.velocity_readout else None)
         t = t[:, None]
         x = t / config.time_cutoff
-        v = graph.velocities
-        dx = (mean_velocity(graph, config.radial_cutoff) - v) * t + x * dx
+        mean = mean_velocity(graph, config.radial_cutoff).repeat(times, 1)
+        dx = (mean - v) * t + x * dx
         displacement = v * t + dx - graph.component_mean(dx)
         if not config.velocity_readout:
             return Motion(displacement, None)
@@ -163,14 +162,23 @@ class MDtrajNet(nn.Module):
     """A model: one network, or a collection of equal networks whose mean it predicts.
 
     A collection (the published MDtrajNet-1 has four members) predicts the mean of its members.
+    backend: what computes the attention blocks: "cpu" (native kernels), "reference" (plain torch),
+    or None for the device's own; may be changed at any time.
     """
 
-    def __init__(self, config: ModelConfig, members: int = 1, name: str = "unnamed"):
+    def __init__(
+        self,
+        config: ModelConfig,
+        members: int = 1,
+        name: str = "unnamed",
+        backend: str | None = None,
+    ):
         super().__init__()
         if members < 1:
             raise ValueError(f"a model needs at least one member, got {members}")
         self.config = config
         self.name = name
+        self.backend = backend
         self.members = nn.ModuleList(Network(config) for _ in range(members))
         self._index = np.full(len(chemical_symbols), -1)
         for k, symbol in enumerate(config.species):
@@ -215,41 +223,67 @@ class MDtrajNet(nn.Module):
             device=self.device,
         )
 
-    def forward(self, graph: Graph, t: Tensor) -> Motion:
-        """The mean motion of the members, each atom at its own time t [atoms] (fs)."""
+    def prepare(self, backend: str | None = None) -> list[Blocks]:
+        """The members' weights as they are now, in the form that their kernels read.
+
+        A rollout makes this snapshot once and passes it to :meth:`displacements` for every window.
+        backend: None for the model's own.
+        """
+        chosen = choose_backend(backend or self.backend, self.device)
+        return [member.prepare(chosen) for member in self.members]  # type: ignore[operator]
+
+    def forward(self, graph: Graph, t: Tensor, blocks: list[Blocks] | None = None) -> Motion:
+        """The mean motion of the members, each atom at its own time t [times x atoms] (fs).
+
+        Several times of one graph may be asked for at once, one after another. blocks: what
+        :meth:`prepare` returned, to use again; None for the weights as they are now.
+        """
         with _threads(len(graph.neighbor)):
-            motions = [member(graph, t) for member in self.members]
+            blocks = self.prepare() if blocks is None else blocks
+            motions = [
+                member(graph, t, prepared)
+                for member, prepared in zip(self.members, blocks, strict=True)
+            ]
         displacement = torch.stack([m.displacement for m in motions]).mean(0)
         if motions[0].velocity is None:
             return Motion(displacement, None)
         return Motion(displacement, torch.stack([m.velocity for m in motions]).mean(0))
 
-    def motion(self, graph: Graph, t: Tensor) -> tuple[Tensor, Tensor]:
-        """Displacements (Å) and velocities (Å/fs), both [atoms, 3], at times t [atoms] (fs).
+    def motion(
+        self, graph: Graph, t: Tensor, blocks: list[Blocks] | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Displacements (Å) and velocities (Å/fs), [times x atoms, 3], at times t (fs).
 
-        Without a velocity read-out the velocity is dR/dt, carried through the network as a tangent
-        (forward mode): exact, and differentiable once more for training.
+        t, blocks: as for :meth:`forward`. Without a velocity read-out the velocity is dR/dt,
+        carried through the network as a tangent (forward mode): exact. Where its gradient may be
+        asked for as well (training without a read-out), plain torch computes both, whatever
+        the backend: the kernels have no gradient of a tangent.
         """
         if self.config.velocity_readout:
-            displacement, velocity = self(graph, t)
+            displacement, velocity = self(graph, t, blocks)
             return displacement, velocity
+        if torch.is_grad_enabled() and next(self.parameters()).requires_grad:
+            blocks = self.prepare("reference")
         with forward_ad.dual_level():
             dual = forward_ad.make_dual(t, torch.ones_like(t))
-            primal, tangent = forward_ad.unpack_dual(self(graph, dual).displacement)
+            primal, tangent = forward_ad.unpack_dual(self(graph, dual, blocks).displacement)
         return primal, torch.zeros_like(primal) if tangent is None else tangent
 
     @torch.no_grad()
-    def displacements(self, graph: Graph, times: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def displacements(
+        self, graph: Graph, times: np.ndarray, blocks: list[Blocks] | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
         """Displacements (Å) and velocities (Å/fs), both float64 [times, atoms, 3].
 
-        The frames of a window share one neighbour list and are predicted together.
+        The frames of a window share one neighbour list and are predicted together. blocks: as for
+        :meth:`forward`.
         """
         moved, velocities = [], []
         step = max(1, _ROWS // graph.atoms)
         for k in range(0, len(times), step):
             some = torch.from_numpy(np.asarray(times[k : k + step], dtype=np.float64))
             t = some.to(graph.r).repeat_interleave(graph.atoms)
-            dx, v = self.motion(graph.repeat(len(some)), t)
+            dx, v = self.motion(graph, t, blocks)
             shape = (len(some), graph.atoms, 3)
             moved.append(dx.double().cpu().numpy().reshape(shape))
             velocities.append(v.double().cpu().numpy().reshape(shape))

@@ -86,6 +86,7 @@ def rollout(
     stride, spacing = exact(model.stride(window)), exact(_positive(dt, "dt"))
     last = None if duration is None else exact(_positive(duration, "duration"))
     neighbors = NeighborList(model.config.radial_cutoff, SKIN)
+    blocks = model.prepare()
     isolated = np.logical_not(system.pbc).all(axis=1)[system.system_index]
     while last is None or start * stride < last:
         begin, end = start * stride, (start + 1) * stride
@@ -102,9 +103,9 @@ def rollout(
             raise RolloutError(reason, broken, start, system.positions, momenta) from error
         graph = model.graph(system, edges)
         times = np.array([float(stride)])
-        moved, velocity = model.displacements(graph, times)
+        moved, velocity = model.displacements(graph, times, blocks)
         if len(inner):  # the end comes last, but is computed by itself: see above
-            moved_inner, velocity_inner = model.displacements(graph, inner)
+            moved_inner, velocity_inner = model.displacements(graph, inner, blocks)
             times = np.concatenate([inner, times])
             moved = np.concatenate([moved_inner, moved])
             velocity = np.concatenate([velocity_inner, velocity])

@@ -9,7 +9,14 @@ import pytest
 import torch
 
 from mdtrajnet_fast.config import irreps_channels
-from mdtrajnet_fast.ops import cutoff_envelope, edge_attention, fold, gaussian_basis, reference
+from mdtrajnet_fast.ops import (
+    BACKENDS,
+    cutoff_envelope,
+    edge_attention,
+    fold,
+    gaussian_basis,
+    reference,
+)
 from mdtrajnet_fast.system import System
 
 
@@ -100,7 +107,7 @@ def attention(model, scalars, dx, dv, graph, weights=None, **options):
         radial_cutoff=config.radial_cutoff,
         distance_centres=config.d_embed_dim,
         time_channels=config.t_embed_dim,
-        **options,
+        **{"backend": "reference"} | options,
     )
 
 
@@ -167,13 +174,15 @@ def test_gradients(envelope):
     assert torch.autograd.gradcheck(function, leaves, check_forward_ad=True, fast_mode=True)
 
 
-def test_envelope_is_continuous_at_the_cutoff():
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_envelope_is_continuous_at_the_cutoff(backend):
     """Nothing jumps where an atom crosses the cutoff, even the only neighbour."""
 
     def prediction(distance, envelope):
         model = cases.model(envelope=envelope)
         atoms = ase.Atoms("CO", positions=[[0, 0, 0], [0, 0, distance]])
         atoms.set_momenta([[1.0, 0, 0.5], [0, 1.0, 0]])
+        model.backend = backend
         return model.predict(atoms, [5.0])[0][0] - atoms.positions
 
     near, far = 4.0 - 1e-5, 4.0 + 1e-5

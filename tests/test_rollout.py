@@ -339,9 +339,9 @@ def test_broken_trajectory_keeps_its_frames(tmp_path, monkeypatch, breakdown):
     atoms, path, model = cases.hot("CH3CH2OH"), tmp_path / "a.h5", gentle(**cases.OWN)
     predicted, calls = model.displacements, []
 
-    def breaks_in_the_third_window(graph, times):
+    def breaks_in_the_third_window(graph, times, blocks):
         calls.append(times)
-        moved, velocity = predicted(graph, times)
+        moved, velocity = predicted(graph, times, blocks)
         if len(calls) > 4:  # two calls a window
             moved[:, 4] += breakdown
         return moved, velocity
@@ -358,9 +358,9 @@ def test_others_go_on_when_one_breaks(monkeypatch):
     model, calls = gentle(**cases.OWN), []
     predicted = model.displacements
 
-    def ethanol_breaks_in_the_third_window(graph, times):
+    def ethanol_breaks_in_the_third_window(graph, times, blocks):
         calls.append(times)
-        moved, velocity = predicted(graph, times)
+        moved, velocity = predicted(graph, times, blocks)
         if len(calls) > 4 and graph.atoms > 7:  # two calls a window
             moved[:, 5] += 10.0
         return moved, velocity

@@ -1,19 +1,16 @@
 """The operations a model is made of. Nothing here knows of models or files."""
 
+from .blocks import BACKENDS, Blocks, choose_backend, edge_attention
 from .graph import Graph
-from .reference import (
-    BlockWeights,
-    FoldedWeights,
-    cutoff_envelope,
-    edge_attention,
-    fold,
-    gaussian_basis,
-)
+from .reference import BlockWeights, FoldedWeights, cutoff_envelope, fold, gaussian_basis
 
 __all__ = [
+    "BACKENDS",
     "BlockWeights",
+    "Blocks",
     "FoldedWeights",
     "Graph",
+    "choose_backend",
     "cutoff_envelope",
     "edge_attention",
     "fold",

@@ -26,6 +26,15 @@ class Padded(NamedTuple):
     w: Tensor  # [atoms, slots, 3] Å/fs
 
 
+class CSR(NamedTuple):
+    """Edges sorted by centre, as the kernels see them."""
+
+    row_ptr: Tensor  # [atoms + 1] int64
+    neighbor: Tensor  # [edges] int64
+    r: Tensor  # [edges, 3] Å, from centre to neighbour
+    w: Tensor  # [edges, 3] Å/fs
+
+
 @dataclass(frozen=True)
 class Graph:
     """Neighbours and relative motion at the input geometry, sorted by centre (CSR).
@@ -88,6 +97,11 @@ class Graph:
         """Number of atoms."""
         return self.species.shape[0]
 
+    @property
+    def csr(self) -> CSR:
+        """The edges alone."""
+        return CSR(self.row_ptr, self.neighbor, self.r, self.w)
+
     def repeat(self, times: int) -> Graph:
         """The same graph `times` times over, as independent systems."""
         if times == 1:
@@ -125,9 +139,10 @@ class Graph:
         return Padded(neighbor, mask, r, w)
 
     def component_mean(self, x: Tensor) -> Tensor:
-        """Mass-weighted mean of x [atoms, 3] over each connected component, at each atom."""
+        """Mass-weighted mean of x [times x atoms, 3] over each connected component, at each atom."""
         mass = self.masses.new_zeros(self.components).index_add(0, self.component, self.masses)
-        total = x.new_zeros(self.components, 3).index_add(
-            0, self.component, self.masses[:, None] * x
+        weighted = self.masses[:, None] * x.view(-1, self.atoms, 3)
+        total = x.new_zeros(weighted.shape[0], self.components, 3).index_add(
+            1, self.component, weighted
         )
-        return (total / mass[:, None])[self.component]
+        return (total / mass[:, None])[:, self.component].view_as(x)

@@ -9,14 +9,16 @@ layer H(d, time channels of i). Written out (e3nn's normalisation, l <= 1 on bot
     vectors:  A u + B w + G (w.u) u,   A = p1 sum_u s_i[u] W[u] + d A_r
 
 with one weight per path and channel. Because everything is linear in H, the per-atom sums over s_i
-are done once per atom and not once per edge, the query is folded into the key's weights, and
-the softmax average is taken of H before the value weights act: nothing of the size of an edge's
-weights is ever formed. The constant of the affine function rides along as a last hidden unit of 1.
+are done once per atom and not once per edge, the query is folded into the key's weights and the
+output map into the vector values', and for scalar values the softmax average is taken of H before
+the weights act: nothing of the size of an edge's weights is ever formed. The constant of the
+affine function rides along as a last hidden unit of 1.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -65,9 +67,12 @@ def gaussian_basis(x: Tensor, cutoff: float, centres: int) -> Tensor:
 
 
 def cutoff_envelope(d: Tensor, cutoff: float) -> Tensor:
-    """1 - 10 x^3 + 15 x^4 - 6 x^5 with x = d / cutoff, and 0 beyond: two continuous derivatives."""
+    """1 - 10 x^3 + 15 x^4 - 6 x^5 with x = d / cutoff, and 0 beyond: two continuous derivatives.
+
+    In factors, (1 - x)^3 (1 + 3 x + 6 x^2), so that it never rounds to less than 0.
+    """
     x = (d / cutoff).clamp(max=1.0)
-    return 1 - x**3 * (10 - x * (15 - 6 * x))
+    return (1 - x) ** 3 * (1 + 3 * x * (1 + 2 * x))
 
 
 class _Paths(NamedTuple):
@@ -103,17 +108,51 @@ def _paths(scalar: Tensor, vector: Tensor) -> _Paths:
 
 
 class FoldedWeights(NamedTuple):
-    """What is the same for all atoms: weights with query, bilinear form and output worked in."""
+    """Weights with normalisation, query, bilinear form and output map worked in.
 
-    weights: BlockWeights
-    atom_key: Tensor  # [S, n * (h c0 + 2 h)]: s_i into the key's columns of an atom
-    edge_key: Tensor  # [n, 2 h c0 + 5 h]: columns that do not depend on the centre
-    query: Tensor  # [S, h c0]: s_j into the query, bilinear form included
-    value_scalar: Tensor  # [h, m, S v0]
-    value_scalar_edge: Tensor  # [h, 2 m, v0]: the parts times d and w.u
-    value_vector: Tensor  # [S, m * h * 2]
-    value_vector_edge: Tensor  # [h * 3 m, 2]: the parts times r, w and (w.u) u
-    out_scalar: Tensor  # [h v0, S]
+    What a kernel reads. Columns that belong to channels and heads have the head running fastest.
+    """
+
+    key_layers: list[tuple[Tensor, Tensor]]
+    value_layers: list[tuple[Tensor, Tensor]]
+    query: Tensor  # [S, c0 h]: s_j into the query, bilinear form included
+    key_atom: Tensor  # [S, n, c0 h + 2 h]: s_i into the columns: scalar key, d, w.u
+    key_edge: Tensor  # [n, 2 c0 h + 4 h]: d and w.u times scalar key, d^2, d (w.u), |w|^2, (w.u)^2
+    value_atom: Tensor  # [S, m, 2 h]: s_i into the columns along u of (position, velocity)
+    value_edge: Tensor  # [m, 6 h]: columns times r, w, (w.u) u, each (position, velocity)
+    scalar_atom: Tensor  # [h, m, S v0]: the mean hidden layer times s_i into scalar values
+    scalar_edge: Tensor  # [h, 2 m, v0]: the means times d and times w.u into scalar values
+    out: Tensor  # [h v0, S]
+
+    @property
+    def heads(self) -> int:
+        """Number of attention heads."""
+        return self.scalar_atom.shape[0]
+
+    def tensors(self) -> list[Tensor]:
+        """All tensors in order, the layers as weight, bias, weight, bias, ..."""
+        layers = [x for layer in (*self.key_layers, *self.value_layers) for x in layer]
+        return [*layers, *self[2:]]  # type: ignore[list-item]
+
+    @classmethod
+    def from_tensors(cls, tensors: Sequence[Tensor], key_layers: int) -> FoldedWeights:
+        """What :meth:`tensors` listed, given the number of hidden layers of the key network."""
+        *layers, query, key_atom, key_edge, value_atom, value_edge, scalar_atom, scalar_edge, out = (
+            tensors
+        )
+        pairs = list(zip(layers[::2], layers[1::2], strict=True))
+        return cls(
+            pairs[:key_layers],
+            pairs[key_layers:],
+            query,
+            key_atom,
+            key_edge,
+            value_atom,
+            value_edge,
+            scalar_atom,
+            scalar_edge,
+            out,
+        )
 
 
 def fold(weights: BlockWeights) -> FoldedWeights:
@@ -121,10 +160,11 @@ def fold(weights: BlockWeights) -> FoldedWeights:
     key = _paths(weights.key_scalar, weights.key_vector)
     value = _paths(weights.value_scalar, weights.value_vector)
     n, s, h, c0 = key.s0.shape
+    m, v0, v1 = value.s0.shape[0], value.s0.shape[3], value.s1.shape[3]
     c1 = key.s1.shape[3]
     q0, q1 = weights.query_scalar.shape[2], weights.query_vector.shape[2]
     logit = 1 / math.sqrt((q0 * c0 + q1 * c1) * (c0 + 3 * c1))  # bilinear form, then key size
-    query = torch.einsum("shq,qc->shc", weights.query_scalar, weights.bilinear_scalar)
+    query = torch.einsum("shq,qc->sch", weights.query_scalar, weights.bilinear_scalar)
     # the query's vector is query_vector . (r/2, w/2): one vector per head for each of r and w
     from_r, from_w = torch.einsum("xhq,qc->xhc", weights.query_vector, weights.bilinear_vector) * (
         logit / (2 * math.sqrt(2) * math.sqrt(3))
@@ -133,37 +173,34 @@ def fold(weights: BlockWeights) -> FoldedWeights:
     def dot(x: Tensor, y: Tensor) -> Tensor:  # [.., h, c], [h, c] -> [.., h]
         return torch.einsum("...hc,hc->...h", x, y)
 
-    atom_key = torch.cat(
-        [key.s0.reshape(n, s, h * c0), dot(key.s1, from_r), dot(key.s1, from_w)], dim=2
-    )
-    edge_key = torch.cat(
-        [
-            key.r0.reshape(n, h * c0),
-            key.w0.reshape(n, h * c0),
-            dot(key.a, from_r),  # d^2
-            dot(key.b + key.g, from_r) + dot(key.a, from_w),  # d (w.u)
-            dot(key.b, from_w),  # |w|^2
-            dot(key.g, from_w),  # (w.u)^2
-        ],
-        dim=1,
-    )
-    m, v0, v1 = value.s0.shape[0], value.s0.shape[3], value.s1.shape[3]
+    def columns(x: Tensor) -> Tensor:  # [.., h, c] -> [.., c h]
+        return x.transpose(-1, -2).flatten(-2)
+
     out_vector = weights.out_vector / math.sqrt(h * v1)
 
-    def out(x: Tensor) -> Tensor:  # [.., h, c1] -> [.., h, 2]
-        return torch.einsum("...hc,hcz->...hz", x, out_vector)
+    def out(x: Tensor) -> Tensor:  # [.., h, c] -> [.., 2 h]
+        return torch.einsum("...hc,hcz->...zh", x, out_vector).flatten(-2)
 
-    vector_edge = torch.stack([out(value.a), out(value.b), out(value.g)])  # [3, m, h, 2]
+    key_atom = [columns(key.s0), dot(key.s1, from_r), dot(key.s1, from_w)]
+    key_edge = [
+        columns(key.r0),
+        columns(key.w0),
+        dot(key.a, from_r),  # d^2
+        dot(key.b + key.g, from_r) + dot(key.a, from_w),  # d (w.u)
+        dot(key.b, from_w),  # |w|^2
+        dot(key.g, from_w),  # (w.u)^2
+    ]
     return FoldedWeights(
-        weights=weights,
-        atom_key=atom_key.transpose(0, 1).reshape(s, -1),
-        edge_key=edge_key,
-        query=query.reshape(s, h * c0) * (logit / math.sqrt(s)),
-        value_scalar=value.s0.permute(2, 0, 1, 3).reshape(h, m, s * v0),
-        value_scalar_edge=torch.cat([value.r0, value.w0]).transpose(0, 1),
-        value_vector=out(value.s1).transpose(0, 1).reshape(s, -1),
-        value_vector_edge=vector_edge.permute(2, 0, 1, 3).reshape(h * 3 * m, 2),
-        out_scalar=weights.out_scalar.reshape(h * v0, s) / math.sqrt(h * v0),
+        key_layers=weights.key_layers,
+        value_layers=weights.value_layers,
+        query=query.reshape(s, c0 * h) * (logit / math.sqrt(s)),
+        key_atom=torch.cat(key_atom, dim=2).transpose(0, 1),
+        key_edge=torch.cat(key_edge, dim=1),
+        value_atom=out(value.s1).transpose(0, 1),
+        value_edge=torch.cat([out(value.a), out(value.b), out(value.g)], dim=1),
+        scalar_atom=value.s0.permute(2, 0, 1, 3).reshape(h, m, s * v0),
+        scalar_edge=torch.cat([value.r0, value.w0]).transpose(0, 1),
+        out=weights.out_scalar.reshape(h * v0, s) / math.sqrt(h * v0),
     )
 
 
@@ -198,7 +235,6 @@ def edge_attention(
     being :func:`cutoff_envelope`, softmax weights become f_j exp(l_j) / sum_k f_k exp(l_k) and
     messages are multiplied by f_j once more, so that even the last neighbour leaves smoothly.
     """
-    weights = folded.weights
     queries = scalars @ folded.query
     state = torch.cat([displacement, velocity_change], dim=1)
     padded = graph.padded
@@ -206,8 +242,9 @@ def edge_attention(
     if slots == 0:
         zero = displacement * 0
         return scalars * 0, zero, zero
-    n, _, h, c0 = weights.key_scalar.shape
-    m, v0 = weights.value_scalar.shape[0], weights.value_scalar.shape[3]
+    h, m = folded.scalar_atom.shape[:2]
+    n, c0 = folded.key_edge.shape[0], folded.query.shape[1] // h
+    v0 = folded.scalar_edge.shape[2]
     needs_grad = torch.is_grad_enabled() and scalars.requires_grad
     step = atoms if needs_grad else max(1, _SLICE // (slots * max(n, m)))
 
@@ -223,17 +260,17 @@ def edge_attention(
         wu = (w * u).sum(-1)
         distance = gaussian_basis(d, radial_cutoff, distance_centres)
         time = s[:, -time_channels:]
+        d_, wu_ = d[..., None], wu[..., None]
 
         # logits: columns that depend on the centre, then those that do not
-        hidden = _hidden(weights.key_layers, distance, time)
-        own = torch.bmm(hidden, (s @ folded.atom_key).view(len(s), n, -1))
-        same = hidden @ folded.edge_key
-        d_, wu_ = d[..., None], wu[..., None]
-        k_s, along, across = own.split([h * c0, h, h], -1)
-        k_r, k_w, dd, dw, ww, wuwu = same.split([h * c0, h * c0, h, h, h, h], -1)
+        hidden = _hidden(folded.key_layers, distance, time)
+        own = torch.bmm(hidden, (s @ folded.key_atom.flatten(1)).view(len(s), n, -1))
+        k_s, along, across = own.split([c0 * h, h, h], -1)
+        same = hidden @ folded.key_edge
+        k_r, k_w, dd, dw, ww, wuwu = same.split([c0 * h, c0 * h, h, h, h, h], -1)
         k0 = k_s + d_ * k_r + wu_ * k_w
         logits = (
-            (queries[neighbor] * k0).unflatten(-1, (h, c0)).sum(-1)
+            (queries[neighbor] * k0).unflatten(-1, (c0, h)).sum(-2)
             + d_ * (along + d_ * dd + wu_ * dw)
             + wu_ * (across + wu_ * wuwu)
             + (w * w).sum(-1, keepdim=True) * ww
@@ -249,22 +286,25 @@ def edge_attention(
         if envelope:
             a = a * f[..., None]
 
-        # values: average the hidden layer with every geometric factor, then apply the weights
-        hidden = _hidden(weights.value_layers, distance, time)
-        one = torch.ones_like(d_)
-        factors = torch.cat([one, d_, wu_, u, r, w, wu_ * u], dim=-1)  # [i, k, 15]
-        mix = torch.einsum("ikh,ikf->ihfk", a, factors).reshape(len(s), h * 15, -1)
-        mean = torch.bmm(mix, hidden).view(len(s), h, 15, m)
-        e_1, e_dw, v_u, v_rest = mean.split([1, 2, 3, 9], 2)
-        value = torch.bmm(e_1.squeeze(2).transpose(0, 1), folded.value_scalar)
-        value = torch.einsum("hisc,is->ihc", value.view(h, len(s), -1, v0), s) + torch.bmm(
-            e_dw.reshape(len(s), h, 2 * m).transpose(0, 1), folded.value_scalar_edge
-        ).transpose(0, 1)
-        own = (s @ folded.value_vector).view(len(s), m, h, 2)
-        vector = torch.einsum("ihxm,imhz->izx", v_u, own)
-        rest = v_rest.unflatten(2, (3, 3)).permute(0, 3, 1, 2, 4)  # [i, x, h, factor, m]
-        vector = vector + (rest.reshape(len(s), 3, -1) @ folded.value_vector_edge).transpose(1, 2)
-        return value.reshape(len(s), -1) @ folded.out_scalar, vector.reshape(len(s), 6)
+        # scalar values: average the hidden layer, then apply the weights
+        hidden = _hidden(folded.value_layers, distance, time)
+        mix = torch.stack([a, d_ * a, wu_ * a], dim=1).transpose(2, 3)  # [i, 3, h, k]
+        mean = torch.bmm(mix.flatten(1, 2), hidden).view(len(s), 3, h, m)
+        mean, mean_edge = mean.permute(2, 0, 1, 3).split([1, 2], 2)  # [h, i, ., m]
+        value = torch.bmm(mean.squeeze(2), folded.scalar_atom)
+        value = torch.einsum("hisc,is->hic", value.view(h, len(s), -1, v0), s)
+        value = value + torch.bmm(mean_edge.flatten(2), folded.scalar_edge)
+
+        # vector values: one column per head and output, summed over heads before the vector acts
+        own = torch.bmm(hidden, (s @ folded.value_atom.flatten(1)).view(len(s), m, -1))
+        along_r, along_w, along_u = (hidden @ folded.value_edge).split(2 * h, -1)
+        along = own + d_ * along_r + wu_ * along_u
+        weight_u, weight_w = (
+            (x.unflatten(-1, (2, h)) * a[..., None, :]).sum(-1) for x in (along, along_w)
+        )
+        vector = torch.einsum("ikz,ikx->izx", weight_u, u)
+        vector = vector + torch.einsum("ikz,ikx->izx", weight_w, w)
+        return value.transpose(0, 1).flatten(1) @ folded.out, vector.reshape(len(s), 6)
 
     parts = [centres(slice(k, k + step)) for k in range(0, atoms, step)]
     out, vector = (torch.cat(x) if len(x) > 1 else x[0] for x in zip(*parts, strict=True))

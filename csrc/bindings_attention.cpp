@@ -1,0 +1,238 @@
+// The attention block for Python: raw pointers in, checked by the caller, which knows the tensors.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <cstdint>
+#include <cstdlib>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "cpu/attention.hpp"
+
+namespace py = pybind11;
+using namespace mdtrajnet;
+
+namespace {
+
+using Pointer = std::uintptr_t;
+using Pointers = std::vector<Pointer>;
+
+// The kernels to use: those MDTRAJNET_INSTRUCTION_SET names, or the best there are.
+const AttentionKernels& chosen_kernels() {
+    const char* name = std::getenv("MDTRAJNET_INSTRUCTION_SET");
+    if (name && !*name) name = nullptr;
+    const AttentionKernels* kernels = attention_kernels(name);
+    if (!kernels)
+        throw py::value_error(std::string("MDTRAJNET_INSTRUCTION_SET is \"") + name +
+                              "\", but must name one that this processor has, of base, avx2 and avx512; unset it to use "
+                              "the best");
+    return *kernels;
+}
+
+template <class T>
+const AttentionFunctions<T>& functions(const AttentionKernels& kernels);
+template <>
+const AttentionFunctions<float>& functions(const AttentionKernels& kernels) {
+    return kernels.single;
+}
+template <>
+const AttentionFunctions<double>& functions(const AttentionKernels& kernels) {
+    return kernels.real;
+}
+
+template <class T>
+T* as(Pointer p) {
+    return reinterpret_cast<T*>(p);
+}
+
+template <class T>
+AttentionState<T> state_of(const Pointers& p) {
+    return {as<T>(p.at(0)), as<T>(p.at(1)), as<T>(p.at(2))};
+}
+
+// The folded tensors in the order of FoldedWeights, the layers as weight, bias, weight, bias, ...
+template <class T>
+AttentionWeights<T> weights_of(const AttentionSizes& size, const Pointers& pointers) {
+    AttentionWeights<T> w{};
+    std::size_t k = 0;
+    for (int net = 0; net < 2; ++net)
+        for (int layer = 0; layer < size.layers[net]; ++layer) {
+            w.layer_weight[net][layer] = as<T>(pointers.at(k++));
+            w.layer_bias[net][layer] = as<T>(pointers.at(k++));
+        }
+    for (T** p : {&w.query, &w.key_atom, &w.key_edge, &w.value_atom, &w.value_edge, &w.scalar_atom, &w.scalar_edge, &w.out})
+        *p = as<T>(pointers.at(k++));
+    return w;
+}
+
+struct Graph {
+    std::int64_t atoms;
+    Pointer row_ptr, neighbor, r, w;
+
+    template <class T>
+    AttentionGraph<T> view() const {
+        return {atoms, as<std::int64_t>(row_ptr), as<std::int64_t>(neighbor), as<T>(r), as<T>(w)};
+    }
+};
+
+Graph graph_of(const py::tuple& t) {
+    return {t[0].cast<std::int64_t>(), t[1].cast<Pointer>(), t[2].cast<Pointer>(), t[3].cast<Pointer>(),
+            t[4].cast<Pointer>()};
+}
+
+// One block's weights, in the layout of the kernels.
+class Block {
+  public:
+    Block(bool real, long scalars, long time_channels, long centres, long heads, long key_channels, long value_channels,
+          const std::vector<long>& key_hidden, const std::vector<long>& value_hidden, double cutoff, bool envelope,
+          const Pointers& weights, bool gradients)
+        : real(real), kernels_(chosen_kernels()) {
+        size = {scalars, time_channels, centres, heads, key_channels, value_channels, {}, {}, cutoff, envelope};
+        const std::vector<long>* hidden[2] = {&key_hidden, &value_hidden};
+        for (int net = 0; net < 2; ++net) {
+            if (hidden[net]->empty() || hidden[net]->size() > kMaxLayers)
+                throw py::value_error("a radial network has " + std::to_string(hidden[net]->size()) +
+                                      " hidden layers, but the CPU kernels take 1 to " + std::to_string(kMaxLayers) +
+                                      "; use backend=\"reference\"");
+            size.layers[net] = static_cast<int>(hidden[net]->size());
+            for (int k = 0; k < size.layers[net]; ++k) size.hidden[net][k] = (*hidden[net])[k];
+        }
+        packed_ = real ? kernels_.real.pack(size, weights_of<double>(size, weights), gradients)
+                       : kernels_.single.pack(size, weights_of<float>(size, weights), gradients);
+    }
+    Block(const Block&) = delete;
+    ~Block() { real ? kernels_.real.release(packed_) : kernels_.single.release(packed_); }
+
+    template <class T>
+    void forward(const AttentionGraph<T>& graph, std::int64_t times, const AttentionState<T>& state,
+                 const AttentionState<T>* tangent, const AttentionState<T>& out, const AttentionState<T>* out_tangent,
+                 int threads) const {
+        functions<T>(kernels_).forward(packed_, graph, times, state, tangent, out, out_tangent, threads);
+    }
+
+    template <class T>
+    void backward(const AttentionGraph<T>& graph, std::int64_t times, const Pointers& state, const Pointers& increment_gradient,
+                  const Pointers& state_gradient, const Pointers& weight_gradient, const Pointers& edge_gradient,
+                  int threads) const {
+        functions<T>(kernels_).backward(packed_, graph, times, state_of<T>(state), state_of<T>(increment_gradient), state_of<T>(state_gradient),
+                                        weights_of<T>(size, weight_gradient),
+                                        {as<T>(edge_gradient.at(0)), as<T>(edge_gradient.at(1))}, threads);
+    }
+
+    bool real;
+    AttentionSizes size;
+
+  private:
+    const AttentionKernels& kernels_;
+    void* packed_;
+};
+
+template <class T>
+void block_forward(const Block& block, const Graph& graph, std::int64_t times, const Pointers& state,
+                   const Pointers& tangent, const Pointers& out, const Pointers& out_tangent, int threads) {
+    AttentionState<T> change{}, out_change{};
+    if (!tangent.empty()) {
+        change = state_of<T>(tangent);
+        out_change = state_of<T>(out_tangent);
+    }
+    block.forward<T>(graph.view<T>(), times, state_of<T>(state), tangent.empty() ? nullptr : &change, state_of<T>(out),
+                     tangent.empty() ? nullptr : &out_change, threads);
+}
+
+// Memory of one state of `atoms` atoms.
+template <class T>
+struct StateBuffer {
+    StateBuffer(std::size_t atoms, long scalars) : memory(atoms * (scalars + 6)), atoms(atoms), scalars(scalars) {}
+
+    AttentionState<T> view() {
+        return {memory.data(), memory.data() + atoms * scalars, memory.data() + atoms * (scalars + 3)};
+    }
+    std::vector<T> memory;
+    std::size_t atoms;
+    long scalars;
+};
+
+template <class T>
+void add(T* to, const T* a, const T* b, std::size_t count) {
+    for (std::size_t k = 0; k < count; ++k) to[k] = a[k] + b[k];
+}
+
+// All blocks, from the first scalars to the last displacement and velocity change; tangents where given.
+template <class T>
+void stack(const std::vector<const Block*>& blocks, bool running, const Graph& graph, std::int64_t times,
+           const Pointers& scalars, const Pointers& displacement, const Pointers& velocity, int threads) {
+    const std::size_t atoms = graph.atoms * times, parts = scalars.size();
+    const long S = blocks.front()->size.scalars;
+    std::vector<StateBuffer<T>> states, increments;
+    AttentionState<T> state[2]{}, increment[2]{};
+    for (std::size_t k = 0; k < parts; ++k) {
+        states.emplace_back(atoms, S);
+        increments.emplace_back(atoms, S);
+        state[k] = states.back().view();
+        increment[k] = increments.back().view();
+        std::copy_n(as<T>(scalars[k]), atoms * S, state[k].scalars);
+    }
+    for (const Block* block : blocks) {
+        block->forward<T>(graph.view<T>(), times, state[0], parts > 1 ? &state[1] : nullptr, increment[0],
+                          parts > 1 ? &increment[1] : nullptr, threads);
+        for (std::size_t k = 0; k < parts; ++k) {
+            if (running) {
+                std::vector<T>& sum = states[k].memory;
+                add(sum.data(), sum.data(), increments[k].memory.data(), sum.size());
+            } else {
+                states[k].memory.swap(increments[k].memory);
+                state[k] = states[k].view();
+                increment[k] = increments[k].view();
+                add(state[k].scalars, state[k].scalars, as<T>(scalars[k]), atoms * S);
+            }
+        }
+    }
+    for (std::size_t k = 0; k < parts; ++k) {
+        std::copy_n(state[k].displacement, 3 * atoms, as<T>(displacement.at(k)));
+        std::copy_n(state[k].velocity, 3 * atoms, as<T>(velocity.at(k)));
+    }
+}
+
+}  // namespace
+
+void bind_attention(py::module_& module) {
+    module.def("instruction_set", [] { return chosen_kernels().instruction_set; });
+
+    py::class_<Block>(module, "AttentionBlock")
+        .def(py::init<bool, long, long, long, long, long, long, const std::vector<long>&, const std::vector<long>&, double,
+                      bool, const Pointers&, bool>(),
+             py::kw_only(), py::arg("float64"), py::arg("scalars"), py::arg("time_channels"), py::arg("centres"),
+             py::arg("heads"), py::arg("key_channels"), py::arg("value_channels"), py::arg("key_hidden"),
+             py::arg("value_hidden"), py::arg("cutoff"), py::arg("envelope"), py::arg("weights"), py::arg("gradients"))
+        .def("forward",
+             [](const Block& block, const py::tuple& graph, std::int64_t times, const Pointers& state,
+                const Pointers& tangent, const Pointers& out, const Pointers& out_tangent, int threads) {
+                 const Graph g = graph_of(graph);
+                 py::gil_scoped_release release;
+                 (block.real ? block_forward<double> : block_forward<float>)(block, g, times, state, tangent, out,
+                                                                            out_tangent, threads);
+             })
+        .def("backward",
+             [](const Block& block, const py::tuple& graph, std::int64_t times, const Pointers& state, const Pointers& increment_gradient,
+                const Pointers& state_gradient, const Pointers& weight_gradient, const Pointers& edge_gradient,
+                int threads) {
+                 const Graph g = graph_of(graph);
+                 py::gil_scoped_release release;
+                 const auto run = [&](auto zero) {
+                     using T = decltype(zero);
+                     block.backward<T>(g.view<T>(), times, state, increment_gradient, state_gradient, weight_gradient,
+                                       edge_gradient, threads);
+                 };
+                 block.real ? run(double{}) : run(float{});
+             });
+
+    module.def("attention_stack",
+               [](const std::vector<const Block*>& blocks, bool running, const py::tuple& graph, std::int64_t times,
+                  const Pointers& scalars, const Pointers& displacement, const Pointers& velocity, int threads) {
+                   const Graph g = graph_of(graph);
+                   py::gil_scoped_release release;
+                   (blocks.at(0)->real ? stack<double> : stack<float>)(blocks, running, g, times, scalars, displacement,
+                                                                      velocity, threads);
+               });
+}

@@ -1,0 +1,88 @@
+// The attention block on the CPU: what the bindings see.  One table of functions for each instruction set.
+#pragma once
+
+#include <cstdint>
+
+namespace mdtrajnet {
+
+constexpr int kMaxLayers = 8;  // hidden layers of one radial network
+
+struct AttentionSizes {
+    long scalars;        // S: species and time channels of an atom
+    long time_channels;  // the last of them, which the radial networks read
+    long centres;        // Gaussians of the distance
+    long heads;
+    long key_channels, value_channels;  // scalar channels of a head
+    int layers[2];                      // hidden layers of key and value network
+    long hidden[2][kMaxLayers];         // their widths
+    double cutoff;                      // radial, Å
+    bool envelope;
+};
+
+// Folded weights as mdtrajnet_fast.ops.FoldedWeights has them, row-major.  n, m: last hidden width of key and value, plus 1.
+template <class T>
+struct AttentionWeights {
+    T* layer_weight[2][kMaxLayers];  // [out, in]
+    T* layer_bias[2][kMaxLayers];    // [out]
+    T* query;                        // [S, c0 h]
+    T* key_atom;                     // [S, n, c0 h + 2 h]
+    T* key_edge;                     // [n, 2 c0 h + 4 h]
+    T* value_atom;                   // [S, m, 2 h]
+    T* value_edge;                   // [m, 6 h]
+    T* scalar_atom;                  // [h, m, S v0]
+    T* scalar_edge;                  // [h, 2 m, v0]
+    T* out;                          // [h v0, S]
+};
+
+// Neighbours of the input geometry, sorted by centre.
+template <class T>
+struct AttentionGraph {
+    std::int64_t atoms;
+    const std::int64_t* row_ptr;   // [atoms + 1]
+    const std::int64_t* neighbor;  // [edges]
+    const T* r;                    // [edges, 3]
+    const T* w;                    // [edges, 3]
+};
+
+// Per atom: scalars [S], displacement [3], velocity change [3].  `times` copies of the graph's atoms, one after another.
+template <class T>
+struct AttentionState {
+    T *scalars, *displacement, *velocity;
+};
+
+// Gradients with respect to the edges' vectors, or null.
+template <class T>
+struct AttentionEdgeGradients {
+    T *r, *w;  // [edges, 3], summed over times
+};
+
+template <class T>
+struct AttentionFunctions {
+    // Weights in the layout of this instruction set; `gradients` adds what backward needs.
+    void* (*pack)(const AttentionSizes&, const AttentionWeights<T>&, bool gradients);
+    void (*release)(void* packed);
+    // increments of the state; with `tangent` also theirs
+    void (*forward)(const void* packed, const AttentionGraph<T>&, std::int64_t times, const AttentionState<T>& state,
+                    const AttentionState<T>* tangent, const AttentionState<T>& increment,
+                    const AttentionState<T>* increment_tangent, int threads);
+    // gradients of the state, the weights and the edges from those of the increments; overwrites every output
+    void (*backward)(const void* packed, const AttentionGraph<T>&, std::int64_t times, const AttentionState<T>& state,
+                     const AttentionState<T>& increment_gradient, const AttentionState<T>& state_gradient,
+                     const AttentionWeights<T>& weight_gradient, const AttentionEdgeGradients<T>& edge_gradient,
+                     int threads);
+};
+
+struct AttentionKernels {
+    const char* instruction_set;
+    AttentionFunctions<float> single;
+    AttentionFunctions<double> real;
+};
+
+const AttentionKernels& attention_kernels_base();
+const AttentionKernels& attention_kernels_avx2();
+const AttentionKernels& attention_kernels_avx512();
+
+// The best that the processor has, or the one named ("base", "avx2", "avx512"); null if it has not that one.
+const AttentionKernels* attention_kernels(const char* instruction_set = nullptr);
+
+}  // namespace mdtrajnet

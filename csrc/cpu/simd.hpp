@@ -1,0 +1,74 @@
+// Vectors of the instruction set that a unit is compiled for, as GCC's and Clang's vector extension has them.
+// Everything here lives in an anonymous namespace of its unit: units of different instruction sets must not share code.
+#pragma once
+
+#include <math.h>
+#include <stdint.h>
+
+namespace {
+
+#if defined(__AVX512F__)
+constexpr int kVectorBytes = 64;
+constexpr int kVectorRegisters = 32;
+#elif defined(__AVX2__)
+constexpr int kVectorBytes = 32;
+constexpr int kVectorRegisters = 16;
+#else
+constexpr int kVectorBytes = 16;
+constexpr int kVectorRegisters = 16;
+#endif
+
+template <class T>
+struct Simd;
+template <>
+struct Simd<float> {
+    typedef float V __attribute__((vector_size(kVectorBytes)));
+    typedef float Unaligned __attribute__((vector_size(kVectorBytes), aligned(4), may_alias));
+    typedef int32_t I __attribute__((vector_size(kVectorBytes)));
+};
+template <>
+struct Simd<double> {
+    typedef double V __attribute__((vector_size(kVectorBytes)));
+    typedef double Unaligned __attribute__((vector_size(kVectorBytes), aligned(8), may_alias));
+    typedef int64_t I __attribute__((vector_size(kVectorBytes)));
+};
+
+template <class T>
+using Vec = typename Simd<T>::V;
+template <class T>
+constexpr long kLanes = kVectorBytes / static_cast<int>(sizeof(T));
+
+template <class T>
+inline Vec<T> load(const T* p) {
+    return *reinterpret_cast<const typename Simd<T>::Unaligned*>(p);
+}
+
+template <class T>
+inline void store(T* p, Vec<T> x) {
+    *reinterpret_cast<typename Simd<T>::Unaligned*>(p) = x;
+}
+
+template <class T>
+inline Vec<T> broadcast(T x) {
+    return x - Vec<T>{};
+}
+
+template <class T>
+inline T lane_sum(Vec<T> x) {
+    T sum = 0;
+    for (int k = 0; k < kLanes<T>; ++k) sum += x[k];
+    return sum;
+}
+
+// Elements in whole vectors.
+template <class T>
+constexpr long padded(long n) {
+    return (n + kLanes<T> - 1) / kLanes<T> * kLanes<T>;
+}
+
+inline Vec<float> clamp(Vec<float> x, float low, float high) {
+    x = x < low ? broadcast(low) : x;
+    return x > high ? broadcast(high) : x;
+}
+
+}  // namespace

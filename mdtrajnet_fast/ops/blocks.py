@@ -1,0 +1,135 @@
+"""The attention block and a stack of them, on the backend that the tensors' device asks for.
+
+Backends: "cpu", native kernels for CPU tensors, and "reference", plain torch on any device.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+from . import cpu, reference, register
+from .graph import Graph
+from .reference import FoldedWeights
+
+BACKENDS = ("cpu", "reference")
+
+Increments = tuple[Tensor, Tensor, Tensor]
+
+
+def choose_backend(backend: str | None, device: torch.device) -> str:
+    """The backend asked for, or the device's own; refused where it cannot serve the device."""
+    if backend is None:
+        return "cpu" if device.type == "cpu" else "reference"
+    if backend not in BACKENDS:
+        raise ValueError(f"backend must be one of {', '.join(BACKENDS)}, got {backend!r}")
+    if backend == "cpu" and device.type != "cpu":
+        raise ValueError(
+            f'backend "cpu" needs tensors on the CPU, but these are on {device}; move the model '
+            'there, or choose backend="reference"'
+        )
+    return backend
+
+
+def edge_attention(
+    scalars: Tensor,  # [times x atoms, S]: species channels, then time channels
+    displacement: Tensor,  # [times x atoms, 3] Å, from the input geometry
+    velocity_change: Tensor,  # [times x atoms, 3] Å/fs, from the input velocities
+    graph: Graph,
+    folded: FoldedWeights,
+    *,
+    radial_cutoff: float,
+    distance_centres: int,
+    time_channels: int,
+    envelope: bool = False,
+    backend: str | None = None,
+) -> Increments:
+    """One attention block: increments of scalars, positions (Å) and velocities (Å/fs).
+
+    Several times of one graph may be given at once, one after another. See
+    :func:`mdtrajnet_fast.ops.reference.edge_attention` for the equations. Raises ValueError for a
+    backend that cannot serve the tensors' device, and NotImplementedError where the CPU kernels are
+    asked for the gradient of a time tangent.
+    """
+    options = {
+        "radial_cutoff": radial_cutoff,
+        "distance_centres": distance_centres,
+        "time_channels": time_channels,
+        "envelope": envelope,
+    }
+    if choose_backend(backend, scalars.device) == "reference":
+        times = scalars.shape[0] // max(1, graph.atoms)
+        return reference.edge_attention(
+            scalars, displacement, velocity_change, graph.repeat(times), folded, **options
+        )
+    state = scalars, displacement, velocity_change
+    weights, key_layers = register.flat(folded)
+    return torch.ops.mdtrajnet_fast.edge_attention(
+        *state, *graph.csr, weights, key_layers, *options.values()
+    )
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """The attention blocks of a network with their folded weights: a snapshot.
+
+    running: whether increments add up ("running") or each is added to the first state ("input").
+    """
+
+    folded: list[FoldedWeights]
+    running: bool
+    radial_cutoff: float
+    distance_centres: int
+    time_channels: int
+    envelope: bool
+    backend: str
+
+    def __call__(self, scalars: Tensor, graph: Graph) -> tuple[Tensor, Tensor]:
+        """Displacement (Å) and velocity change (Å/fs), [times x atoms, 3], of the last state.
+
+        scalars: [times x atoms, S], the first state's, whose displacement and velocity change are 0.
+        """
+        if self.backend == "cpu" and not self._differentiated(scalars, graph):
+            return self._native_stack(scalars, graph)
+        if self.backend == "reference":
+            graph = graph.repeat(scalars.shape[0] // max(1, graph.atoms))
+        start = scalars
+        dx = dv = scalars.new_zeros(scalars.shape[0], 3)
+        for folded in self.folded:
+            increment = edge_attention(
+                scalars, dx, dv, graph, folded, **self._options, backend=self.backend
+            )
+            if self.running:
+                scalars, dx, dv = (a + b for a, b in zip((scalars, dx, dv), increment, strict=True))
+            else:
+                scalars, dx, dv = start + increment[0], increment[1], increment[2]
+        return dx, dv
+
+    @property
+    def _options(self) -> dict:
+        names = ("radial_cutoff", "distance_centres", "time_channels", "envelope")
+        return {name: getattr(self, name) for name in names}
+
+    def _differentiated(self, scalars: Tensor, graph: Graph) -> bool:
+        """Whether autograd (or a compiler) has to see the single blocks."""
+        if torch.compiler.is_compiling():
+            return True
+        tensors = (scalars, graph.r, graph.w, *(x for f in self.folded for x in f.tensors()))
+        return torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
+
+    @cached_property
+    def _native(self) -> list[cpu.Block]:
+        return [cpu.Block(folded, **self._options) for folded in self.folded]
+
+    def _native_stack(self, scalars: Tensor, graph: Graph) -> tuple[Tensor, Tensor]:
+        """All blocks in one native call, with the time tangent where scalars carry one."""
+        value, tangent = forward_ad.unpack_dual(scalars)
+        both = (value,) if tangent is None else (value, tangent)
+        dx, dv = cpu.stack(self._native, self.running, both, graph.csr)
+        if tangent is None:
+            return dx[0], dv[0]
+        return forward_ad.make_dual(*dx), forward_ad.make_dual(*dv)

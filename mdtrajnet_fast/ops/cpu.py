@@ -1,0 +1,146 @@
+"""The attention block on the CPU: native kernels (csrc/cpu), called with pointers of tensors.
+
+The kernels come for AVX-512, AVX2 and the baseline; the best that the processor has is taken, or the
+one that the environment variable MDTRAJNET_INSTRUCTION_SET names (avx512, avx2, base).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from .. import _C
+from .graph import CSR
+from .reference import FoldedWeights
+
+# Atoms times neighbours of one thread: below, waking another takes longer than it saves.
+_ROWS_PER_THREAD = 1024
+
+
+def _pointers(tensors: Sequence[Tensor]) -> list[int]:
+    return [x.data_ptr() for x in tensors]
+
+
+def _graph(graph: CSR) -> tuple[int, int, int, int, int]:
+    return (graph.row_ptr.shape[0] - 1, *_pointers(graph))
+
+
+def _times(graph: CSR, state: Tensor) -> int:
+    """How many copies of the graph's atoms a state [times x atoms, .] holds."""
+    atoms = graph.row_ptr.shape[0] - 1
+    times, rest = divmod(state.shape[0], max(1, atoms))
+    if rest:
+        raise ValueError(
+            f"the state has {state.shape[0]} rows, but must have one for each of the graph's "
+            f"{atoms} atoms, or a multiple of that (several times)"
+        )
+    return times
+
+
+def _threads(graph: CSR, times: int) -> int:
+    rows = times * (graph.neighbor.shape[0] + graph.row_ptr.shape[0])
+    return max(1, min(torch.get_num_threads(), rows // _ROWS_PER_THREAD))
+
+
+class Block:
+    """The folded weights of one block in the layout of the kernels: a copy, made once."""
+
+    def __init__(
+        self,
+        folded: FoldedWeights,
+        *,
+        radial_cutoff: float,
+        distance_centres: int,
+        time_channels: int,
+        envelope: bool,
+        gradients: bool = False,
+    ):
+        heads = folded.heads
+        tensors = [x.contiguous() for x in folded.tensors()]
+        self.shapes = [x.shape for x in tensors]
+        self.dtype = folded.query.dtype
+        self.native = _C.AttentionBlock(
+            float64=self.dtype == torch.float64,
+            scalars=folded.query.shape[0],
+            time_channels=time_channels,
+            centres=distance_centres,
+            heads=heads,
+            key_channels=folded.query.shape[1] // heads,
+            value_channels=folded.scalar_edge.shape[2],
+            key_hidden=[weight.shape[0] for weight, _ in folded.key_layers],
+            value_hidden=[weight.shape[0] for weight, _ in folded.value_layers],
+            cutoff=radial_cutoff,
+            envelope=envelope,
+            weights=_pointers(tensors),
+            gradients=gradients,
+        )
+
+    def forward(
+        self, state: Sequence[Tensor], tangent: Sequence[Tensor], graph: CSR
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """Increments of (scalars, displacement, velocity change) and their tangents.
+
+        state, tangent: [times x atoms, .], contiguous; tangent may be empty.
+        """
+        out = [torch.empty_like(x) for x in state]
+        out_tangent = [torch.empty_like(x) for x in tangent]
+        times = _times(graph, state[0])
+        self.native.forward(
+            _graph(graph),
+            times,
+            _pointers(state),
+            _pointers(tangent),
+            _pointers(out),
+            _pointers(out_tangent),
+            _threads(graph, times),
+        )
+        return out, out_tangent
+
+    def backward(
+        self, state: Sequence[Tensor], graph: CSR, gradients: Sequence[Tensor]
+    ) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+        """Gradients of the state, of the graph's r and w, and of the folded tensors.
+
+        gradients: those of the increments, contiguous.
+        """
+        of_state = [torch.empty_like(x) for x in state]
+        of_edges = [torch.empty_like(graph.r), torch.empty_like(graph.w)]
+        of_weights = [torch.empty(shape, dtype=self.dtype) for shape in self.shapes]
+        times = _times(graph, state[0])
+        self.native.backward(
+            _graph(graph),
+            times,
+            _pointers(state),
+            _pointers(gradients),
+            _pointers(of_state),
+            _pointers(of_weights),
+            _pointers(of_edges),
+            _threads(graph, times),
+        )
+        return of_state, of_edges, of_weights
+
+
+def stack(
+    blocks: Sequence[Block], running: bool, scalars: Sequence[Tensor], graph: CSR
+) -> tuple[list[Tensor], list[Tensor]]:
+    """All blocks one after another: displacement and velocity change of the last state.
+
+    scalars: one tensor [times x atoms, S], or it and its tangent; the results match.
+    """
+    scalars = [x.contiguous() for x in scalars]
+    times = _times(graph, scalars[0])
+    displacement = [x.new_empty(x.shape[0], 3) for x in scalars]
+    velocity = [x.new_empty(x.shape[0], 3) for x in scalars]
+    _C.attention_stack(
+        [block.native for block in blocks],
+        running,
+        _graph(graph),
+        times,
+        _pointers(scalars),
+        _pointers(displacement),
+        _pointers(velocity),
+        _threads(graph, times),
+    )
+    return displacement, velocity
