@@ -12,6 +12,8 @@ from ase.build import bulk, molecule
 from mdtrajnet_fast.config import ModelConfig
 from mdtrajnet_fast.ensembles import thermal_velocities
 from mdtrajnet_fast.model import MDtrajNet
+from mdtrajnet_fast.ops import Graph
+from mdtrajnet_fast.system import System
 
 DATA = Path(__file__).parent / "data"
 
@@ -70,3 +72,21 @@ def mixture() -> list[ase.Atoms]:
 def velocities(atoms: ase.Atoms) -> np.ndarray:
     """Velocities in Å/fs."""
     return atoms.get_velocities() * ase.units.fs
+
+
+def block_inputs(
+    model: MDtrajNet, atoms: ase.Atoms | list[ase.Atoms], seed: int = 0
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, Graph]:
+    """Random scalars, displacement and velocity change, and the graph: the input of a block."""
+    graph = model.graph(System.from_atoms(atoms))
+    rng = torch.Generator().manual_seed(seed)
+
+    def draw(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=rng, dtype=torch.float64).to(model.dtype)
+
+    return (
+        draw(graph.atoms, model.config.scalars),
+        0.1 * draw(graph.atoms, 3),
+        0.01 * draw(graph.atoms, 3),
+        graph,
+    )

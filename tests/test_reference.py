@@ -17,7 +17,6 @@ from mdtrajnet_fast.ops import (
     gaussian_basis,
     reference,
 )
-from mdtrajnet_fast.system import System
 
 
 def direct_block(scalars, dx, dv, graph, block, config):
@@ -80,22 +79,6 @@ def direct_block(scalars, dx, dv, graph, block, config):
     return out
 
 
-def block_inputs(model, atoms, seed=0):
-    config = model.config
-    graph = model.graph(System.from_atoms(atoms))
-    rng = torch.Generator().manual_seed(seed)
-
-    def draw(*shape):
-        return torch.randn(*shape, generator=rng, dtype=torch.float64).to(model.dtype)
-
-    return (
-        draw(graph.atoms, config.scalars),
-        0.1 * draw(graph.atoms, 3),
-        0.01 * draw(graph.atoms, 3),
-        graph,
-    )
-
-
 def attention(model, scalars, dx, dv, graph, weights=None, **options):
     config = model.config
     return edge_attention(
@@ -115,7 +98,7 @@ def attention(model, scalars, dx, dv, graph, weights=None, **options):
 @pytest.mark.parametrize("atoms", [cases.hot("CH3CH2OH"), cases.mixture()], ids=["one", "mixture"])
 def test_factorised_equals_direct(atoms, seed):
     model = cases.model(seed)
-    inputs = block_inputs(model, atoms, seed)
+    inputs = cases.block_inputs(model, atoms, seed)
     expected = direct_block(*inputs, model.members[0].blocks[0], model.config)
     for x, y in zip(attention(model, *inputs), expected, strict=True):
         torch.testing.assert_close(x, y, rtol=1e-11, atol=1e-11)
@@ -123,7 +106,7 @@ def test_factorised_equals_direct(atoms, seed):
 
 def test_float32_is_float64_to_rounding():
     model = cases.model()
-    inputs = block_inputs(model, cases.mixture())
+    inputs = cases.block_inputs(model, cases.mixture())
     exact = attention(model, *inputs)
     single = model.float()
     inputs32 = *(x.float() for x in inputs[:3]), single.graph(System.from_atoms(cases.mixture()))
@@ -133,7 +116,7 @@ def test_float32_is_float64_to_rounding():
 
 def test_slices_do_not_change_the_result(monkeypatch):
     model = cases.model()
-    inputs = block_inputs(model, cases.mixture())
+    inputs = cases.block_inputs(model, cases.mixture())
     whole = attention(model, *inputs)
     monkeypatch.setattr(reference, "_SLICE", 1)
     for x, y in zip(attention(model, *inputs), whole, strict=True):
@@ -143,11 +126,11 @@ def test_slices_do_not_change_the_result(monkeypatch):
 def test_no_neighbours_no_increment():
     model = cases.model()
     atoms = ase.Atoms("CHO", positions=[[0, 0, 0], [0, 0, 30], [0, 1.0, 30]])
-    scalars, dx, dv, graph = block_inputs(model, atoms)
+    scalars, dx, dv, graph = cases.block_inputs(model, atoms)
     for increment in attention(model, scalars, dx, dv, graph):
         assert (increment[0] == 0).all()
         assert (increment[1:] != 0).any()
-    alone = block_inputs(model, ase.Atoms("O"))
+    alone = cases.block_inputs(model, ase.Atoms("O"))
     for increment in attention(model, *alone):
         assert (increment == 0).all()
 
@@ -155,7 +138,7 @@ def test_no_neighbours_no_increment():
 @pytest.mark.parametrize("envelope", [False, True])
 def test_gradients(envelope):
     model = cases.model(irreps_key="2x0e + 1x1o", key_weight_hidden_neurons=(4,))
-    scalars, dx, dv, graph = block_inputs(model, cases.hot("H2O"))
+    scalars, dx, dv, graph = cases.block_inputs(model, cases.hot("H2O"))
     weights = model.members[0].blocks[0].weights()
     leaves = [scalars, dx, dv, weights.key_scalar, weights.value_vector, weights.out_vector]
     leaves += [weights.key_layers[0][0], weights.query_vector]

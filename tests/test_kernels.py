@@ -1,0 +1,272 @@
+"""The CPU kernels against the float64 reference: values, time tangents, gradients, limits."""
+
+import dataclasses
+
+import ase
+import cases
+import numpy as np
+import pytest
+import torch
+from torch.autograd import forward_ad
+
+from mdtrajnet_fast import _C
+from mdtrajnet_fast.config import ModelConfig
+from mdtrajnet_fast.model import MDtrajNet
+from mdtrajnet_fast.ops import Graph, edge_attention, fold
+from mdtrajnet_fast.ops.reference import FoldedWeights
+
+SIZES = {
+    "small": cases.SMALL,  # nothing is a whole vector, several hidden layers
+    "published": {"species": ("C", "H", "N", "O"), "num_attn_blocks": 2},
+    "three heads": {
+        "species": ("C", "H", "N", "O"),
+        "num_attn_blocks": 1,
+        "num_heads": 3,
+        "irreps_key": "12x0e + 2x1o",
+        "irreps_value": "17x0e + 1x1o",
+        "key_weight_hidden_neurons": (33,),
+        "value_weight_hidden_neurons": (20, 40),
+        "d_embed_dim": 37,
+        "t_embed_dim": 2,
+    },
+}
+INSTRUCTION_SETS = [name for name in _C.build_info()["instruction_sets"]]
+TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-12}  # relative norm
+NAMES = ["scalars", "displacement", "velocity_change"]
+
+
+def crowd() -> ase.Atoms:
+    """More neighbours than one group of edges holds, and a molecule far away from them."""
+    rng = np.random.default_rng(3)
+    atoms = ase.Atoms("CHNO" * 23, positions=rng.uniform(0, 5.0, (92, 3)))
+    atoms += ase.Atoms("OHH", positions=[[40, 0, 0], [40.9, 0, 0], [40, 0.9, 0]])
+    atoms.set_momenta(rng.normal(size=(95, 3)))
+    return atoms
+
+
+SYSTEMS = {"mixture": cases.mixture, "crowd": crowd, "alone": lambda: ase.Atoms("O")}
+
+
+@pytest.fixture(params=INSTRUCTION_SETS)
+def instruction_set(request, monkeypatch):
+    """Runs a test with each instruction set that the processor has."""
+    monkeypatch.setenv("MDTRAJNET_INSTRUCTION_SET", request.param)
+    try:
+        assert _C.instruction_set() == request.param
+    except ValueError:
+        pytest.skip(f"this processor has no {request.param}")
+
+
+def model_of(sizes: dict, dtype=torch.float64, **options) -> MDtrajNet:
+    torch.manual_seed(1)
+    model = MDtrajNet(ModelConfig.from_dict(sizes | options))
+    return model.to(dtype).requires_grad_(False)
+
+
+def options_of(model: MDtrajNet) -> dict:
+    config = model.config
+    return {
+        "radial_cutoff": config.radial_cutoff,
+        "distance_centres": config.d_embed_dim,
+        "time_channels": config.t_embed_dim,
+        "envelope": config.envelope,
+    }
+
+
+def folded_of(model: MDtrajNet) -> FoldedWeights:
+    folded = fold(model.members[0].blocks[0].weights())
+    return FoldedWeights.from_tensors(
+        [x.contiguous() for x in folded.tensors()], len(folded.key_layers)
+    )
+
+
+def like(x: torch.Tensor, seed: int) -> torch.Tensor:
+    rng = torch.Generator().manual_seed(seed)
+    return torch.randn(x.shape, generator=rng, dtype=torch.float64).to(x)
+
+
+def double(graph: Graph) -> Graph:
+    return dataclasses.replace(graph, r=graph.r.double(), w=graph.w.double())
+
+
+def close(found, expected, dtype):
+    for k, (x, y) in enumerate(zip(found, expected, strict=True)):
+        error, size = (x.double() - y).norm(), y.norm()
+        assert error <= TOLERANCE[dtype] * size, (k, float(error / size))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("envelope", [False, True])
+@pytest.mark.parametrize("system", SYSTEMS)
+@pytest.mark.parametrize("sizes", SIZES)
+def test_values_tangents_and_gradients(instruction_set, sizes, system, envelope, dtype):
+    model = model_of(SIZES[sizes], dtype, envelope=envelope)
+    *state, graph = cases.block_inputs(model, SYSTEMS[system]())
+    folded, options = folded_of(model), options_of(model)
+    tangents = [0.1 * like(x, 5 + k) for k, x in enumerate(state)]
+    upstream = [like(x, 9 + k) for k, x in enumerate(state)]
+
+    # the reference, in double precision, on the same numbers
+    exact = [x.double().requires_grad_() for x in (*state, graph.r, graph.w)]
+    weights = [x.double().requires_grad_() for x in folded.tensors()]
+    wide = FoldedWeights.from_tensors(weights, len(folded.key_layers))
+    exact_graph = dataclasses.replace(graph, r=exact[3], w=exact[4])
+    out = edge_attention(*exact[:3], exact_graph, wide, **options, backend="reference")
+    loss = sum((x * y.double()).sum() for x, y in zip(out, upstream, strict=True))
+    gradients = torch.autograd.grad(loss, [*exact, *weights], materialize_grads=True)
+    with torch.no_grad(), forward_ad.dual_level():
+        duals = [
+            forward_ad.make_dual(x.detach(), y.double())
+            for x, y in zip(exact[:3], tangents, strict=True)
+        ]
+        plain = FoldedWeights.from_tensors([x.detach() for x in weights], len(folded.key_layers))
+        moved = edge_attention(*duals, double(graph), plain, **options, backend="reference")
+        changes = [forward_ad.unpack_dual(x).tangent for x in moved]
+
+    # the kernels
+    leaves = [x.clone().requires_grad_() for x in (*state, graph.r, graph.w)]
+    own_weights = [x.clone().requires_grad_() for x in folded.tensors()]
+    own_graph = dataclasses.replace(graph, r=leaves[3], w=leaves[4])
+    own = FoldedWeights.from_tensors(own_weights, len(folded.key_layers))
+    found = edge_attention(*leaves[:3], own_graph, own, **options)
+    close([x.detach() for x in found], [x.detach() for x in out], dtype)
+    loss = sum((x * y).sum() for x, y in zip(found, upstream, strict=True))
+    close(torch.autograd.grad(loss, [*leaves, *own_weights]), gradients, dtype)
+    with torch.no_grad(), forward_ad.dual_level():
+        duals = [forward_ad.make_dual(x, y) for x, y in zip(state, tangents, strict=True)]
+        moved = [
+            forward_ad.unpack_dual(x) for x in edge_attention(*duals, graph, folded, **options)
+        ]
+        close([x.primal for x in moved], [x.detach() for x in out], dtype)
+        close([x.tangent for x in moved], changes, dtype)
+
+
+def test_gradcheck():
+    model = model_of(cases.SMALL)
+    *state, graph = cases.block_inputs(model, cases.hot("H2O"))
+    folded, options = folded_of(model), options_of(model)
+    tensors = folded.tensors()
+
+    def function(s, x, v, r, w, *weights):
+        changed = FoldedWeights.from_tensors(weights, len(folded.key_layers))
+        moved = dataclasses.replace(graph, r=r, w=w)
+        return edge_attention(s, x, v, moved, changed, **options)
+
+    leaves = [x.clone().requires_grad_() for x in (*state, graph.r, graph.w, *tensors)]
+    assert torch.autograd.gradcheck(function, leaves, fast_mode=True)
+
+
+def test_opcheck():
+    model = model_of(cases.SMALL, torch.float32)
+    *state, graph = cases.block_inputs(model, cases.hot("CH3CH2OH"))
+    folded = folded_of(model)
+    rest = (*graph.csr, folded.tensors(), len(folded.key_layers), *options_of(model).values())
+    ops, tangents = torch.ops.mdtrajnet_fast, [like(x, k) for k, x in enumerate(state)]
+    for gradients in (False, True):
+        leaves = [x.clone().requires_grad_(gradients) for x in state]
+        torch.library.opcheck(ops.edge_attention.default, (*leaves, *rest))
+    torch.library.opcheck(ops.edge_attention_tangent.default, (*state, *tangents, *rest))
+    torch.library.opcheck(ops.edge_attention_backward.default, (*state, *tangents, *rest))
+
+
+@pytest.mark.parametrize("residual", ["input", "running"])
+def test_a_model_is_its_blocks(instruction_set, residual):
+    """The stack in one native call, for several times at once, against the reference."""
+    model = model_of(cases.SMALL, residual=residual)
+    atoms, times = cases.mixture(), [1.0, 4.0, 9.5]
+    found = model.predict(atoms, times)
+    one_by_one = [model.predict(atoms, t) for t in times]
+    model.backend = "reference"
+    for k, (x, y) in enumerate(zip(found, model.predict(atoms, times), strict=True)):
+        for a, b in zip(x, y, strict=True):  # positions, velocities
+            np.testing.assert_allclose(a, b, rtol=0, atol=1e-12)
+        for a, frames in enumerate(x):
+            for frame, single in zip(frames, one_by_one, strict=True):
+                np.testing.assert_array_equal(frame, single[k][a][0])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_threads_do_not_change_a_bit_of_the_forward_pass(dtype):
+    model = model_of(SIZES["published"], dtype)
+    *state, graph = cases.block_inputs(model, cases.diamond((4, 4, 4)))
+    folded, options = folded_of(model), options_of(model)
+    t = torch.full((graph.atoms,), 5.0, dtype=dtype)
+
+    def run():
+        values = edge_attention(*state, graph, folded, **options)
+        return [*values, *model.motion(graph, t)]
+
+    one = run()
+    torch.set_num_threads(2)
+    try:
+        two = run()
+    finally:
+        torch.set_num_threads(1)
+    for x, y in zip(one, two, strict=True):
+        assert torch.equal(x, y)
+
+
+def test_gradients_are_reproducible():
+    model = model_of(SIZES["published"], torch.float32).requires_grad_(True)
+    *_, graph = cases.block_inputs(model, cases.diamond((3, 3, 3)))
+    t = torch.full((graph.atoms,), 5.0)
+
+    def run():
+        return torch.autograd.grad(model(graph, t).displacement.square().sum(), inputs)
+
+    inputs = list(model.parameters())
+    one = run()
+    torch.set_num_threads(2)
+    try:
+        two, again = run(), run()
+    finally:
+        torch.set_num_threads(1)
+    for x, y, z in zip(one, two, again, strict=True):
+        assert torch.equal(y, z)
+        assert (x - y).norm() <= 1e-5 * x.norm()
+
+
+def test_compiled():
+    model = model_of(cases.SMALL, torch.float64)
+    *_, graph = cases.block_inputs(model, cases.hot("CH3CH2OH"))
+    t = torch.full((graph.atoms,), 5.0, dtype=torch.float64)
+    compiled = torch.compile(lambda t: model(graph, t).displacement, backend="aot_eager")
+    torch.testing.assert_close(compiled(t), model(graph, t).displacement, rtol=0, atol=1e-12)
+
+
+def test_no_neighbours_no_increment(instruction_set):
+    model = model_of(SIZES["published"])
+    atoms = ase.Atoms("CHO", positions=[[0, 0, 0], [0, 0, 30], [0, 1.0, 30]])
+    *state, graph = cases.block_inputs(model, atoms)
+    for increment in edge_attention(*state, graph, folded_of(model), **options_of(model)):
+        assert (increment[0] == 0).all()
+        assert (increment[1:] != 0).any()
+
+
+def test_refusals(monkeypatch):
+    model = model_of(cases.SMALL)
+    *state, graph = cases.block_inputs(model, cases.hot("H2O"))
+    folded, options = folded_of(model), options_of(model)
+    with pytest.raises(ValueError, match="backend must be one of cpu, reference, got 'gpu'"):
+        edge_attention(*state, graph, folded, **options, backend="gpu")
+    with pytest.raises(ValueError, match='"cpu" needs tensors on the CPU, but these are on meta'):
+        edge_attention(*(x.to("meta") for x in state), graph, folded, **options, backend="cpu")
+    with pytest.raises(ValueError, match="state has 4 rows, but must have one for each .* 3 atoms"):
+        longer = [torch.cat([x, x[:1]]) for x in state]
+        edge_attention(*longer, graph, folded, **options)
+    with forward_ad.dual_level():
+        duals = [forward_ad.make_dual(x, x) for x in state]
+        weights = [x.clone().requires_grad_() for x in folded.tensors()]
+        trained = FoldedWeights.from_tensors(weights, len(folded.key_layers))
+        with pytest.raises(NotImplementedError, match='time tangent .* backend="reference"'):
+            edge_attention(*duals, graph, trained, **options)
+        weights = [forward_ad.make_dual(x, x) for x in folded.tensors()]
+        trained = FoldedWeights.from_tensors(weights, len(folded.key_layers))
+        with pytest.raises(NotImplementedError, match="not of edges or weights"):
+            edge_attention(*duals, graph, trained, **options)
+    deep = model_of(cases.SMALL, key_weight_hidden_neurons=(4,) * 9)
+    with pytest.raises(ValueError, match="9 hidden layers, but the CPU kernels take 1 to 8"):
+        edge_attention(*state, graph, folded_of(deep), **options)
+    monkeypatch.setenv("MDTRAJNET_INSTRUCTION_SET", "sse9")
+    with pytest.raises(ValueError, match='MDTRAJNET_INSTRUCTION_SET is "sse9", but must name one'):
+        edge_attention(*state, graph, folded, **options)
