@@ -17,6 +17,7 @@ from mdtrajnet_fast.ops import (
     gaussian_basis,
     reference,
 )
+from mdtrajnet_fast.system import System
 
 
 def direct_block(scalars, dx, dv, graph, block, config):

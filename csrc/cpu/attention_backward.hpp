@@ -158,17 +158,18 @@ class Backward : public Forward<T, false> {
     // ---- edges of a group
     void edge_gradients(Group group, const AttentionState<T>& increment, const EdgeSums<T>& edge_sums,
                         const AttentionState<T>& gradient) {
-        value_gradients(group, increment);
+        p.h == kHeads ? value_gradients<kHeads>(group, increment) : value_gradients<0>(group, increment);
         softmax_gradients(group);
-        logit_gradients(group, edge_sums);
+        p.h == kHeads ? logit_gradients<kHeads>(group, edge_sums) : logit_gradients<0>(group, edge_sums);
         memset(basis_gradient, 0, group.rows * ld_basis * sizeof(T));
         for (int net = 0; net < 2; ++net) radial_gradients(net, group);
         geometry_gradients(group, edge_sums, gradient);
     }
 
     // From the centre's vectors and means to weights, geometry, value columns and the value network's hidden layer.
+    template <int H>
     void value_gradients(Group group, const AttentionState<T>& increment) {
-        const long h = p.h, columns = p.value_columns;
+        const long h = H ? H : p.h, columns = 2 * h;
         const T* x = this->last_hidden(1).v;
         const long ld = this->ld_hidden(1);
         long row = 0;
@@ -275,8 +276,9 @@ class Backward : public Forward<T, false> {
     }
 
     // From logits to queries, geometry, columns (in place) and the key network's hidden layer.
+    template <int H>
     void logit_gradients(Group group, const EdgeSums<T>& edge_sums) {
-        const long c0 = p.c, h = p.h;
+        const long c0 = p.c, h = H ? H : p.h;
         const T* x = this->last_hidden(0).v;
         const long ld = this->ld_hidden(0);
         long row = 0;

@@ -19,6 +19,10 @@ using mdtrajnet::AttentionState;
 
 constexpr long kGroupRows = 64;  // edges of a group, unless one centre has more
 
+// Sizes of the published model, for which short loops are compiled by themselves.
+constexpr int kHeads = 4;
+constexpr int kValueChannels = 8;
+
 // Numbers in memory, with their tangents in a second array.
 template <class T, bool Tangent>
 struct Field {
@@ -233,11 +237,11 @@ class Forward {
         geometries(group);
         radial(0, group);
         key_columns(group);
-        logits(group);
+        p.h == kHeads ? logits<kHeads>(group) : logits<0>(group);
         softmax(group);
         radial(1, group);
         value_columns(group);
-        averages(group);
+        p.h == kHeads ? averages<kHeads>(group) : averages<0>(group);
     }
 
     void geometries(Group group) {
@@ -320,8 +324,9 @@ class Forward {
         }
     }
 
+    template <int H>
     void logits(Group group) {
-        const long c = p.c, h = p.h;
+        const long c = p.c, h = H ? H : p.h;
         const bool whole = W % h == 0;  // then head = lane mod h
         for (long e = 0; e < group.rows; ++e) {
             const N d = get(distance, e), wu = get(along, e), ww = get(speed, e);
@@ -407,8 +412,9 @@ class Forward {
         }
     }
 
+    template <int H>
     void averages(Group group) {
-        const long h = p.h, columns = p.value_columns;
+        const long h = H ? H : p.h, columns = 2 * h;
         for (long e = 0; e < group.rows; ++e) {
             const N d = get(distance, e), wu = get(along, e);
             for (long k = 0; k < h; ++k) {
@@ -453,7 +459,7 @@ class Forward {
     // ---- atoms, after the edges
     // Scalar values of one head from the means, [count, h v0] in `values`; `scalar` keeps them per scalar of the atom.
     void contract(long head, F s) {
-        const long h = p.h, v = p.v, ld_values = padded<T>(h * v), stride = 3 * h * ldm;
+        const long h = p.h, v = p.v, stride = 3 * h * ldm;
         product(p.S * v, tile_count, p.m + 1, mean + head * ldm, stride,
                 constant<T, D>(p.scalar_atom.data() + head * (p.m + 1) * p.ld_scalar_atom), p.ld_scalar_atom, scalar,
                 p.ld_scalar_atom);
@@ -461,12 +467,28 @@ class Forward {
             product(v, tile_count, p.m + 1, mean + ((part + 1) * h + head) * ldm, stride,
                     constant<T, D>(p.scalar_edge.data() + (2 * head + part) * (p.m + 1) * p.ld_scalar_edge),
                     p.ld_scalar_edge, scalar_edge, p.ld_scalar_edge, part ? Start::kAdd : Start::kZero);
-        for (long i = 0; i < tile_count; ++i)
-            for (long x = 0; x < v; ++x) {
-                N sum = get(scalar_edge, i * p.ld_scalar_edge + x);
-                for (long u = 0; u < p.S; ++u) sum += get(s, i * p.S + u) * get(scalar, i * p.ld_scalar_atom + u * v + x);
-                put(values, i * ld_values + head * v + x, sum);
+        v == kValueChannels ? sum_scalars<kValueChannels>(head, s) : sum_scalars<0>(head, s);
+    }
+
+    template <int V>
+    void sum_scalars(long head, F s) {
+        const long v = V ? V : p.v, ld_values = padded<T>(p.h * p.v);
+        for (long i = 0; i < tile_count; ++i) {
+            const F to = values + (i * ld_values + head * v), from = scalar + i * p.ld_scalar_atom;
+            for (long x = 0; x < v; ++x) put(to, x, get(scalar_edge, i * p.ld_scalar_edge + x));
+            if constexpr (V != 0) {
+                N sum[V];
+                for (long x = 0; x < V; ++x) sum[x] = get(to, x);
+                for (long u = 0; u < p.S; ++u) {
+                    const N factor = get(s, i * p.S + u);
+                    for (long x = 0; x < V; ++x) sum[x] += factor * get(from, u * V + x);
+                }
+                for (long x = 0; x < V; ++x) put(to, x, sum[x]);
+            } else {
+                for (long u = 0; u < p.S; ++u)
+                    for (long x = 0; x < v; ++x) put(to, x, get(to, x) + get(s, i * p.S + u) * get(from, u * v + x));
             }
+        }
     }
 
     void leave(F s, F out_scalars, F out_displacement, F out_velocity) {

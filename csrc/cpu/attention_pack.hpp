@@ -74,14 +74,40 @@ void copy_rows(long rows, long columns, const T* a, long lda, T* b, long ldb) {
     for (long i = 0; i < rows; ++i) memcpy(b + i * ldb, a + i * lda, columns * sizeof(T));
 }
 
-// b [columns, ldb] = transpose of a [rows, lda], in squares that stay in cache.
+// One stage of the transpose of a square of vectors: swaps its off-diagonal squares of side `Side`, then of half that.
+template <class T, long Side, long... Lane>
+inline void swap_squares(Vec<T> (&x)[kLanes<T>], Lanes<Lane...> lanes) {
+    using I = typename Simd<T>::I;
+    constexpr long W = kLanes<T>;
+    constexpr I low = {((Lane & Side) ? W + Lane - Side : Lane)...}, high = {((Lane & Side) ? W + Lane : Lane + Side)...};
+#pragma GCC unroll 16
+    for (long i = 0; i < W; ++i) {
+        if (i & Side) continue;
+        const Vec<T> a = x[i], b = x[i + Side];
+        x[i] = __builtin_shuffle(a, b, low);
+        x[i + Side] = __builtin_shuffle(a, b, high);
+    }
+    if constexpr (Side > 1) swap_squares<T, Side / 2>(x, lanes);
+}
+
+// b [columns, ldb] = transpose of a [rows, lda].  Rows of b are written in whole vectors, so ldb must be padded.
 template <class T>
 void transpose(long rows, long columns, const T* a, long lda, T* b, long ldb) {
-    constexpr long kSquare = 16;
-    for (long i0 = 0; i0 < rows; i0 += kSquare)
-        for (long j0 = 0; j0 < columns; j0 += kSquare)
-            for (long j = j0; j < columns && j < j0 + kSquare; ++j)
-                for (long i = i0; i < rows && i < i0 + kSquare; ++i) b[j * ldb + i] = a[i * lda + j];
+    constexpr long W = kLanes<T>;
+    for (long i = 0; i < rows; i += W) {
+        long j = 0;
+        for (; j + W <= columns; j += W) {
+            Vec<T> x[W] = {};
+#pragma GCC unroll 16
+            for (long k = 0; k < W; ++k)
+                if (i + k < rows) x[k] = load(a + (i + k) * lda + j);
+            swap_squares<T, W / 2>(x, AllLanes<W>{});
+#pragma GCC unroll 16
+            for (long k = 0; k < W; ++k) store(b + (j + k) * ldb + i, x[k]);
+        }
+        for (; j < columns; ++j)
+            for (long k = i; k < i + W && k < rows; ++k) b[j * ldb + k] = a[k * lda + j];
+    }
 }
 
 template <class T>

@@ -60,6 +60,18 @@ inline T lane_sum(Vec<T> x) {
     return sum;
 }
 
+// The numbers 0 ... W - 1 as template arguments.
+template <long... Lane>
+struct Lanes {};
+template <long W, long... Lane>
+struct CountLanes : CountLanes<W - 1, W - 1, Lane...> {};
+template <long... Lane>
+struct CountLanes<0, Lane...> {
+    using Type = Lanes<Lane...>;
+};
+template <long W>
+using AllLanes = typename CountLanes<W>::Type;
+
 // Elements in whole vectors.
 template <class T>
 constexpr long padded(long n) {

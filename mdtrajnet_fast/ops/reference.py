@@ -75,38 +75,6 @@ def cutoff_envelope(d: Tensor, cutoff: float) -> Tensor:
     return (1 - x) ** 3 * (1 + 3 * x * (1 + 2 * x))
 
 
-class _Paths(NamedTuple):
-    """Normalised weights of a key or value, the closed forms' constants worked in."""
-
-    s0: Tensor  # [n, S, h, c0]: s_i into scalars
-    r0: Tensor  # [n, h, c0]: times d
-    w0: Tensor  # [n, h, c0]: times w.u
-    s1: Tensor  # [n, S, h, c1]: s_i into vectors, times u
-    a: Tensor  # [n, h, c1]: times r
-    b: Tensor  # [n, h, c1]: times w
-    g: Tensor  # [n, h, c1]: times (w.u) u
-
-
-def _paths(scalar: Tensor, vector: Tensor) -> _Paths:
-    s = scalar.shape[1] - 2
-    p0 = 1 / math.sqrt(s + 2)
-    p1 = 1 / math.sqrt(s + 4)
-    kappa = _KAPPA
-    s0, rw = scalar.split([s, 2], 1)
-    r0, w0 = rw.unbind(1)
-    s1, rw = vector.split([s, 4], 1)
-    r_y0, w_y0, r_y2, w_y2 = rw.unbind(1)
-    return _Paths(
-        s0=p0 * s0,
-        r0=-p0 / (2 * math.sqrt(3)) * r0,
-        w0=-p0 / (2 * math.sqrt(3)) * w0,
-        s1=p1 * s1,
-        a=-p1 * (r_y0 / 2 + kappa * r_y2),
-        b=p1 * (kappa / 2 * w_y2 - w_y0 / 2),
-        g=-1.5 * p1 * kappa * w_y2,
-    )
-
-
 class FoldedWeights(NamedTuple):
     """Weights with normalisation, query, bilinear form and output map worked in.
 
@@ -157,51 +125,56 @@ class FoldedWeights(NamedTuple):
 
 def fold(weights: BlockWeights) -> FoldedWeights:
     """Work normalisation, query, bilinear form and output map into a block's path weights."""
-    key = _paths(weights.key_scalar, weights.key_vector)
-    value = _paths(weights.value_scalar, weights.value_vector)
-    n, s, h, c0 = key.s0.shape
-    m, v0, v1 = value.s0.shape[0], value.s0.shape[3], value.s1.shape[3]
-    c1 = key.s1.shape[3]
+    n, paths, h, c0 = weights.key_scalar.shape
+    s = paths - 2
+    m, _, _, v0 = weights.value_scalar.shape
+    c1, v1 = weights.key_vector.shape[3], weights.value_vector.shape[3]
     q0, q1 = weights.query_scalar.shape[2], weights.query_vector.shape[2]
+    p0, p1 = 1 / math.sqrt(s + 2), 1 / math.sqrt(s + 4)  # norms of paths into scalars, vectors
     logit = 1 / math.sqrt((q0 * c0 + q1 * c1) * (c0 + 3 * c1))  # bilinear form, then key size
+
+    # What comes from r and w is -1 / (2 sqrt 3) of what comes from s_i; the norm p0, common to
+    # both, waits for the query and the output map, which are smaller.
+    key_scalar, key_scalar_edge = weights.key_scalar.transpose(2, 3).flatten(2).split([s, 2], 1)
+    value_scalar, value_scalar_edge = weights.value_scalar.split([s, 2], 1)
     query = torch.einsum("shq,qc->sch", weights.query_scalar, weights.bilinear_scalar)
-    # the query's vector is query_vector . (r/2, w/2): one vector per head for each of r and w
-    from_r, from_w = torch.einsum("xhq,qc->xhc", weights.query_vector, weights.bilinear_vector) * (
-        logit / (2 * math.sqrt(2) * math.sqrt(3))
-    )
+    out = weights.out_scalar.reshape(h * v0, s) * (p0 / math.sqrt(h * v0))
 
-    def dot(x: Tensor, y: Tensor) -> Tensor:  # [.., h, c], [h, c] -> [.., h]
-        return torch.einsum("...hc,hc->...h", x, y)
+    # the query's vector is query_vector . (r/2, w/2): per head one vector for each of r and w
+    dots = torch.einsum("xhq,qc->hcx", weights.query_vector, weights.bilinear_vector)
+    key = _dot_heads(weights.key_vector, dots * (p1 * logit / (2 * math.sqrt(2) * math.sqrt(3))))
+    key_vector, (a, b, g) = key[:, :s], _edge_paths(key[:, s:])
+    (a_r, a_w), (b_r, b_w), (g_r, g_w) = (x.split(h, 1) for x in (a, b, g))
+    key_edge = [*(key_scalar_edge * (-1 / (2 * math.sqrt(3)))).unbind(1)]
+    key_edge += [a_r, b_r + g_r + a_w, b_w, g_w]  # d^2, d (w.u), |w|^2, (w.u)^2
+    value = _dot_heads(weights.value_vector, weights.out_vector * (p1 / math.sqrt(h * v1)))
 
-    def columns(x: Tensor) -> Tensor:  # [.., h, c] -> [.., c h]
-        return x.transpose(-1, -2).flatten(-2)
-
-    out_vector = weights.out_vector / math.sqrt(h * v1)
-
-    def out(x: Tensor) -> Tensor:  # [.., h, c] -> [.., 2 h]
-        return torch.einsum("...hc,hcz->...zh", x, out_vector).flatten(-2)
-
-    key_atom = [columns(key.s0), dot(key.s1, from_r), dot(key.s1, from_w)]
-    key_edge = [
-        columns(key.r0),
-        columns(key.w0),
-        dot(key.a, from_r),  # d^2
-        dot(key.b + key.g, from_r) + dot(key.a, from_w),  # d (w.u)
-        dot(key.b, from_w),  # |w|^2
-        dot(key.g, from_w),  # (w.u)^2
-    ]
     return FoldedWeights(
         key_layers=weights.key_layers,
         value_layers=weights.value_layers,
-        query=query.reshape(s, c0 * h) * (logit / math.sqrt(s)),
-        key_atom=torch.cat(key_atom, dim=2).transpose(0, 1),
+        query=query.reshape(s, c0 * h) * (p0 * logit / math.sqrt(s)),
+        key_atom=torch.cat([key_scalar, key_vector], dim=2).transpose(0, 1),
         key_edge=torch.cat(key_edge, dim=1),
-        value_atom=out(value.s1).transpose(0, 1),
-        value_edge=torch.cat([out(value.a), out(value.b), out(value.g)], dim=1),
-        scalar_atom=value.s0.permute(2, 0, 1, 3).reshape(h, m, s * v0),
-        scalar_edge=torch.cat([value.r0, value.w0]).transpose(0, 1),
-        out=weights.out_scalar.reshape(h * v0, s) / math.sqrt(h * v0),
+        value_atom=value[:, :s].transpose(0, 1),
+        value_edge=torch.cat(_edge_paths(value[:, s:]), dim=1),
+        scalar_atom=value_scalar.permute(2, 0, 1, 3).reshape(h, m, s * v0),
+        scalar_edge=value_scalar_edge.permute(2, 1, 0, 3).reshape(h, 2 * m, v0)
+        * (-1 / (2 * math.sqrt(3))),
+        out=out,
     )
+
+
+def _dot_heads(x: Tensor, y: Tensor) -> Tensor:  # [n, p, h, c], [h, c, z] -> [n, p, z h]
+    """x . y head by head: one product with a matrix that has a block for each head."""
+    h, c, z = y.shape
+    blocks = torch.einsum("hcz,hk->hczk", y, torch.eye(h, dtype=y.dtype, device=y.device))
+    return x.flatten(2) @ blocks.reshape(h * c, z * h)
+
+
+def _edge_paths(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:  # [n, 4, .] -> [n, .] each
+    """Paths r x Y0, w x Y0, r x Y2, w x Y2 as what multiplies r, w and (w.u) u."""
+    r_y0, w_y0, r_y2, w_y2 = x.unbind(1)
+    return -0.5 * r_y0 - _KAPPA * r_y2, 0.5 * _KAPPA * w_y2 - 0.5 * w_y0, -1.5 * _KAPPA * w_y2
 
 
 def _hidden(
