@@ -174,17 +174,20 @@ void stack(const std::vector<const Block*>& blocks, bool running, const Graph& g
         std::copy_n(as<T>(scalars[k]), atoms * S, state[k].scalars);
     }
     for (const Block* block : blocks) {
+        const bool last = block == blocks.back();  // nobody reads the scalars of the last state
+        for (std::size_t k = 0; last && k < parts; ++k) increment[k].scalars = nullptr;
         block->forward<T>(graph.view<T>(), times, state[0], parts > 1 ? &state[1] : nullptr, increment[0],
                           parts > 1 ? &increment[1] : nullptr, threads);
         for (std::size_t k = 0; k < parts; ++k) {
             if (running) {
-                std::vector<T>& sum = states[k].memory;
-                add(sum.data(), sum.data(), increments[k].memory.data(), sum.size());
+                const std::size_t from = last ? atoms * S : 0;
+                T *sum = states[k].memory.data() + from, *more = increments[k].memory.data() + from;
+                add(sum, sum, more, atoms * (S + 6) - from);
             } else {
                 states[k].memory.swap(increments[k].memory);
                 state[k] = states[k].view();
                 increment[k] = increments[k].view();
-                add(state[k].scalars, state[k].scalars, as<T>(scalars[k]), atoms * S);
+                if (!last) add(state[k].scalars, state[k].scalars, as<T>(scalars[k]), atoms * S);
             }
         }
     }

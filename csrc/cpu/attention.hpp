@@ -61,11 +61,12 @@ struct AttentionFunctions {
     // Weights in the layout of this instruction set; `gradients` adds what backward needs.
     void* (*pack)(const AttentionSizes&, const AttentionWeights<T>&, bool gradients);
     void (*release)(void* packed);
-    // increments of the state; with `tangent` also theirs
+    // increments of the state (of scalars only where there is memory for them); with `tangent` also theirs
     void (*forward)(const void* packed, const AttentionGraph<T>&, std::int64_t times, const AttentionState<T>& state,
                     const AttentionState<T>* tangent, const AttentionState<T>& increment,
                     const AttentionState<T>* increment_tangent, int threads);
-    // gradients of the state, the weights and the edges from those of the increments; overwrites every output
+    // gradients of the state, the weights and the edges from those of the increments (scalars' may be null: zero);
+    // overwrites every output
     void (*backward)(const void* packed, const AttentionGraph<T>&, std::int64_t times, const AttentionState<T>& state,
                      const AttentionState<T>& increment_gradient, const AttentionState<T>& state_gradient,
                      const AttentionWeights<T>& weight_gradient, const AttentionEdgeGradients<T>& edge_gradient,

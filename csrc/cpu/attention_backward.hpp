@@ -93,7 +93,8 @@ class Backward : public Forward<T, false> {
               const AttentionState<T>& gradient, const EdgeSums<T>& edge_sums) {
         this->enter(begin, count, {state.scalars, nullptr}, {state.displacement, nullptr}, {state.velocity, nullptr}, query);
         const T* s = state.scalars + begin * p.S;
-        enter_gradients(s, increment);
+        wants_scalars = increment.scalars != nullptr;
+        if (wants_scalars) enter_gradients(s, increment);
         for (Group group = this->next({0, 0, 0}); group.rows >= 0; group = this->next(group)) {
             this->edges(group);
             edge_gradients(group, increment, edge_sums, gradient);
@@ -177,10 +178,14 @@ class Backward : public Forward<T, false> {
             const long count = this->degree(c), i = tile_begin + c;
             // f = hidden . mean_gradient: gradients of the factors a, a d, a (w.u)
             const T* of_mean = mean_gradient + c * 3 * h * ldm;
-            transpose(3 * h, p.m + 1, of_mean, ldm, mean_columns, ld_factors);
             T* f = factor_gradient + row * ld_factors;
-            multiply<T>(3 * h, {count, p.m, x + row * ld, ld, mean_columns, ld_factors, f, ld_factors,
-                                mean_columns + p.m * ld_factors, Start::kBias});
+            if (wants_scalars) {
+                transpose(3 * h, p.m + 1, of_mean, ldm, mean_columns, ld_factors);
+                multiply<T>(3 * h, {count, p.m, x + row * ld, ld, mean_columns, ld_factors, f, ld_factors,
+                                    mean_columns + p.m * ld_factors, Start::kBias});
+            } else {
+                memset(f, 0, count * ld_factors * sizeof(T));
+            }
             const T* up[2] = {increment.displacement + 3 * i, increment.velocity + 3 * i};
             for (long e = row; e < row + count; ++e) {
                 const T *u = direction.v + 3 * e, *w = velocity.v + 3 * e, d = distance.v[e], wu = along.v[e];
@@ -230,7 +235,9 @@ class Backward : public Forward<T, false> {
             T* of_hidden = hidden_gradient[1] + row * ld;
             const T* gy = value_gradient + row * p.ld_value;
             multiply<T>(p.m, {count, 8 * h, gy, p.ld_value, value_back, ldm, of_hidden, ld, nullptr, Start::kZero});
-            multiply<T>(p.m, {count, 3 * h, factors.v + row * 3 * h, 3 * h, of_mean, ldm, of_hidden, ld, nullptr, Start::kAdd});
+            if (wants_scalars)
+                multiply<T>(p.m, {count, 3 * h, factors.v + row * 3 * h, 3 * h, of_mean, ldm, of_hidden, ld, nullptr,
+                                  Start::kAdd});
             T* total = sums.value_edge.data();
             multiply<T, true>(8 * h, {p.m, count, x + row * ld, ld, gy, p.ld_value, total, p.ld_value, nullptr, Start::kAdd});
             add_rows(count, 8 * h, gy, p.ld_value, total + p.m * p.ld_value);
@@ -416,7 +423,7 @@ class Backward : public Forward<T, false> {
     void leave_gradients(const T* s, const AttentionState<T>& gradient) {
         const long h = p.h, v = p.v, stride = 3 * h * ldm, count = tile_count;
         memset(state_sum, 0, count * p.ld_scalars * sizeof(T));
-        for (long k = 0; k < h; ++k) {
+        for (long k = 0; wants_scalars && k < h; ++k) {
             this->contract(k, {const_cast<T*>(s), nullptr});
             for (long i = 0; i < count; ++i)
                 for (long u = 0; u < p.S; ++u) {
@@ -433,8 +440,9 @@ class Backward : public Forward<T, false> {
                                       sums.scalar_edge.data() + (2 * k + part) * (p.m + 1) * p.ld_scalar_edge,
                                       p.ld_scalar_edge, nullptr, Start::kAdd});
         }
-        multiply<T, true>(p.S, {h * v, count, values.v, ld_values, upstream, p.ld_scalars, sums.out.data(), p.ld_scalars,
-                                nullptr, Start::kAdd});
+        if (wants_scalars)
+            multiply<T, true>(p.S, {h * v, count, values.v, ld_values, upstream, p.ld_scalars, sums.out.data(), p.ld_scalars,
+                                    nullptr, Start::kAdd});
 
         const T *key = key_own_gradient.data(), *val = value_own_gradient.data();
         multiply_rows<T>(count, p.S, p.ld_key, key, p.ld_key, p.key_atom.data(), p.ld_key, state_sum, p.ld_scalars);
@@ -463,7 +471,7 @@ class Backward : public Forward<T, false> {
         Base::graph, Base::hidden, Base::inverse_step, Base::key_own, Base::ld_basis, Base::ld_own, Base::ld_rows, Base::ldm,
         Base::ldn, Base::mean, Base::neighbor, Base::own, Base::p, Base::queried, Base::rows, Base::scalar, Base::slope,
         Base::speed, Base::tile_begin, Base::tile_count, Base::value, Base::value_own, Base::values, Base::velocity,
-        Base::weight;
+        Base::wants_scalars, Base::weight;
 
     Scratch<T> more;
     long ld_values, ld_factors;

@@ -186,9 +186,10 @@ class Forward {
                 query + begin * p.ld_query, p.ld_query);
     }
 
-    // Increments of the atoms [begin, begin + count), at most kTile.
+    // Increments of the atoms [begin, begin + count), at most kTile; those of scalars only where there is room for them.
     void tile(long begin, long count, F scalars, F displacement, F change, F query, F out_scalars, F out_displacement,
               F out_velocity) {
+        wants_scalars = out_scalars.v != nullptr;
         enter(begin, count, scalars, displacement, change, query);
         for (Group group = next({0, 0, 0}); group.rows >= 0; group = next(group)) edges(group);
         leave(scalars + begin * p.S, out_scalars, out_displacement, out_velocity);
@@ -241,7 +242,9 @@ class Forward {
         softmax(group);
         radial(1, group);
         value_columns(group);
-        p.h == kHeads ? averages<kHeads>(group) : averages<0>(group);
+        scale_weights(group);
+        if (wants_scalars) averages(group);
+        p.h == kHeads ? sum_vectors<kHeads>(group) : sum_vectors<0>(group);
     }
 
     void geometries(Group group) {
@@ -412,9 +415,9 @@ class Forward {
         }
     }
 
-    template <int H>
-    void averages(Group group) {
-        const long h = H ? H : p.h, columns = 2 * h;
+    // The weights times the factors that scalar values have: 1, d, w.u.
+    void scale_weights(Group group) {
+        const long h = p.h;
         for (long e = 0; e < group.rows; ++e) {
             const N d = get(distance, e), wu = get(along, e);
             for (long k = 0; k < h; ++k) {
@@ -424,18 +427,32 @@ class Forward {
                 put(factors, e * 3 * h + 2 * h + k, a * wu);
             }
         }
+    }
+
+    // The hidden layer averaged with each factor.
+    void averages(Group group) {
+        const long h = p.h;
         const F x = last_hidden(1);
         const long ld = ld_hidden(1);
         long row = 0;
-        for (long c = group.first; c < group.last; ++c) {
-            const long count = degree(c);
+        for (long c = group.first; c < group.last; row += degree(c), ++c) {
             const F to = mean + c * 3 * h * ldm, f = factors + row * 3 * h;
-            product<true>(p.m, 3 * h, count, f, 3 * h, x + row * ld, ld, to, ldm);
+            product<true>(p.m, 3 * h, degree(c), f, 3 * h, x + row * ld, ld, to, ldm);
             for (long k = 0; k < 3 * h; ++k) {  // the constant unit's mean
                 N sum{};
-                for (long e = 0; e < count; ++e) sum += get(f, e * 3 * h + k);
+                for (long e = 0; e < degree(c); ++e) sum += get(f, e * 3 * h + k);
                 put(to, k * ldm + p.m, sum);
             }
+        }
+    }
+
+    // The vectors that position and velocity get.
+    template <int H>
+    void sum_vectors(Group group) {
+        const long h = H ? H : p.h, columns = 2 * h;
+        long row = 0;
+        for (long c = group.first; c < group.last; ++c) {
+            const long count = degree(c);
             N total[6] = {};
             for (long e = row; e < row + count; ++e) {
                 const F y = value + e * p.ld_value, a = factors + e * 3 * h;
@@ -492,12 +509,16 @@ class Forward {
     }
 
     void leave(F s, F out_scalars, F out_displacement, F out_velocity) {
-        for (long k = 0; k < p.h; ++k) contract(k, s);
-        product(p.S, tile_count, p.h * p.v, values, padded<T>(p.h * p.v), constant<T, D>(p.out), p.ld_scalars, result,
-                p.ld_scalars);
+        if (wants_scalars) {
+            for (long k = 0; k < p.h; ++k) contract(k, s);
+            product(p.S, tile_count, p.h * p.v, values, padded<T>(p.h * p.v), constant<T, D>(p.out), p.ld_scalars, result,
+                    p.ld_scalars);
+            for (long i = 0; i < tile_count; ++i)
+                for (long u = 0; u < p.S; ++u)
+                    put(out_scalars, (tile_begin + i) * p.S + u, get(result, i * p.ld_scalars + u));
+        }
         for (long i = 0; i < tile_count; ++i) {
             const long to = tile_begin + i;
-            for (long u = 0; u < p.S; ++u) put(out_scalars, to * p.S + u, get(result, i * p.ld_scalars + u));
             for (long k = 0; k < 3; ++k) {
                 put(out_displacement, 3 * to + k, get(vectors, 6 * i + k));
                 put(out_velocity, 3 * to + k, get(vectors, 6 * i + 3 + k));
@@ -510,6 +531,7 @@ class Forward {
     long rows, ld_rows, ld_basis, ldn, ldm, ld_own;
     T inverse_step;
     long tile_begin = 0, tile_count = 0;
+    bool wants_scalars = true;
     F positions, velocities, queried;  // of all atoms
     Scratch<T> memory;
     Buffer<T> centre;

@@ -19,8 +19,8 @@ from .reference import FoldedWeights
 _ROWS_PER_THREAD = 1024
 
 
-def _pointers(tensors: Sequence[Tensor]) -> list[int]:
-    return [x.data_ptr() for x in tensors]
+def _pointers(tensors: Sequence[Tensor | None]) -> list[int]:
+    return [0 if x is None else x.data_ptr() for x in tensors]
 
 
 def _graph(graph: CSR) -> tuple[int, int, int, int, int]:
@@ -99,11 +99,11 @@ class Block:
         return out, out_tangent
 
     def backward(
-        self, state: Sequence[Tensor], graph: CSR, gradients: Sequence[Tensor]
+        self, state: Sequence[Tensor], graph: CSR, gradients: Sequence[Tensor | None]
     ) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
         """Gradients of the state, of the graph's r and w, and of the folded tensors.
 
-        gradients: those of the increments, contiguous.
+        gradients: those of the increments, contiguous; None for scalars stands for zero.
         """
         of_state = [torch.empty_like(x) for x in state]
         of_edges = [torch.empty_like(graph.r), torch.empty_like(graph.w)]

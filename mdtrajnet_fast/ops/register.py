@@ -23,7 +23,7 @@ _REST = (
     "float radial_cutoff, int distance_centres, int time_channels, bool envelope"
 )
 _TANGENTS = "Tensor scalars_t, Tensor displacement_t, Tensor velocity_change_t"
-_GRADIENTS = "Tensor scalars_g, Tensor displacement_g, Tensor velocity_change_g"
+_GRADIENTS = "Tensor? scalars_g, Tensor displacement_g, Tensor velocity_change_g"
 
 _library = torch.library.Library("mdtrajnet_fast", "DEF")
 _library.define(f"edge_attention({_STATE}, {_REST}) -> (Tensor, Tensor, Tensor)")
@@ -66,9 +66,8 @@ def _tangent(s, x, v, st, xt, vt, row_ptr, neighbor, r, w, weights, key_layers, 
 def _backward(s, x, v, sg, xg, vg, row_ptr, neighbor, r, w, weights, key_layers, *options):
     block = _block(weights, key_layers, options, True)
     graph = CSR(row_ptr, neighbor, *_contiguous((r, w)))
-    state, edges, of_weights = block.backward(
-        _contiguous((s, x, v)), graph, _contiguous((sg, xg, vg))
-    )
+    gradients = [None if sg is None else sg.contiguous(), *_contiguous((xg, vg))]
+    state, edges, of_weights = block.backward(_contiguous((s, x, v)), graph, gradients)
     return [*state, *edges, *of_weights]
 
 
@@ -101,6 +100,7 @@ class _EdgeAttention(torch.autograd.Function):
         s, x, v, r, w, *weights = tensors
         ctx.save_for_backward(row_ptr, neighbor, *tensors)
         ctx.rest = key_layers, options
+        ctx.set_materialize_grads(False)  # nobody reads the scalars of the last block
         with torch._C._AutoDispatchBelowAutograd():
             return torch.ops.mdtrajnet_fast.edge_attention(
                 s, x, v, row_ptr, neighbor, r, w, weights, key_layers, *options
@@ -111,8 +111,10 @@ class _EdgeAttention(torch.autograd.Function):
     def backward(ctx, *gradients):
         row_ptr, neighbor, s, x, v, r, w, *weights = ctx.saved_tensors
         key_layers, options = ctx.rest
+        of_scalars, *gradients = gradients
+        gradients = [torch.zeros_like(x) if g is None else g for g in gradients]
         found = torch.ops.mdtrajnet_fast.edge_attention_backward(
-            s, x, v, *gradients, row_ptr, neighbor, r, w, weights, key_layers, *options
+            s, x, v, of_scalars, *gradients, row_ptr, neighbor, r, w, weights, key_layers, *options
         )
         return None, None, None, None, *found
 
