@@ -150,7 +150,7 @@ class NinjaFile:
                 isa = isa_of(source)
                 flags = [*CXX_FLAGS, *FILE_FLAGS.get(source.name, []), *include_flags]
                 flags += ISA_FLAGS[f"_{isa}"] if isa else []
-            if source.name == "bindings.cpp":
+            if source.stem.startswith("bindings"):
                 flags += self.defines(sorted(set(isas)))
             lines += [
                 f"build {path(output)}: {rule} {path(source)}",

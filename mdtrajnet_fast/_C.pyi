@@ -87,3 +87,72 @@ def attention_stack(
     threads: int,
     /,
 ) -> None: ...
+
+class CudaSystems:
+    def __init__(
+        self, positions: int, atoms: int, ptr: int, count: int, cells: int, pbc: int
+    ) -> None: ...
+
+class CudaSkinList:
+    def __init__(
+        self, state: int, row_ptr: int, neighbor: int, shift: int, capacity: int
+    ) -> None: ...
+
+def cuda_neighbor_bytes(atoms: int, systems: int) -> tuple[int, int]: ...
+def cuda_count_neighbors(
+    systems: CudaSystems,
+    cutoff: float,
+    capacity: int,
+    workspace: int,
+    row_ptr: int,
+    status: int,
+    stream: int,
+) -> None: ...
+def cuda_fill_neighbors(
+    systems: CudaSystems,
+    cutoff: float,
+    workspace: int,
+    row_ptr: int,
+    neighbor: int,
+    shift: int,
+    status: int,
+    stream: int,
+) -> None: ...
+def cuda_update_skin(
+    systems: CudaSystems,
+    cutoff: float,
+    skin: float,
+    list: CudaSkinList,
+    workspace: int,
+    stream: int,
+) -> None: ...
+def cuda_count_within(
+    systems: CudaSystems,
+    cutoff: float,
+    list: CudaSkinList,
+    capacity: int,
+    workspace: int,
+    row_ptr: int,
+    status: int,
+    stream: int,
+) -> None: ...
+def cuda_fill_within(
+    systems: CudaSystems,
+    cutoff: float,
+    list: CudaSkinList,
+    row_ptr: int,
+    neighbor: int,
+    shift: int,
+    status: int,
+    stream: int,
+) -> None: ...
+def cuda_edge_vectors(
+    systems: CudaSystems,
+    velocities: int,
+    row_ptr: int,
+    neighbor: int,
+    shift: int,
+    r: int,
+    w: int,
+    stream: int,
+) -> None: ...

@@ -162,8 +162,8 @@ class MDtrajNet(nn.Module):
     """A model: one network, or a collection of equal networks whose mean it predicts.
 
     A collection (the published MDtrajNet-1 has four members) predicts the mean of its members.
-    backend: what computes the attention blocks: "cpu" (native kernels), "reference" (plain torch),
-    or None for the device's own; may be changed at any time.
+    backend: what computes the attention blocks: "cpu" or "triton" (kernels for CPU and CUDA
+    tensors), "reference" (plain torch), or None for the device's own; may be changed at any time.
     """
 
     def __init__(
@@ -229,7 +229,7 @@ class MDtrajNet(nn.Module):
         A rollout makes this snapshot once and passes it to :meth:`displacements` for every window.
         backend: None for the model's own.
         """
-        chosen = choose_backend(backend or self.backend, self.device)
+        chosen = choose_backend(backend or self.backend, self.device, self.dtype)
         return [member.prepare(chosen) for member in self.members]  # type: ignore[operator]
 
     def forward(self, graph: Graph, t: Tensor, blocks: list[Blocks] | None = None) -> Motion:

@@ -247,10 +247,14 @@ def test_refusals(monkeypatch):
     model = model_of(cases.SMALL)
     *state, graph = cases.block_inputs(model, cases.hot("H2O"))
     folded, options = folded_of(model), options_of(model)
-    with pytest.raises(ValueError, match="backend must be one of cpu, reference, got 'gpu'"):
+    with pytest.raises(
+        ValueError, match="backend must be one of cpu, triton, reference, got 'gpu'"
+    ):
         edge_attention(*state, graph, folded, **options, backend="gpu")
-    with pytest.raises(ValueError, match='"cpu" needs tensors on the CPU, but these are on meta'):
+    with pytest.raises(ValueError, match='"cpu" needs tensors on the CPU, but got .* on meta'):
         edge_attention(*(x.to("meta") for x in state), graph, folded, **options, backend="cpu")
+    with pytest.raises(ValueError, match='"triton" needs float32 tensors on a CUDA device'):
+        edge_attention(*state, graph, folded, **options, backend="triton")
     with pytest.raises(ValueError, match="state has 4 rows, but must have one for each .* 3 atoms"):
         longer = [torch.cat([x, x[:1]]) for x in state]
         edge_attention(*longer, graph, folded, **options)

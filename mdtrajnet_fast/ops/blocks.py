@@ -1,12 +1,15 @@
 """The attention block and a stack of them, on the backend that the tensors' device asks for.
 
-Backends: "cpu", native kernels for CPU tensors, and "reference", plain torch on any device.
+Backends: "cpu", native kernels for CPU tensors; "triton", kernels for CUDA tensors in float32; and
+"reference", plain torch on any device. The default is the device's own kernels, and plain torch
+where there are none: float64 on CUDA devices, and devices of other kinds.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,21 +19,29 @@ from . import cpu, reference, register
 from .graph import Graph
 from .reference import FoldedWeights
 
-BACKENDS = ("cpu", "reference")
+BACKENDS = ("cpu", "triton", "reference")
+_DEVICE = {"cpu": "cpu", "triton": "cuda"}  # where a backend's tensors have to be
 
 Increments = tuple[Tensor, Tensor, Tensor]
 
 
-def choose_backend(backend: str | None, device: torch.device) -> str:
-    """The backend asked for, or the device's own; refused where it cannot serve the device."""
+def choose_backend(backend: str | None, device: torch.device, dtype: torch.dtype) -> str:
+    """The backend asked for, or the default for device and dtype.
+
+    Raises ValueError for one that there is not, or that cannot serve them.
+    """
     if backend is None:
+        if device.type == "cuda":
+            return "triton" if dtype == torch.float32 else "reference"
         return "cpu" if device.type == "cpu" else "reference"
     if backend not in BACKENDS:
         raise ValueError(f"backend must be one of {', '.join(BACKENDS)}, got {backend!r}")
-    if backend == "cpu" and device.type != "cpu":
+    needed = _DEVICE.get(backend, device.type)
+    if device.type != needed or (backend == "triton" and dtype != torch.float32):
+        what = "float32 tensors on a CUDA device" if backend == "triton" else "tensors on the CPU"
         raise ValueError(
-            f'backend "cpu" needs tensors on the CPU, but these are on {device}; move the model '
-            'there, or choose backend="reference"'
+            f'backend "{backend}" needs {what}, but got {dtype} on {device}; move the model, or '
+            'choose backend="reference"'
         )
     return backend
 
@@ -52,21 +63,21 @@ def edge_attention(
 
     Several times of one graph may be given at once, one after another. See
     :func:`mdtrajnet_fast.ops.reference.edge_attention` for the equations. Raises ValueError for a
-    backend that cannot serve the tensors' device, and NotImplementedError where the CPU kernels are
-    asked for the gradient of a time tangent.
+    backend that cannot serve the tensors, and NotImplementedError where kernels are asked for what
+    they have not: the gradient of a time tangent, on CUDA devices several hidden layers.
     """
-    options = {
+    options: dict[str, Any] = {
         "radial_cutoff": radial_cutoff,
         "distance_centres": distance_centres,
         "time_channels": time_channels,
         "envelope": envelope,
     }
-    if choose_backend(backend, scalars.device) == "reference":
-        times = scalars.shape[0] // max(1, graph.atoms)
-        return reference.edge_attention(
-            scalars, displacement, velocity_change, graph.repeat(times), folded, **options
-        )
     state = scalars, displacement, velocity_change
+    chosen = choose_backend(backend, scalars.device, scalars.dtype)
+    if chosen != "cpu":  # whose kernels take several times of one graph
+        graph = graph.repeat(scalars.shape[0] // max(1, graph.atoms))
+    if chosen == "reference":
+        return reference.edge_attention(*state, graph, folded, **options)
     weights, key_layers = register.flat(folded)
     return torch.ops.mdtrajnet_fast.edge_attention(
         *state, *graph.csr, weights, key_layers, *options.values()
@@ -91,11 +102,11 @@ class Blocks:
     def __call__(self, scalars: Tensor, graph: Graph) -> tuple[Tensor, Tensor]:
         """Displacement (Å) and velocity change (Å/fs), [times x atoms, 3], of the last state.
 
-        scalars: [times x atoms, S], the first state's, whose displacement and velocity change are 0.
+        scalars: [times x atoms, S], those of the first state, which is otherwise at rest at 0.
         """
         if self.backend == "cpu" and not self._differentiated(scalars, graph):
             return self._native_stack(scalars, graph)
-        if self.backend == "reference":
+        if self.backend != "cpu":
             graph = graph.repeat(scalars.shape[0] // max(1, graph.atoms))
         start = scalars
         dx = dv = scalars.new_zeros(scalars.shape[0], 3)
@@ -110,7 +121,7 @@ class Blocks:
         return dx, dv
 
     @property
-    def _options(self) -> dict:
+    def _options(self) -> dict[str, Any]:
         names = ("radial_cutoff", "distance_centres", "time_channels", "envelope")
         return {name: getattr(self, name) for name in names}
 

@@ -1,7 +1,7 @@
 """The attention block on the CPU: native kernels (csrc/cpu), called with pointers of tensors.
 
-The kernels come for AVX-512, AVX2 and the baseline; the best that the processor has is taken, or the
-one that the environment variable MDTRAJNET_INSTRUCTION_SET names (avx512, avx2, base).
+The kernels come for AVX-512, AVX2 and the baseline; the best that the processor has is taken, or
+the one that the environment variable MDTRAJNET_INSTRUCTION_SET names (avx512, avx2, base).
 """
 
 from __future__ import annotations
@@ -23,8 +23,14 @@ def _pointers(tensors: Sequence[Tensor | None]) -> list[int]:
     return [0 if x is None else x.data_ptr() for x in tensors]
 
 
+def _ready(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Tensors as the kernels read them: row after row."""
+    return [x.contiguous() for x in tensors]
+
+
 def _graph(graph: CSR) -> tuple[int, int, int, int, int]:
-    return (graph.row_ptr.shape[0] - 1, *_pointers(graph))
+    row_ptr, neighbor, r, w = _pointers(graph)
+    return graph.row_ptr.shape[0] - 1, row_ptr, neighbor, r, w
 
 
 def _times(graph: CSR, state: Tensor) -> int:
@@ -58,7 +64,7 @@ class Block:
         gradients: bool = False,
     ):
         heads = folded.heads
-        tensors = [x.contiguous() for x in folded.tensors()]
+        tensors = _ready(folded.tensors())
         self.shapes = [x.shape for x in tensors]
         self.dtype = folded.query.dtype
         self.native = _C.AttentionBlock(
@@ -82,8 +88,9 @@ class Block:
     ) -> tuple[list[Tensor], list[Tensor]]:
         """Increments of (scalars, displacement, velocity change) and their tangents.
 
-        state, tangent: [times x atoms, .], contiguous; tangent may be empty.
+        state, tangent: [times x atoms, .]; tangent may be empty.
         """
+        state, tangent, graph = _ready(state), _ready(tangent), CSR(*_ready(graph))
         out = [torch.empty_like(x) for x in state]
         out_tangent = [torch.empty_like(x) for x in tangent]
         times = _times(graph, state[0])
@@ -103,8 +110,10 @@ class Block:
     ) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
         """Gradients of the state, of the graph's r and w, and of the folded tensors.
 
-        gradients: those of the increments, contiguous; None for scalars stands for zero.
+        gradients: those of the increments; None for scalars stands for zero.
         """
+        state, graph = _ready(state), CSR(*_ready(graph))
+        gradients = [None if x is None else x.contiguous() for x in gradients]
         of_state = [torch.empty_like(x) for x in state]
         of_edges = [torch.empty_like(graph.r), torch.empty_like(graph.w)]
         of_weights = [torch.empty(shape, dtype=self.dtype) for shape in self.shapes]
@@ -129,7 +138,7 @@ def stack(
 
     scalars: one tensor [times x atoms, S], or it and its tangent; the results match.
     """
-    scalars = [x.contiguous() for x in scalars]
+    scalars, graph = _ready(scalars), CSR(*_ready(graph))
     times = _times(graph, scalars[0])
     displacement = [x.new_empty(x.shape[0], 3) for x in scalars]
     velocity = [x.new_empty(x.shape[0], 3) for x in scalars]

@@ -139,7 +139,7 @@ class Graph:
         return Padded(neighbor, mask, r, w)
 
     def component_mean(self, x: Tensor) -> Tensor:
-        """Mass-weighted mean of x [times x atoms, 3] over each connected component, at each atom."""
+        """Mass-weighted mean of x [times x atoms, 3] over each connected component, per atom."""
         mass = self.masses.new_zeros(self.components).index_add(0, self.component, self.masses)
         weighted = self.masses[:, None] * x.view(-1, self.atoms, 3)
         total = x.new_zeros(weighted.shape[0], self.components, 3).index_add(

@@ -100,14 +100,22 @@ class FoldedWeights(NamedTuple):
     def tensors(self) -> list[Tensor]:
         """All tensors in order, the layers as weight, bias, weight, bias, ..."""
         layers = [x for layer in (*self.key_layers, *self.value_layers) for x in layer]
-        return [*layers, *self[2:]]  # type: ignore[list-item]
+        return [*layers, *self[2:]]
 
     @classmethod
     def from_tensors(cls, tensors: Sequence[Tensor], key_layers: int) -> FoldedWeights:
         """What :meth:`tensors` listed, given the number of hidden layers of the key network."""
-        *layers, query, key_atom, key_edge, value_atom, value_edge, scalar_atom, scalar_edge, out = (
-            tensors
-        )
+        (
+            *layers,
+            query,
+            key_atom,
+            key_edge,
+            value_atom,
+            value_edge,
+            scalar_atom,
+            scalar_edge,
+            out,
+        ) = tensors
         pairs = list(zip(layers[::2], layers[1::2], strict=True))
         return cls(
             pairs[:key_layers],

@@ -1,0 +1,62 @@
+// The launchers of cuda/attention.hpp for ctypes.  Each returns null, or the message of the exception.
+#include <exception>
+#include <string>
+
+#include "cuda/attention.hpp"
+
+using namespace mdtrajnet;
+
+namespace {
+
+template <class Call>
+const char* message_of(const Call& call) {
+    static std::string message;
+    try {
+        call();
+    } catch (const std::exception& error) {
+        message = error.what();
+        return message.c_str();
+    }
+    return nullptr;
+}
+
+}  // namespace
+
+EMULATION_EXPORT std::int64_t emulated_slice() { return cuda::kSlice; }
+
+EMULATION_EXPORT const char* emulated_packed_bytes(const AttentionSizes* size, std::int64_t* bytes) {
+    return message_of([&] { *bytes = std::int64_t(cuda::packed_bytes(*size)); });
+}
+
+EMULATION_EXPORT const char* emulated_pack(const AttentionSizes* size, const AttentionWeights<float>* weights,
+                                           float* packed) {
+    return message_of([&] { cuda::pack(*size, *weights, packed, nullptr); });
+}
+
+EMULATION_EXPORT const char* emulated_attention_bytes(const AttentionSizes* size, const cuda::AttentionRows* rows,
+                                                      std::int64_t tangent, std::int64_t stack, std::int64_t* bytes) {
+    return message_of([&] { *bytes = std::int64_t(cuda::attention_bytes(*size, *rows, tangent, stack)); });
+}
+
+EMULATION_EXPORT const char* emulated_attention(const AttentionSizes* size, const float* packed,
+                                                const cuda::AttentionRows* rows, const AttentionState<float>* state,
+                                                const AttentionState<float>* tangent,
+                                                const AttentionState<float>* out,
+                                                const AttentionState<float>* out_tangent, void* workspace) {
+    return message_of([&] {
+        cuda::attention({*size, packed}, *rows, *state, tangent, *out, out_tangent, workspace, nullptr);
+    });
+}
+
+// packed: one pointer a block, all of the same sizes.
+EMULATION_EXPORT const char* emulated_attention_stack(const AttentionSizes* size, const float* const* packed,
+                                                      std::int64_t blocks, std::int64_t running,
+                                                      const cuda::AttentionRows* rows, const float* scalars,
+                                                      const float* scalars_tangent, const AttentionState<float>* out,
+                                                      const AttentionState<float>* out_tangent, void* workspace) {
+    return message_of([&] {
+        std::vector<cuda::AttentionBlock> all;
+        for (std::int64_t k = 0; k < blocks; ++k) all.push_back({*size, packed[k]});
+        cuda::attention_stack(all, running, *rows, scalars, scalars_tangent, *out, out_tangent, workspace, nullptr);
+    });
+}
