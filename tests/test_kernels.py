@@ -258,6 +258,8 @@ def test_refusals(monkeypatch):
     with pytest.raises(ValueError, match="state has 4 rows, but must have one for each .* 3 atoms"):
         longer = [torch.cat([x, x[:1]]) for x in state]
         edge_attention(*longer, graph, folded, **options)
+    with pytest.raises(ValueError, match="take torch.float64 tensors on the CPU, but got .*32"):
+        edge_attention(*(x.float() for x in state), graph, folded, **options)
     with forward_ad.dual_level():
         duals = [forward_ad.make_dual(x, x) for x in state]
         weights = [x.clone().requires_grad_() for x in folded.tensors()]

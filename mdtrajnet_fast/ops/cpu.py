@@ -83,6 +83,15 @@ class Block:
             gradients=gradients,
         )
 
+    def _check(self, tensors: Sequence[Tensor]) -> None:
+        """Refuse what the kernels would misread: they see addresses alone."""
+        for x in tensors:
+            if x.device.type != "cpu" or x.dtype not in (self.dtype, torch.int64):
+                raise ValueError(
+                    f"the CPU kernels of a {self.dtype} model take {self.dtype} tensors on the "
+                    f"CPU, but got {x.dtype} on {x.device}; convert one or the other"
+                )
+
     def forward(
         self, state: Sequence[Tensor], tangent: Sequence[Tensor], graph: CSR
     ) -> tuple[list[Tensor], list[Tensor]]:
@@ -91,6 +100,7 @@ class Block:
         state, tangent: [times x atoms, .]; tangent may be empty.
         """
         state, tangent, graph = _ready(state), _ready(tangent), CSR(*_ready(graph))
+        self._check((*state, *tangent, *graph))
         out = [torch.empty_like(x) for x in state]
         out_tangent = [torch.empty_like(x) for x in tangent]
         times = _times(graph, state[0])
@@ -114,6 +124,7 @@ class Block:
         """
         state, graph = _ready(state), CSR(*_ready(graph))
         gradients = [None if x is None else x.contiguous() for x in gradients]
+        self._check((*state, *(x for x in gradients if x is not None), *graph))
         of_state = [torch.empty_like(x) for x in state]
         of_edges = [torch.empty_like(graph.r), torch.empty_like(graph.w)]
         of_weights = [torch.empty(shape, dtype=self.dtype) for shape in self.shapes]
@@ -139,6 +150,7 @@ def stack(
     scalars: one tensor [times x atoms, S], or it and its tangent; the results match.
     """
     scalars, graph = _ready(scalars), CSR(*_ready(graph))
+    blocks[0]._check((*scalars, *graph))
     times = _times(graph, scalars[0])
     displacement = [x.new_empty(x.shape[0], 3) for x in scalars]
     velocity = [x.new_empty(x.shape[0], 3) for x in scalars]

@@ -23,6 +23,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.nn import functional
 
 from .graph import Graph
@@ -62,8 +63,15 @@ def gaussian_basis(x: Tensor, cutoff: float, centres: int) -> Tensor:
 
     The 'gaussian' basis of e3nn.math.soft_one_hot_linspace.
     """
+    x, tangent = forward_ad.unpack_dual(x)
     mu = torch.linspace(0, cutoff, centres, dtype=torch.float64).to(x)
-    return torch.exp(-(((x[..., None] - mu) * ((centres - 1) / cutoff)) ** 2)) / 1.12
+    steps = (x[..., None] - mu) * ((centres - 1) / cutoff)
+    basis = torch.exp(-(steps**2)) / 1.12
+    if tangent is None:
+        return basis
+    # written out: torch takes 0.2 ms for the tangent of each operation that has a constant
+    slope = basis * steps * (-2 * (centres - 1) / cutoff)
+    return forward_ad.make_dual(basis, slope * tangent[..., None])
 
 
 def cutoff_envelope(d: Tensor, cutoff: float) -> Tensor:

@@ -110,18 +110,18 @@ for _key, _functions in (
 
 @torch.library.register_fake("mdtrajnet_fast::edge_attention")
 def _fake_forward(*arguments: Any) -> tuple[Tensor, ...]:
-    return tuple(torch.empty_like(x) for x in arguments[:3])
+    return tuple(x.new_empty(x.shape) for x in arguments[:3])
 
 
 @torch.library.register_fake("mdtrajnet_fast::edge_attention_tangent")
 def _fake_tangent(*arguments: Any) -> list[Tensor]:
-    return [torch.empty_like(x) for x in arguments[:6]]
+    return [x.new_empty(x.shape) for x in arguments[:6]]
 
 
 @torch.library.register_fake("mdtrajnet_fast::edge_attention_backward")
 def _fake_backward(*arguments: Any) -> list[Tensor]:
     _, _, r, w, weights = arguments[6:11]
-    return [torch.empty_like(x) for x in (*arguments[:3], r, w, *weights)]
+    return [x.new_empty(x.shape) for x in (*arguments[:3], r, w, *weights)]
 
 
 class _EdgeAttention(torch.autograd.Function):
