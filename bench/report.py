@@ -157,7 +157,7 @@ def comparisons(quick: bool) -> list[dict[str, Any]]:
 
 def scaling(quick: bool) -> dict[str, Any]:
     """Time per pass (positions) over the number of atoms, and the exponent from 10^3 atoms on."""
-    largest = 11_000 if quick else 110_000
+    largest = 40_000 if quick else 110_000
     result: dict[str, Any] = {}
     for kind in ("diamond", "fluid"):
         sizes = [name for name in SYSTEMS if name.startswith(kind)]

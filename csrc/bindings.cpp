@@ -245,11 +245,13 @@ py::array_t<std::int64_t> components(const py::array_t<std::int64_t, py::array::
 }  // namespace
 
 void bind_attention(py::module_&);
+void bind_cuda_attention(py::module_&);
 void bind_cuda_neighbors(py::module_&);
 
 PYBIND11_MODULE(_C, m) {
     m.doc() = "Native parts of mdtrajnet_fast.";
     bind_attention(m);
+    bind_cuda_attention(m);
     bind_cuda_neighbors(m);
     m.def("build_info", &build_info,
           "How this module was built: compiler, flags, instruction_sets, openmp (its date), and cuda: None, or\n"

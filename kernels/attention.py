@@ -325,8 +325,9 @@ def _geometry(
     """The edges' features [9, E], and their tangents."""
     edges = neighbor.shape[0]
     r, w = r.contiguous(), w.contiguous()
-    atoms = torch.arange(row_ptr.shape[0] - 1, device=row_ptr.device)
-    centre = atoms.repeat_interleave(row_ptr.diff(), output_size=edges)
+    # there may be room for more edges than row_ptr counts: the last atom's, whom nobody reads
+    edge = torch.arange(edges, device=row_ptr.device)
+    centre = torch.searchsorted(row_ptr[1:], edge, right=True).clamp_(max=row_ptr.shape[0] - 2)
     feature = r.new_empty(_edges.FEATURES, edges)
     feature_t = None if moved_t is None else torch.empty_like(feature)
     _edges.geometry[(triton.cdiv(edges, _BLOCK),)](

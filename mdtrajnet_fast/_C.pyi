@@ -156,3 +156,49 @@ def cuda_edge_vectors(
     w: int,
     stream: int,
 ) -> None: ...
+
+class CudaAttentionBlock:
+    def __init__(
+        self,
+        *,
+        scalars: int,
+        time_channels: int,
+        centres: int,
+        heads: int,
+        key_channels: int,
+        value_channels: int,
+        key_hidden: list[int],
+        value_hidden: list[int],
+        cutoff: float,
+        envelope: bool,
+    ) -> None: ...
+    @property
+    def packed_bytes(self) -> int: ...
+    def pack(self, weights: list[int], packed: int, stream: int, /) -> None: ...
+    def workspace_bytes(
+        self, graph: tuple[int, int, int, int, int, int], times: int, tangent: bool, stack: bool, /
+    ) -> int: ...
+    def forward(
+        self,
+        graph: tuple[int, int, int, int, int, int],
+        times: int,
+        state: list[int],
+        tangent: list[int],
+        out: list[int],
+        out_tangent: list[int],
+        workspace: int,
+        stream: int,
+        /,
+    ) -> None: ...
+
+def cuda_attention_stack(
+    blocks: list[CudaAttentionBlock],
+    running: bool,
+    graph: tuple[int, int, int, int, int, int],
+    times: int,
+    scalars: list[int],
+    outs: list[list[int]],
+    workspace: int,
+    stream: int,
+    /,
+) -> None: ...

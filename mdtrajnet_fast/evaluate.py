@@ -11,22 +11,22 @@ from tqdm import tqdm
 
 from .model import MDtrajNet
 from .pairs import Batch, Pairs
+from .resident import TensorBatch, tensor_batch
 
 COLUMNS = ("position", "velocity", "static", "ballistic", "velocity_static")
 
 
-def errors(model: MDtrajNet, batch: Batch, velocities: bool = True) -> tuple[Tensor, Tensor | None]:
+def errors(
+    model: MDtrajNet, batch: Batch | TensorBatch, velocities: bool = True
+) -> tuple[Tensor, Tensor | None]:
     """Position (Å) and velocity (Å/fs) errors [atoms, 3] of a batch; differentiable."""
-    graph = model.graph(batch.system)
-
-    def tensor(array: np.ndarray) -> Tensor:
-        return torch.from_numpy(array).to(graph.r)
-
-    t = tensor(batch.t)
+    if isinstance(batch, Batch):
+        batch = tensor_batch(model, batch)
+    graph, t, displacement, velocity = batch
     if velocities:
         dx, v = model.motion(graph, t)
-        return dx - tensor(batch.displacement), v - tensor(batch.velocity)
-    return model(graph, t).displacement - tensor(batch.displacement), None
+        return dx - displacement, v - velocity
+    return model(graph, t).displacement - displacement, None
 
 
 @torch.no_grad()

@@ -162,7 +162,7 @@ class MDtrajNet(nn.Module):
     """A model: one network, or a collection of equal networks whose mean it predicts.
 
     A collection (the published MDtrajNet-1 has four members) predicts the mean of its members.
-    backend: what computes the attention blocks: "cpu" or "triton" (kernels for CPU and CUDA
+    backend: what computes the attention blocks: "cpu", "cuda" or "triton" (kernels for CPU and CUDA
     tensors), "reference" (plain torch), or None for the device's own; may be changed at any time.
     """
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -19,6 +20,16 @@ class Batch:
     t: np.ndarray  # [atoms] fs
     displacement: np.ndarray  # [atoms, 3] Å
     velocity: np.ndarray  # [atoms, 3] Å/fs
+
+
+class Choice(NamedTuple):
+    """Which frames make up each pair of a batch."""
+
+    record: np.ndarray  # [pairs]
+    first: np.ndarray  # [pairs] number of the start's frame
+    last: np.ndarray  # [pairs] and of the other
+    t: np.ndarray  # [pairs] fs
+    sign: np.ndarray  # [pairs] of the velocities: -1 for a pair that runs backwards
 
 
 class Pairs:
@@ -40,7 +51,7 @@ class Pairs:
         self._cell = np.stack([r.cell for r in records])
         self._pbc = np.stack([r.pbc for r in records])
 
-    def draw(
+    def choose(
         self,
         rng: np.random.Generator,
         count: int,
@@ -49,7 +60,7 @@ class Pairs:
         lag_fs: float | None = None,
         lag_power: float = 0.0,
         time_reversal: bool = False,
-    ) -> Batch:
+    ) -> Choice:
         """`count` random pairs: trajectory and start uniform, longer lags more often.
 
         max_lag_fs: longest lag; lag_fs: one lag for all pairs instead. Lags are whole frames; of
@@ -77,7 +88,13 @@ class Pairs:
             np.where(backwards, start, start + lag),
         )
         sign = np.where(backwards, -1.0, 1.0)
+        return Choice(record, first, last, lag * self._frame_fs[record], sign)
 
+    def draw(
+        self, rng: np.random.Generator, count: int, max_lag_fs: float, **options: Any
+    ) -> Batch:
+        """A batch of pairs chosen at random; arguments and errors as in :meth:`choose`."""
+        record, first, last, t, sign = self.choose(rng, count, max_lag_fs, **options)
         atoms = self._atoms[record]
         ptr = np.concatenate([[0], np.cumsum(atoms)])
         within = np.arange(ptr[-1]) - np.repeat(ptr[:-1], atoms)
@@ -96,7 +113,7 @@ class Pairs:
         )
         return Batch(
             system=system,
-            t=np.repeat(lag * self._frame_fs[record], atoms),
+            t=np.repeat(t, atoms),
             displacement=self._positions[b].astype(np.float64) - system.positions,
             velocity=self._velocities[b] * flip,
         )

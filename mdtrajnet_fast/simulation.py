@@ -16,6 +16,7 @@ import numpy as np
 from tqdm import tqdm
 
 from .checkpoint import load_model
+from .device import device_rollout
 from .ensembles import set_velocities, thermal_velocities
 from .model import MDtrajNet
 from .rollout import Frames, RolloutError, exact, rollout
@@ -114,7 +115,8 @@ def simulate(
         while going:
             system = System.from_atoms([many[k] for k in going])
             system = dataclasses.replace(system, positions=positions)
-            windows = rollout(
+            run = device_rollout if network.device.type == "cuda" else rollout
+            windows = run(
                 network, system, momenta, dt=dt, window=window, duration=duration, start=start
             )
             try:

@@ -30,6 +30,7 @@ from .evaluate import errors, rms_errors
 from .model import MDtrajNet
 from .pairs import Pairs
 from .report import plot_training
+from .resident import ResidentPairs
 
 
 @dataclass(frozen=True)
@@ -260,6 +261,10 @@ class _Run:
             self.model.config.time_cutoff if config.max_lag_fs is None else config.max_lag_fs
         )
         self.model.to(config.device)
+        # molecules stay on the GPU; crystals are drawn on the CPU, and so is all for the CPU
+        self.source: Pairs | ResidentPairs = self.pairs
+        if self.model.device.type == "cuda" and not any(r.pbc.any() for r in records):
+            self.source = ResidentPairs(self.pairs, self.model)
         self.average = copy.deepcopy(self.model).requires_grad_(False)
         self.optimizer = torch.optim.AdamW(
             self.model.parameters(),
@@ -284,7 +289,7 @@ class _Run:
         config, begun = self.config, time.perf_counter()
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(config, self.step)
-        batch = self.pairs.draw(
+        batch = self.source.draw(
             np.random.default_rng([config.seed, self.step]),
             config.batch_size,
             self.max_lag,

@@ -31,7 +31,14 @@ class Budget:
 
 
 # 64 registers: half of a multiprocessor's threads at a time.  16 bytes of stack: a division's.
-BUDGETS = {"neighbors.cu": Budget(registers=64, shared=4096, stack=16)}
+# Edge kernels of the attention: for known sizes, launch bounds hold them to 168 registers (two
+# blocks of 192 threads a multiprocessor); for any sizes there is one block.
+BUDGETS = {
+    "neighbors.cu": Budget(registers=64, shared=4096, stack=16),
+    "attention.cu": Budget(registers=128, shared=48 * 1024),
+    "attention_logits.cu": Budget(registers=232, shared=0),
+    "attention_values.cu": Budget(registers=232, shared=0),
+}
 
 
 @dataclass(frozen=True)

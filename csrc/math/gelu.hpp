@@ -28,13 +28,17 @@ struct GeluSlope {
     };
 };
 
-// (Phi(x) or the slope, less 1/2) / x, for s = 2 (x / kGeluEnd)^2 - 1.
-template <class Terms, class V>
+// (Phi(x) or the slope, less 1/2) / x, for s = 2 (x / kGeluEnd)^2 - 1.  By recursion, so that the terms are constants on a
+// GPU as well.
+template <class Terms, int K = 0, class V>
 MDTRAJNET_HD inline V gelu_series(V s) {
-    V sum = s * Terms::c[kGeluTerms - 1] + Terms::c[kGeluTerms - 2];
-#pragma GCC unroll 16
-    for (int k = kGeluTerms - 3; k >= 0; --k) sum = sum * s + Terms::c[k];
-    return sum;
+    constexpr float term = Terms::c[K];
+    if constexpr (K == kGeluTerms - 2) {
+        constexpr float last = Terms::c[K + 1];
+        return s * last + term;
+    } else {
+        return gelu_series<Terms, K + 1>(s) * s + term;
+    }
 }
 
 // Values and slopes for x already cut to +-kGeluEnd.

@@ -25,12 +25,12 @@ const char* message_of(const Call& call) {
 EMULATION_EXPORT std::int64_t emulated_slice() { return cuda::kSlice; }
 
 EMULATION_EXPORT const char* emulated_packed_bytes(const AttentionSizes* size, std::int64_t* bytes) {
-    return message_of([&] { *bytes = std::int64_t(cuda::packed_bytes(*size)); });
+    return message_of([&] { *bytes = std::int64_t(cuda::packed_attention_bytes(*size)); });
 }
 
 EMULATION_EXPORT const char* emulated_pack(const AttentionSizes* size, const AttentionWeights<float>* weights,
                                            float* packed) {
-    return message_of([&] { cuda::pack(*size, *weights, packed, nullptr); });
+    return message_of([&] { cuda::pack_attention(*size, *weights, packed, nullptr); });
 }
 
 EMULATION_EXPORT const char* emulated_attention_bytes(const AttentionSizes* size, const cuda::AttentionRows* rows,

@@ -1,8 +1,10 @@
 """The attention block and a stack of them, on the backend that the tensors' device asks for.
 
-Backends: "cpu", native kernels for CPU tensors; "triton", kernels for CUDA tensors in float32; and
-"reference", plain torch on any device. The default is the device's own kernels, and plain torch
-where there are none: float64 on CUDA devices, and devices of other kinds.
+Backends: "cpu", native kernels for CPU tensors; for CUDA tensors in float32 "cuda", native kernels
+for predictions and Triton's for gradients, and "triton", the latter for both; and "reference",
+plain torch on any device. The default is "cpu" and "cuda" on their devices, and plain torch where
+there are no kernels: float64 on CUDA devices, and devices of other kinds. (That native kernels
+predict faster than Triton's is reasoned from counted instructions, not measured.)
 """
 
 from __future__ import annotations
@@ -15,12 +17,12 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from . import cpu, reference, register
+from . import cpu, cuda, reference, register
 from .graph import Graph
 from .reference import FoldedWeights
 
-BACKENDS = ("cpu", "triton", "reference")
-_DEVICE = {"cpu": "cpu", "triton": "cuda"}  # where a backend's tensors have to be
+BACKENDS = ("cpu", "cuda", "triton", "reference")
+_DEVICE = {"cpu": "cpu", "cuda": "cuda", "triton": "cuda"}  # where a backend's tensors have to be
 
 Increments = tuple[Tensor, Tensor, Tensor]
 
@@ -32,13 +34,14 @@ def choose_backend(backend: str | None, device: torch.device, dtype: torch.dtype
     """
     if backend is None:
         if device.type == "cuda":
-            return "triton" if dtype == torch.float32 else "reference"
+            return "cuda" if dtype == torch.float32 else "reference"
         return "cpu" if device.type == "cpu" else "reference"
     if backend not in BACKENDS:
         raise ValueError(f"backend must be one of {', '.join(BACKENDS)}, got {backend!r}")
     needed = _DEVICE.get(backend, device.type)
-    if device.type != needed or (backend == "triton" and dtype != torch.float32):
-        what = "float32 tensors on a CUDA device" if backend == "triton" else "tensors on the CPU"
+    single = backend in ("cuda", "triton")  # kernels in float32 only
+    if device.type != needed or (single and dtype != torch.float32):
+        what = "float32 tensors on a CUDA device" if single else "tensors on the CPU"
         raise ValueError(
             f'backend "{backend}" needs {what}, but got {dtype} on {device}; move the model, or '
             'choose backend="reference"'
@@ -104,7 +107,7 @@ class Blocks:
 
         scalars: [times x atoms, S], those of the first state, which is otherwise at rest at 0.
         """
-        if self.backend == "cpu" and not self._differentiated(scalars, graph):
+        if self.backend in ("cpu", "cuda") and not self._differentiated(scalars, graph):
             return self._native_stack(scalars, graph)
         if self.backend != "cpu":
             graph = graph.repeat(scalars.shape[0] // max(1, graph.atoms))
@@ -133,14 +136,16 @@ class Blocks:
         return torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
 
     @cached_property
-    def _native(self) -> list[cpu.Block]:
-        return [cpu.Block(folded, **self._options) for folded in self.folded]
+    def _native(self) -> list[Any]:
+        library = cpu if self.backend == "cpu" else cuda
+        return [library.Block(folded, **self._options) for folded in self.folded]
 
     def _native_stack(self, scalars: Tensor, graph: Graph) -> tuple[Tensor, Tensor]:
         """All blocks in one native call, with the time tangent where scalars carry one."""
         value, tangent = forward_ad.unpack_dual(scalars)
         both = (value,) if tangent is None else (value, tangent)
-        dx, dv = cpu.stack(self._native, self.running, both, graph.csr)
+        library = cpu if self.backend == "cpu" else cuda
+        dx, dv = library.stack(self._native, self.running, both, graph.csr)
         if tangent is None:
             return dx[0], dv[0]
         return forward_ad.make_dual(*dx), forward_ad.make_dual(*dv)

@@ -64,7 +64,7 @@ def gaussian_basis(x: Tensor, cutoff: float, centres: int) -> Tensor:
     The 'gaussian' basis of e3nn.math.soft_one_hot_linspace.
     """
     x, tangent = forward_ad.unpack_dual(x)
-    mu = torch.linspace(0, cutoff, centres, dtype=torch.float64).to(x)
+    mu = torch.linspace(0, cutoff, centres, dtype=torch.float64, device=x.device).to(x.dtype)
     steps = (x[..., None] - mu) * ((centres - 1) / cutoff)
     basis = torch.exp(-(steps**2)) / 1.12
     if tangent is None:

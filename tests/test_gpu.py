@@ -1,0 +1,338 @@
+"""What needs a GPU: kernels, rollout and training there, against the same on the CPU.
+
+Run with `pytest -m gpu`; skipped where there is no CUDA device.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import cases
+import numpy as np
+import pytest
+import torch
+from test_cuda_neighbors import cases as neighbor_cases
+from test_cuda_neighbors import refusals
+from test_device import SYSTEMS, assert_list, state
+from test_kernels import SIZES, close, double, folded_of, like, model_of, options_of
+from test_kernels import SYSTEMS as CROWDS
+from test_resident import RECORDS, assert_same_batch
+from test_rollout import gentle
+from torch.autograd import forward_ad
+
+from mdtrajnet_fast import RolloutError, device, simulate
+from mdtrajnet_fast.device import device_graph, device_rollout
+from mdtrajnet_fast.evaluate import errors
+from mdtrajnet_fast.neighbors import neighbor_list
+from mdtrajnet_fast.neighbors_cuda import (
+    Cells,
+    SkinNeighbors,
+    Status,
+    device_neighbor_list,
+    edge_vectors,
+)
+from mdtrajnet_fast.ops import BACKENDS, edge_attention
+from mdtrajnet_fast.ops.reference import FoldedWeights
+from mdtrajnet_fast.pairs import Pairs
+from mdtrajnet_fast.resident import ResidentPairs, tensor_batch
+from mdtrajnet_fast.rollout import rollout
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device"),
+]
+
+KERNELS = [name for name in BACKENDS if name not in ("cpu", "reference")]
+ONE_LAYER = {
+    "small": cases.SMALL | {"key_weight_hidden_neurons": (7,)},
+    "published": SIZES["published"],
+    "own": SIZES["published"]
+    | {"key_weight_hidden_neurons": (64,), "value_weight_hidden_neurons": (64,)},
+}
+
+
+def on_gpu(x):
+    return dataclasses.replace(
+        x,
+        **{
+            field.name: value.cuda()
+            for field in dataclasses.fields(x)
+            if isinstance(value := getattr(x, field.name), torch.Tensor)
+        },
+    )
+
+
+# ---- Neighbour lists.
+
+
+def given(positions, cell=None, pbc=None, ptr=None) -> tuple[torch.Tensor, Cells]:
+    """The arguments of neighbor_list on the device."""
+    positions = torch.tensor(np.asarray(positions), dtype=torch.float64, device="cuda")
+    ptr = np.array([0, len(positions)] if ptr is None else ptr, np.int64)
+    count = len(ptr) - 1
+    if cell is not None:
+        cell = torch.tensor(np.asarray(cell, float).reshape(count, 3, 3), device="cuda")
+        pbc = np.ascontiguousarray(np.broadcast_to(pbc, (count, 3)).astype(np.uint8))
+        pbc = torch.from_numpy(pbc).cuda()
+    return positions, Cells(torch.from_numpy(ptr).cuda(), cell, pbc)
+
+
+CASES, REFUSALS = dict(neighbor_cases()), dict(refusals())
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_neighbor_list(name):
+    arguments = dict(CASES[name])
+    cutoff = arguments.pop("cutoff")
+    try:
+        expected = neighbor_list(cutoff=cutoff, **arguments)
+    except ValueError as error:
+        with pytest.raises(ValueError, match="coincide"):
+            device_neighbor_list(*_with(cutoff, arguments))
+        assert "coincide" in str(error)
+        return
+    found = device_neighbor_list(*_with(cutoff, arguments))
+    for a, b in zip(found, dataclasses.astuple(expected), strict=True):
+        np.testing.assert_array_equal(a.cpu().numpy(), b)
+
+
+def _with(cutoff: float, arguments: dict) -> tuple[torch.Tensor, float, Cells]:
+    positions, cells = given(**arguments)
+    return positions, float(cutoff), cells
+
+
+@pytest.mark.parametrize("name", REFUSALS)
+def test_neighbor_list_refuses(name):
+    arguments = dict(REFUSALS[name])
+    cutoff = arguments.pop("cutoff")
+    with pytest.raises(ValueError):
+        device_neighbor_list(*_with(cutoff, arguments))
+
+
+@pytest.mark.parametrize("system", SYSTEMS)
+def test_skin_along_a_walk(system):
+    start, _ = state(SYSTEMS[system]())
+    cells, rng = Cells.of(start, torch.device("cuda")), np.random.default_rng(1)
+    x, v = (torch.from_numpy(y).cuda() for y in (start.positions, start.velocities))
+    skin = SkinNeighbors(x, 4.0, 0.6, cells)
+    for _ in range(10):
+        x += torch.from_numpy(rng.normal(scale=0.05, size=x.shape)).cuda()
+        edges = skin.update(x)
+        status = Status(*skin.status.tolist())
+        assert status[:3] == (0, 0, int(edges.row_ptr[-1]))
+        assert_list(type(edges)(*(y.cpu() for y in edges)), x.cpu(), cells)
+        kernel = edge_vectors(x, v, edges, cells, torch.float32)
+        plain = edge_vectors(x, v, edges, cells, torch.float64)
+        for a, b in zip(kernel, plain, strict=True):
+            count = status.edges
+            torch.testing.assert_close(a[:count].double(), b[:count], rtol=1e-6, atol=1e-6)
+
+
+# ---- The attention block.
+
+
+@pytest.mark.parametrize("envelope", [False, True])
+@pytest.mark.parametrize("system", CROWDS)
+@pytest.mark.parametrize("sizes", ONE_LAYER)
+@pytest.mark.parametrize("backend", KERNELS)
+def test_block(backend, sizes, system, envelope):
+    """Values and time tangents, and where a backend has them, gradients."""
+    model = model_of(ONE_LAYER[sizes], torch.float32, envelope=envelope)
+    *start, graph = cases.block_inputs(model, CROWDS[system]())
+    folded, options = folded_of(model), options_of(model)
+    tangents = [0.1 * like(x, 5 + k) for k, x in enumerate(start)]
+    upstream = [like(x, 9 + k) for k, x in enumerate(start)]
+    layers = len(folded.key_layers)
+
+    def gradients(inputs, weights, graph, backend):
+        leaves = [x.clone().requires_grad_() for x in (*inputs, graph.r, graph.w)]
+        own = [x.clone().requires_grad_() for x in weights]
+        changed = dataclasses.replace(graph, r=leaves[3], w=leaves[4])
+        made = FoldedWeights.from_tensors(own, layers)
+        out = edge_attention(*leaves[:3], changed, made, **options, backend=backend)
+        loss = sum((x * y.to(x)).sum() for x, y in zip(out, upstream, strict=True))
+        return torch.autograd.grad(loss, [*leaves, *own], materialize_grads=True)
+
+    def motion(inputs, changes, graph, folded, backend):
+        with torch.no_grad(), forward_ad.dual_level():
+            duals = [forward_ad.make_dual(x, y) for x, y in zip(inputs, changes, strict=True)]
+            out = edge_attention(*duals, graph, folded, **options, backend=backend)
+            pairs = [forward_ad.unpack_dual(x) for x in out]
+            return [x.primal for x in pairs], [x.tangent for x in pairs]
+
+    wide = FoldedWeights.from_tensors([x.double() for x in folded.tensors()], layers)
+    exact = [x.double() for x in start]
+    expected = motion(exact, [x.double() for x in tangents], double(graph), wide, "reference")
+    there = on_gpu(graph)
+    here = [x.cuda() for x in start]
+    own = FoldedWeights.from_tensors([x.cuda() for x in folded.tensors()], layers)
+    with torch.no_grad():
+        values = edge_attention(*here, there, own, **options, backend=backend)
+    close([x.cpu() for x in values], expected[0], torch.float32)
+    found = motion(here, [x.cuda() for x in tangents], there, own, backend)
+    for a, b in zip(found, expected, strict=True):
+        close([x.cpu() for x in a], b, torch.float32)
+    if backend == "triton":
+        expected = gradients(exact, wide.tensors(), double(graph), "reference")
+        found = gradients(here, own.tensors(), there, backend)
+        close([x.cpu() for x in found], expected, torch.float32)
+
+
+@pytest.mark.parametrize("options", [{}, cases.OWN], ids=["published", "own"])
+@pytest.mark.parametrize("backend", [*KERNELS, "reference"])
+def test_model(backend, options):
+    """Several times of one graph; float32 on the device beside float64 on the CPU."""
+    model = model_of(ONE_LAYER["own"], torch.float64, **options)
+    system, _ = state([*cases.mixture(), cases.diamond((2, 1, 1))])
+    times = np.array([0.5, 4.0, 10.0])
+    exact = model.displacements(model.graph(system), times)
+    there = model.float().cuda()
+    there.backend = backend
+    for graph in (there.graph(system), device_graph(there, system)):
+        found = there.displacements(graph, times)
+        for a, b, tolerance in zip(found, exact, (1e-4, 1e-4), strict=True):
+            np.testing.assert_allclose(a, b, rtol=0, atol=tolerance)
+
+
+# ---- The rollout.
+
+
+@pytest.mark.parametrize("dt", [1.0, 3.0])
+@pytest.mark.parametrize("system", SYSTEMS)
+@pytest.mark.parametrize("options", [{}, cases.OWN], ids=["published", "own"])
+def test_rollout_in_double_precision(options, system, dt):
+    """Plain torch, captured: what is not float32 has no kernels."""
+    model = gentle(**options)
+    settings = {"dt": dt, "duration": 47.0}
+    expected = list(rollout(model, *state(SYSTEMS[system]()), **settings))
+    found = list(device_rollout(model.cuda(), *state(SYSTEMS[system]()), **settings))
+    for a, b in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(a.times, b.times)
+        np.testing.assert_allclose(a.positions, b.positions, rtol=0, atol=1e-9)
+        np.testing.assert_allclose(a.momenta, b.momenta, rtol=0, atol=1e-9)
+
+
+def calm(**options):
+    """Sizes that the kernels serve, with small increments."""
+    model = model_of(ONE_LAYER["own"], torch.float64, **options)
+    for block in model.members[0].blocks:
+        block.out_vector *= 0.03
+    return model.float()
+
+
+@pytest.mark.parametrize("system", SYSTEMS)
+@pytest.mark.parametrize("options", [{}, cases.OWN], ids=["published", "own"])
+@pytest.mark.parametrize("backend", KERNELS)
+def test_rollout(backend, options, system):
+    model = calm(**options)
+    settings = {"dt": 2.5, "duration": 47.0}
+    expected = list(rollout(model, *state(SYSTEMS[system]()), **settings))
+    model.cuda().backend = backend
+    for run in (device_rollout, rollout):
+        found = list(run(model, *state(SYSTEMS[system]()), **settings))
+        for a, b in zip(found, expected, strict=True):
+            np.testing.assert_allclose(a.positions, b.positions, rtol=0, atol=1e-4)
+            np.testing.assert_allclose(a.momenta, b.momenta, rtol=0, atol=1e-4)
+
+
+def test_rollout_makes_room(monkeypatch):
+    begin, grown = device._Window.__init__, []
+
+    def starved(self, *args):
+        begin(self, *args)
+        self.slots, self.rounds = 2, 1
+
+    monkeypatch.setattr(device._Window, "__init__", starved)
+    grow = device._Window.grow
+    monkeypatch.setattr(
+        device._Window, "grow", lambda self, room: (grown.append(room), grow(self, room))
+    )
+    model = calm(**cases.OWN)
+    settings = {"dt": 3.0, "duration": 47.0}
+    expected = list(rollout(model, *state(cases.mixture()), **settings))
+    found = list(device_rollout(model.cuda(), *state(cases.mixture()), **settings))
+    assert grown
+    for a, b in zip(found, expected, strict=True):
+        np.testing.assert_allclose(a.positions, b.positions, rtol=0, atol=1e-4)
+
+
+def test_no_window_waits_for_the_host():
+    """Launching captured windows synchronises nothing, as far as torch can tell."""
+    model = calm(**cases.OWN).cuda()
+    launch = device._Launcher(device._Window(model, *state(cases.mixture())))
+    times = np.array([4.0, 10.0])
+    launch(times).wait()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        under_way = [launch(times) for _ in range(2)]
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    first, second = (one.wait()[0] for one in under_way)
+    assert np.isfinite(second).all() and abs(second[-1] - first[-1]).max() > 0
+
+
+def test_a_broken_trajectory():
+    model = calm(**cases.OWN)
+    model.members[0].species_embedding[model.config.species.index("N")] = np.nan
+    many = [cases.hot("CO2"), cases.hot("NH3")]
+    seen = []
+    for run, there in ((rollout, "cpu"), (device_rollout, "cuda")):
+        with pytest.raises(RolloutError, match="before 10 fs: atom 0 leaves") as caught:
+            list(run(model.to(there), *state(many), dt=2.0, duration=100.0))
+        seen.append((caught.value.system, caught.value.window))
+    assert seen == [(1, 0), (1, 0)]
+
+
+def test_simulate():
+    model = calm(**cases.OWN)
+    atoms = [cases.hot("CH3CH2OH"), cases.diamond()]
+    expected = simulate(atoms, 2.0, duration=40, model=model)
+    for a, b in zip(simulate(atoms, 2.0, duration=40, model=model.cuda()), expected, strict=True):
+        np.testing.assert_array_equal(a.times, b.times)
+        np.testing.assert_allclose(a.positions, b.positions, rtol=0, atol=1e-4)
+
+
+# ---- Training.
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_resident_batches(dtype):
+    model, pairs = model_of(ONE_LAYER["own"], dtype, **cases.OWN).cuda(), Pairs(RECORDS)
+    resident = ResidentPairs(pairs, model)
+    for seed in range(4):
+        theirs, ours = (
+            source.draw(np.random.default_rng(seed), 60, 8.0, time_reversal=True)
+            for source in (pairs, resident)
+        )
+        assert_same_batch(ours, tensor_batch(model, theirs))
+
+
+def test_drawing_does_not_wait():
+    model = model_of(ONE_LAYER["own"], torch.float32).cuda()
+    resident = ResidentPairs(Pairs(RECORDS), model)
+    resident.draw(np.random.default_rng(0), 60, 8.0)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        resident.draw(np.random.default_rng(1), 60, 8.0)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+def test_training_steps():
+    """The same three steps on CPU and GPU lead to the same loss."""
+    losses = []
+    for there in ("cpu", "cuda"):
+        model = model_of(ONE_LAYER["own"], torch.float32, **cases.OWN)
+        model = model.to(there).requires_grad_(True)
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, fused=True)
+        source = ResidentPairs(Pairs(RECORDS), model)
+        losses.append([])
+        for step in range(3):
+            batch = source.draw(np.random.default_rng(step), 40, 8.0)
+            dx, dv = errors(model, batch)
+            loss = dx.square().mean() + 4 * dv.square().mean()
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            optimizer.step()
+            losses[-1].append(loss.item())
+    np.testing.assert_allclose(losses[1], losses[0], rtol=1e-3)

@@ -1,0 +1,75 @@
+"""The GPU report's dry run: its sections on the CPU, with tiny sizes."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SCRIPT = Path(__file__).resolve().parents[1] / "bench" / "gpu_report.py"
+
+
+@pytest.fixture
+def gpu_report(monkeypatch):
+    monkeypatch.syspath_prepend(SCRIPT.parent)
+    import gpu_report
+
+    monkeypatch.setattr(gpu_report, "DRY", True)
+    return gpu_report
+
+
+@pytest.mark.parametrize(
+    "name", ["scaling", "rollout", "neighbors", "training", "trace", "roofline", "peers"]
+)
+def test_sections(gpu_report, name):
+    rows = list(gpu_report.SECTIONS[name][0]())
+    assert rows and [row for row in rows if "failed" in row] == []
+    if name == "trace":
+        assert rows[0]["windows"] == 3 and rows[0]["waits"] == []
+    else:
+        assert all(row["median"] > 0 for row in rows)
+    if name == "rollout":
+        assert {row["provider"] for row in rows} == {"device", "ordinary"}
+
+
+def test_the_whole_writes_its_report(tmp_path):
+    words = [sys.executable, str(SCRIPT), "--dry-run", "--output", str(tmp_path)]
+    words += ["--only", "build", "tests", "machine", "sanitizer"]
+    done = subprocess.run(words, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    sections = json.loads((tmp_path / "dry-run.json").read_text())["sections"]
+    assert {name: x["message"] for name, x in sections.items() if x["status"] != "ok"} == {}
+    assert set(sections) == {"build", "tests", "machine", "sanitizer"}
+    assert all(f"== {name} " in done.stdout for name in sections)
+    assert sections["machine"]["rows"][1]["bytes_per_s"] > 0
+    assert "tests collected" in sections["tests"]["rows"][0]["tail"]
+    assert (tmp_path / "dry-run.png").exists()
+
+
+def test_what_fails_or_lasts_is_recorded(gpu_report, tmp_path, monkeypatch):
+    """A section that fails leaves its message and its rows, and so does one that lasts too long."""
+    broken = tmp_path / "broken.py"
+    broken.write_text(
+        "import pathlib, sys, time\n"
+        "rows = pathlib.Path(sys.argv[sys.argv.index('--rows') + 1])\n"
+        "rows.write_text('{\"measured\": 1}\\n')\n"
+        "time.sleep(60) if 'lasts' in sys.argv else sys.exit('out of memory')\n"
+    )
+    monkeypatch.setattr(gpu_report, "__file__", str(broken))
+    failed = gpu_report.section("fails", 30, tmp_path)
+    assert failed["status"] == "failed" and "out of memory" in failed["message"]
+    late = gpu_report.section("lasts", 2, tmp_path)
+    assert late["status"] == "timed out" and late["seconds"] < 30
+    assert failed["rows"] == late["rows"] == [{"measured": 1}]
+
+
+def test_a_way_that_fails_leaves_the_others(gpu_report):
+    def fails():
+        raise MemoryError("too much")
+
+    rows = list(gpu_report.attempts({"bad": fails, "good": lambda: lambda: None}, atoms=3))
+    assert rows[0] == {"atoms": 3, "provider": "bad", "failed": "MemoryError: too much"}
+    assert rows[1]["median"] > 0 and "failed" not in rows[1]
