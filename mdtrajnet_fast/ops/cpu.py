@@ -33,18 +33,6 @@ def _graph(graph: CSR) -> tuple[int, int, int, int, int]:
     return graph.row_ptr.shape[0] - 1, row_ptr, neighbor, r, w
 
 
-def _times(graph: CSR, state: Tensor) -> int:
-    """How many copies of the graph's atoms a state [times x atoms, .] holds."""
-    atoms = graph.row_ptr.shape[0] - 1
-    times, rest = divmod(state.shape[0], max(1, atoms))
-    if rest:
-        raise ValueError(
-            f"the state has {state.shape[0]} rows, but must have one for each of the graph's "
-            f"{atoms} atoms, or a multiple of that (several times)"
-        )
-    return times
-
-
 def _threads(graph: CSR, times: int) -> int:
     rows = times * (graph.neighbor.shape[0] + graph.row_ptr.shape[0])
     return max(1, min(torch.get_num_threads(), rows // _ROWS_PER_THREAD))
@@ -103,7 +91,7 @@ class Block:
         self._check((*state, *tangent, *graph))
         out = [torch.empty_like(x) for x in state]
         out_tangent = [torch.empty_like(x) for x in tangent]
-        times = _times(graph, state[0])
+        times = graph.times(state[0])
         self.native.forward(
             _graph(graph),
             times,
@@ -128,7 +116,7 @@ class Block:
         of_state = [torch.empty_like(x) for x in state]
         of_edges = [torch.empty_like(graph.r), torch.empty_like(graph.w)]
         of_weights = [torch.empty(shape, dtype=self.dtype) for shape in self.shapes]
-        times = _times(graph, state[0])
+        times = graph.times(state[0])
         self.native.backward(
             _graph(graph),
             times,
@@ -151,7 +139,7 @@ def stack(
     """
     scalars, graph = _ready(scalars), CSR(*_ready(graph))
     blocks[0]._check((*scalars, *graph))
-    times = _times(graph, scalars[0])
+    times = graph.times(scalars[0])
     displacement = [x.new_empty(x.shape[0], 3) for x in scalars]
     velocity = [x.new_empty(x.shape[0], 3) for x in scalars]
     _C.attention_stack(

@@ -46,18 +46,6 @@ def _check_graph(graph: CSR, device: torch.device) -> CSR:
     return CSR(row_ptr, neighbor, *_check(graph[2:], device))
 
 
-def _times(graph: CSR, state: Tensor) -> int:
-    """How many copies of the graph's atoms a state [times x atoms, .] holds."""
-    atoms = graph.row_ptr.shape[0] - 1
-    times, rest = divmod(state.shape[0], max(1, atoms))
-    if rest:
-        raise ValueError(
-            f"the state has {state.shape[0]} rows, but must have one for each of the graph's "
-            f"{atoms} atoms, or a multiple of that (several times)"
-        )
-    return times
-
-
 class Block:
     """The folded weights of one block in the layout of the kernels: a copy on their device.
 
@@ -105,7 +93,7 @@ class Block:
         graph = _check_graph(graph, self.device)
         out = [torch.empty_like(x) for x in state]
         out_tangent = [torch.empty_like(x) for x in tangent]
-        times = _times(graph, state[0])
+        times = graph.times(state[0])
         workspace = _workspace([self], graph, times, tangent=bool(tangent), stack=False)
         with torch.cuda.device(self.device):
             self.native.forward(
@@ -139,7 +127,7 @@ def stack(
     """
     device = blocks[0].device
     scalars, graph = _check(scalars, device), _check_graph(graph, device)
-    times = _times(graph, scalars[0])
+    times = graph.times(scalars[0])
     displacement = [x.new_empty(x.shape[0], 3) for x in scalars]
     velocity = [x.new_empty(x.shape[0], 3) for x in scalars]
     workspace = _workspace(blocks, graph, times, tangent=len(scalars) > 1, stack=True)

@@ -34,6 +34,17 @@ class CSR(NamedTuple):
     r: Tensor  # [edges, 3] Å, from centre to neighbour
     w: Tensor  # [edges, 3] Å/fs
 
+    def times(self, state: Tensor) -> int:
+        """How many copies of the atoms a state [times x atoms, .] holds."""
+        atoms = self.row_ptr.shape[0] - 1
+        times, rest = divmod(state.shape[0], max(1, atoms))
+        if rest:
+            raise ValueError(
+                f"the state has {state.shape[0]} rows, but must have one for each of the graph's "
+                f"{atoms} atoms, or a multiple of that (several times)"
+            )
+        return times
+
 
 @dataclass(frozen=True)
 class Graph:
