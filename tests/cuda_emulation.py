@@ -126,4 +126,6 @@ def run_sanitized(module: str, expression: str) -> subprocess.CompletedProcess[s
         "OMP_NUM_THREADS": "1",
     }
     command = [sys.executable, "-c", f"import {module}; {module}.{expression}"]
-    return subprocess.run(command, env=environment, capture_output=True, text=True)
+    # from here, for in a checkout the source tree, without its compiled part, hides the package
+    here = Path(__file__).parent
+    return subprocess.run(command, cwd=here, env=environment, capture_output=True, text=True)
