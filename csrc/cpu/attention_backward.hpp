@@ -488,14 +488,12 @@ class Backward : public Forward<T, false> {
 
 // out [rows, columns] = the sum over threads of row-padded sums.
 template <class T, class Get>
-void collect(long rows, long columns, long ld, const Backward<T>* const* workers, int threads, T* out, Get sums,
-             long out_ld = -1) {
-    if (out_ld < 0) out_ld = columns;
+void collect(long rows, long columns, long ld, const Backward<T>* const* workers, int threads, T* out, Get sums) {
     for (int t = 0; t < threads; ++t) {
         const T* from = sums(workers[t]->sums);
         for (long i = 0; i < rows; ++i)
             for (long k = 0; k < columns; ++k) {
-                T& to = out[i * out_ld + k];
+                T& to = out[i * columns + k];
                 to = t ? to + from[i * ld + k] : from[i * ld + k];
             }
     }

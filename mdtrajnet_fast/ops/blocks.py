@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from . import cpu, cuda, reference, register
+from . import cpu, cuda, reference
+from . import register as register  # defines torch.ops.mdtrajnet_fast
 from .graph import Graph
 from .reference import FoldedWeights
 
@@ -81,9 +82,8 @@ def edge_attention(
         graph = graph.repeat(scalars.shape[0] // max(1, graph.atoms))
     if chosen == "reference":
         return reference.edge_attention(*state, graph, folded, **options)
-    weights, key_layers = register.flat(folded)
     return torch.ops.mdtrajnet_fast.edge_attention(
-        *state, *graph.csr, weights, key_layers, *options.values()
+        *state, *graph.csr, folded.tensors(), len(folded.key_layers), *options.values()
     )
 
 
@@ -135,17 +135,19 @@ class Blocks:
         tensors = (scalars, graph.r, graph.w, *(x for f in self.folded for x in f.tensors()))
         return torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
 
+    @property
+    def _library(self) -> Any:
+        return cpu if self.backend == "cpu" else cuda
+
     @cached_property
     def _native(self) -> list[Any]:
-        library = cpu if self.backend == "cpu" else cuda
-        return [library.Block(folded, **self._options) for folded in self.folded]
+        return [self._library.Block(folded, **self._options) for folded in self.folded]
 
     def _native_stack(self, scalars: Tensor, graph: Graph) -> tuple[Tensor, Tensor]:
         """All blocks in one native call, with the time tangent where scalars carry one."""
         value, tangent = forward_ad.unpack_dual(scalars)
         both = (value,) if tangent is None else (value, tangent)
-        library = cpu if self.backend == "cpu" else cuda
-        dx, dv = library.stack(self._native, self.running, both, graph.csr)
+        dx, dv = self._library.stack(self._native, self.running, both, graph.csr)
         if tangent is None:
             return dx[0], dv[0]
         return forward_ad.make_dual(*dx), forward_ad.make_dual(*dv)

@@ -34,11 +34,6 @@ _library.define(f"edge_attention_backward({_STATE}, {_GRADIENTS}, {_REST}) -> Te
 _OPTIONS = ("radial_cutoff", "distance_centres", "time_channels", "envelope")
 
 
-def flat(folded: FoldedWeights) -> tuple[list[Tensor], int]:
-    """The folded tensors and the number of key layers: what the operations take."""
-    return folded.tensors(), len(folded.key_layers)
-
-
 class _Arguments(NamedTuple):
     state: tuple[Tensor, ...]  # and what goes with it: tangents or gradients
     graph: CSR
