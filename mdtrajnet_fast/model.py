@@ -92,6 +92,10 @@ class AttentionBlock(nn.Module):
         self.bilinear_vector = normal(q1, k1)
         self.out_scalar = normal(h, v0, s)
         self.out_vector = normal(h, v1, 2)
+        if config.residual == "running":  # increments add up: start with little motion in each
+            with torch.no_grad():
+                self.out_scalar *= 0.3
+                self.out_vector *= 0.1
 
     def weights(self) -> BlockWeights:
         """The block's parameters as the operation takes them."""

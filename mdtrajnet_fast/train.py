@@ -1,4 +1,4 @@
-"""Training: random pairs of frames, AdamW, averaged weights, validation, exact resume."""
+"""Training: random pairs of frames, AdamW or SOAP, averaged weights, validation, exact resume."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ import tomllib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from .model import MDtrajNet
 from .pairs import Pairs
 from .report import plot_training
 from .resident import ResidentPairs
+from .soap import SOAP
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,8 @@ class TrainConfig:
 
     output: folder of the run: checkpoint.pt, log.csv, curves.png, model/.
     data: trajectory files (:func:`~mdtrajnet_fast.data.load_records`).
-    exclude_trajectories: names of trajectories held out of training.
+    exclude_trajectories: names of trajectories in `data` held out of training.
+    more_data: files all of whose trajectories are trained on.
     frame_fs: spacing of the frames (fs), for files that do not say it.
     validation: sets by name, each with "data" and, optionally, "molecules", "trajectories".
     model: sizes and options (:class:`~mdtrajnet_fast.config.ModelConfig`); "species" defaults to
@@ -49,8 +52,10 @@ class TrainConfig:
     steps, batch_size: optimiser steps, and pairs of frames in each.
     max_lag_fs: longest lag of a pair (fs); None stands for the model's time_cutoff.
     lag_power: 0 draws all lags equally often, more favours long ones (see Pairs.draw).
-    learning_rate, warmup_steps, final_learning_rate, weight_decay, gradient_clip: AdamW with a
-        linear warm-up and a cosine down to final_learning_rate; gradients clipped to that norm.
+    optimizer: "adamw", or "soap" (:class:`~mdtrajnet_fast.soap.SOAP`), which gets further in as
+        many steps.
+    learning_rate, warmup_steps, final_learning_rate, weight_decay, gradient_clip: a linear warm-up
+        and a cosine down to final_learning_rate; gradients clipped to that norm.
     velocity_weight_fs: the loss is <|dR|^2> + velocity_weight_fs^2 <|dv|^2> per component; the
         velocities are those the model reports (read-out, or exact time derivative). 0: positions
         only.
@@ -68,6 +73,7 @@ class TrainConfig:
     data: tuple[str, ...]
     model: dict[str, Any] = field(default_factory=dict)
     exclude_trajectories: tuple[str, ...] = ()
+    more_data: tuple[str, ...] = ()
     validation: dict[str, dict[str, Any]] = field(default_factory=dict)
     frame_fs: float | None = None
     initial: str | None = None
@@ -75,6 +81,7 @@ class TrainConfig:
     batch_size: int = 32
     max_lag_fs: float | None = None
     lag_power: float = 0.0
+    optimizer: str = "adamw"
     learning_rate: float = 5e-3
     warmup_steps: int = 200
     final_learning_rate: float = 1e-5
@@ -91,7 +98,7 @@ class TrainConfig:
     device: str = "cpu"
 
     def __post_init__(self) -> None:
-        for name in ("data", "exclude_trajectories"):
+        for name in ("data", "exclude_trajectories", "more_data"):
             value = getattr(self, name)
             many = (value,) if isinstance(value, str | Path) else value
             object.__setattr__(self, name, tuple(str(one) for one in many))
@@ -105,6 +112,10 @@ class TrainConfig:
         for name in ("learning_rate", "gradient_clip"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
+        if self.optimizer not in _OPTIMIZERS:
+            raise ValueError(
+                f"optimizer must be one of {', '.join(_OPTIMIZERS)}, got {self.optimizer!r}"
+            )
         if self.lag_power < 0:
             raise ValueError(f"lag_power must not be negative, got {self.lag_power}")
         if not 0 <= self.ema_decay < 1:
@@ -129,7 +140,8 @@ class TrainConfig:
             some = [names] if isinstance(names, str) else names
             return [str(path.parent / name) for name in some]
 
-        values["data"] = beside(values["data"])
+        for name in {"data", "more_data"} & set(values):
+            values[name] = beside(values[name])
         values["output"] = beside(values["output"])[0]
         if values.get("initial", "molecules-nve") not in bundled_models():
             values["initial"] = beside(values["initial"])[0]
@@ -140,6 +152,12 @@ class TrainConfig:
             return cls(**values)
         except (ValueError, TypeError) as error:
             raise ValueError(f"{path}: {error}") from error
+
+
+_OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
+    "adamw": partial(torch.optim.AdamW, fused=True),
+    "soap": SOAP,
+}
 
 
 def _validation_sets(sets: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
@@ -233,6 +251,8 @@ class _Run:
             exclude_trajectories=config.exclude_trajectories or None,
             frame_fs=config.frame_fs,
         )
+        if config.more_data:
+            records += load_records(config.more_data, frame_fs=config.frame_fs)
         self.pairs = Pairs(records)
         self.checks = {
             name: Pairs(
@@ -266,11 +286,8 @@ class _Run:
         if self.model.device.type == "cuda" and not any(r.pbc.any() for r in records):
             self.source = ResidentPairs(self.pairs, self.model)
         self.average = copy.deepcopy(self.model).requires_grad_(False)
-        self.optimizer = torch.optim.AdamW(
-            self.model.parameters(),
-            lr=config.learning_rate,
-            weight_decay=config.weight_decay,
-            fused=True,
+        self.optimizer = _OPTIMIZERS[config.optimizer](
+            self.model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
         )
         self.step, self.seconds = 0, 0.0
         self.losses: list[float] = []
@@ -411,11 +428,12 @@ def _provenance(config: TrainConfig, step: int) -> dict[str, Any]:
     settings = dataclasses.asdict(config)
     for name in ("output", "validation", "threads", "device", "checkpoint_minutes"):
         del settings[name]
-    settings["data"] = [Path(path).name for path in config.data]
+    for name in ("data", "more_data"):
+        settings[name] = [Path(path).name for path in settings[name]]
     if config.initial is not None:
         settings["initial"] = provenance(config.initial) or Path(config.initial).name
     return {
-        "data": ", ".join(settings["data"]),
+        "data": ", ".join(settings["data"] + settings["more_data"]),
         "steps": step,
         "pairs": step * config.batch_size,
         "settings": settings,

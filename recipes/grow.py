@@ -1,0 +1,83 @@
+"""Makes larger.smi: molecules one atom or more larger than any that the models are judged on.
+
+    python recipes/grow.py molecules.csv --count 420 > recipes/larger.smi
+
+molecules.csv has columns smiles and split. In a training molecule one hydrogen is replaced by a group;
+what has 10 to 12 atoms is kept, a few per parent, so that every kind of bond gets new neighbours. As
+the molecules that measure transfer have at most nine atoms, none of them can be among these.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import random
+
+from rdkit import Chem, RDLogger
+
+GROUPS = (
+    "C",
+    "N",
+    "O",
+    "C=O",
+    "C#N",
+    "C#C",
+    "C=C",
+    "C=N",
+    "CO",
+    "CN",
+    "OC",
+    "NC",
+    "CC",
+    "C(=O)O",
+    "C(N)=O",
+)
+SIZES = range(10, 13)
+
+
+def grown(parent: str) -> list[str]:
+    """Canonical SMILES of the right size that differ from the parent in one group."""
+    molecule = Chem.AddHs(Chem.MolFromSmiles(parent))
+    found = set()
+    for hydrogen in (a for a in molecule.GetAtoms() if a.GetSymbol() == "H"):
+        (heavy,) = hydrogen.GetNeighbors()
+        for group in GROUPS:
+            pair = Chem.RWMol(Chem.CombineMols(molecule, Chem.AddHs(Chem.MolFromSmiles(group))))
+            first = molecule.GetNumAtoms()  # the group's first atom gives up a hydrogen as well
+            spare = next(
+                a.GetIdx()
+                for a in pair.GetAtomWithIdx(first).GetNeighbors()
+                if a.GetSymbol() == "H"
+            )
+            pair.AddBond(heavy.GetIdx(), first, Chem.BondType.SINGLE)
+            for index in sorted((hydrogen.GetIdx(), spare), reverse=True):
+                pair.RemoveAtom(index)
+            whole = pair.GetMol()
+            if Chem.SanitizeMol(whole, catchErrors=True) or whole.GetNumAtoms() not in SIZES:
+                continue
+            found.add(Chem.MolToSmiles(Chem.RemoveHs(whole)))
+    return sorted(found)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("molecules")
+    parser.add_argument("--count", type=int, default=420)
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    RDLogger.DisableLog("rdApp.*")
+    with open(arguments.molecules, newline="") as file:
+        parents = [row["smiles"] for row in csv.DictReader(file) if row["split"] == "train"]
+    rng = random.Random(arguments.seed)
+    of_parent = {parent: grown(parent) for parent in parents}
+    chosen: dict[str, None] = {}
+    while len(chosen) < arguments.count and any(of_parent.values()):
+        for parent in rng.sample(parents, len(parents)):
+            some = of_parent[parent]
+            if some:
+                chosen[some.pop(rng.randrange(len(some)))] = None
+    print("\n".join(list(chosen)[: arguments.count]))
+
+
+if __name__ == "__main__":
+    main()
