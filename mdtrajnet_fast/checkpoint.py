@@ -127,3 +127,11 @@ def provenance(name_or_path: str | Path) -> dict[str, Any]:
     if folder is None:
         return {}
     return json.loads((folder / "config.json").read_text()).get("provenance", {})
+
+
+def training_logs(name_or_path: str | Path) -> list[Path]:
+    """The logs (log*.csv) in the folder of a saved model or of a training run, in order."""
+    folder, path = _folder(name_or_path), Path(name_or_path)
+    if folder is None:
+        return []
+    return sorted((path if folder == path / "model" else folder).glob("log*.csv"))

@@ -16,18 +16,19 @@ from typing import Any
 import ase
 import numpy as np
 import torch
+from tqdm import tqdm
 
 from . import _C, __version__
 from .analysis import WAVENUMBER, peaks, vibrational_density_of_states
-from .checkpoint import bundled_models, load_model, provenance, save_model
+from .checkpoint import bundled_models, load_model, provenance, save_model, training_logs
 from .data import load_records
 from .ensembles import thermal_velocities
-from .evaluate import error_table
+from .evaluate import atom_errors, error_table, grouped_tables
 from .generate import TEMPERATURES_K, generate
 from .import_mlatom import load_mlatom
 from .model import MDtrajNet
 from .pairs import Pairs
-from .report import plot_errors, write_spectrum
+from .report import group_label, plot_errors, plot_groups, plot_training, write_spectrum
 from .rollout import RolloutError
 from .simulation import check_run, model_hash, simulate
 from .structures import read_structure
@@ -163,7 +164,12 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--max-energy-std", type=float, default=0.02, help="eV")
     sub.add_argument("--split", default="train", help="attribute of the groups")
 
-    sub = command("evaluate", _evaluate, "Errors of a model on trajectories, against time.")
+    sub = command(
+        "evaluate",
+        _evaluate,
+        "Errors of a model on trajectories: against time, and at the longest time by element, "
+        "temperature and molecule.",
+    )
     sub.add_argument("data", nargs="+", type=Path, help="trajectory files (.h5, .traj, .extxyz)")
     add_model(sub)
     sub.add_argument("--trajectories", nargs="+", help="only those of these names")
@@ -172,7 +178,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--pairs", type=int, default=5000, help="random pairs of frames for each time")
     sub.add_argument("--times", type=float, nargs="+", help="fs (default: 1 fs to the window)")
     sub.add_argument("--seed", type=int, default=0)
-    sub.add_argument("--output", type=Path, help="new folder for errors.csv and errors.png")
+    sub.add_argument("--output", type=Path, help="new folder for the tables and plots")
 
     sub = command("convert", _convert, "Convert checkpoints of the published implementation.")
     sub.add_argument("files", nargs="+", type=Path, help="one .pt file, or those of a collection")
@@ -348,30 +354,53 @@ def _evaluate(options: argparse.Namespace) -> None:
         f"{model.name} on {len(records)} trajectories of "
         f"{len({r.molecule for r in records})} molecules: root mean square errors per component"
     )
-    table = error_table(
-        model, Pairs(records), options.pairs, times, seed=options.seed, progress=True
-    )
-    print("  time   position     static  ballistic     velocity  v = v0")
-    print("    fs          Å          Å          Å         Å/fs    Å/fs")
-    for row in zip(*table.values(), strict=True):
-        lag, position, velocity, static, ballistic, accelerated = row
-        print(
-            f"{lag:6g} {position:10.5f} {static:10.5f} {ballistic:10.5f} "
-            f"{velocity:12.6f} {accelerated:.5f}"
-        )
+    pairs = Pairs(records)
+    with tqdm(times, unit="lag") as lags:
+        found = {
+            lag: atom_errors(model, pairs, options.pairs, lag_fs=lag, seed=options.seed)
+            for lag in lags
+        }
+    table, longest = error_table("lag_fs", found), max(times)
+    groups = grouped_tables(found[longest], records)
+    _print_errors(table, "time (fs)")
+    print(f"\nThe same pairs after {longest:g} fs by element, target temperature and molecule:")
+    _print_errors(groups["elements"], "element")
+    _print_errors(groups["temperatures"], "target (K)")
+    _print_errors(groups["molecules"], "molecule", at_most=10)
     if options.output:
         folder.mkdir(parents=True, exist_ok=True)
-        with (folder / "errors.csv").open("w", newline="") as file:
-            writer = csv.writer(file)
-            writer.writerow(table)
-            writer.writerows(zip(*table.values(), strict=True))
-        curves = {
-            model.name: table["position"],
-            "static, R0": table["static"],
-            "ballistic, R0 + v0 t": table["ballistic"],
-        }
-        plot_errors(times, curves, folder / "errors.png")
-        print(f"Written: {folder}/ (errors.csv, errors.png)")
+        for name, one in {"errors": table, **groups}.items():
+            with (folder / f"{name}.csv").open("w", newline="") as file:
+                writer = csv.writer(file)
+                writer.writerow(one)
+                writer.writerows(zip(*one.values(), strict=True))
+        plot_errors(table, model.name, folder / "errors.png")
+        plot_groups(groups, model.name, folder / "groups.png")
+        for log in training_logs(options.model):
+            plot_training(log, folder / f"learning{log.stem.removeprefix('log')}.png")
+        print(f"Written: {folder}/ ({', '.join(sorted(p.name for p in folder.iterdir()))})")
+
+
+def _print_errors(table: dict[str, list[Any]], heading: str, at_most: int | None = None) -> None:
+    """Print the first rows of an error table, velocities also in percent of the thermal one."""
+    key = next(iter(table))
+    labels = [group_label(value) for value in table[key]]
+    if left_out := len(labels[at_most:]) if at_most else 0:
+        heading = f"{heading} (worst {at_most})"
+    width = max(len(heading), *map(len, labels[:at_most]))
+    print(f"\n{heading:<{width}}   position    static  ballistic   velocity  of thermal   v = v0")
+    print(f"{'':<{width}}          Å         Å          Å       Å/fs           %     Å/fs")
+    for k, label in enumerate(labels[:at_most]):
+        row = {name: column[k] for name, column in table.items()}
+        thermal = row["thermal_velocity"]
+        share = 100 * row["velocity"] / thermal if thermal else float("nan")
+        print(
+            f"{label:<{width}} {row['position']:10.5f} {row['static']:9.5f} "
+            f"{row['ballistic']:10.5f} {row['velocity']:10.6f} {share:11.1f} "
+            f"{row['velocity_static']:8.5f}"
+        )
+    if left_out:
+        print(f"and {left_out} more")
 
 
 def _convert(options: argparse.Namespace) -> None:

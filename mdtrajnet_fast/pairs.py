@@ -94,7 +94,11 @@ class Pairs:
         self, rng: np.random.Generator, count: int, max_lag_fs: float, **options: Any
     ) -> Batch:
         """A batch of pairs chosen at random; arguments and errors as in :meth:`choose`."""
-        record, first, last, t, sign = self.choose(rng, count, max_lag_fs, **options)
+        return self.batch(self.choose(rng, count, max_lag_fs, **options))
+
+    def batch(self, choice: Choice) -> Batch:
+        """The frames of pairs that were chosen."""
+        record, first, last, t, sign = choice
         atoms = self._atoms[record]
         ptr = np.concatenate([[0], np.cumsum(atoms)])
         within = np.arange(ptr[-1]) - np.repeat(ptr[:-1], atoms)

@@ -1,4 +1,4 @@
-"""Plots and tables: spectra, training curves, errors against time.
+"""Plots and tables: spectra, training curves, errors against time and by group.
 
 Figures are made without pyplot, so that no global state and no display is involved. Colours are
 those of Okabe and Ito, told apart by all kinds of colour vision; lines differ in dash as well.
@@ -7,19 +7,25 @@ those of Okabe and Ito, told apart by all kinds of colour vision; lines differ i
 from __future__ import annotations
 
 import csv
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogFormatter
 from numpy.typing import ArrayLike, NDArray
 
 from .analysis import peaks
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 DASHES = ("-", "--", "-.", ":")
+MARKERS = ("o", "s", "^", "D")
+_NAMED = 60  # so many groups can be named along an axis
+_GROUPS = {"temperature_K": "target temperature (K)"}  # columns that need more than their heading
 
 
 def write_spectrum(
@@ -126,28 +132,103 @@ def plot_training(csv_path: str | Path, png_path: str | Path) -> None:
     _save(figure, Path(png_path))
 
 
-def plot_errors(times: ArrayLike, errors: Mapping[str, ArrayLike], png_path: str | Path) -> None:
-    """Draw root-mean-square errors of positions against time, both axes logarithmic.
+def plot_errors(table: Mapping[str, Sequence[Any]], name: str, png_path: str | Path) -> None:
+    """Draw the errors of the model `name` against time, positions above velocities.
 
-    times [points] fs, errors {label: [points] Å}; points at time zero or without error cannot be
-    shown on such axes and are left out. Raises ValueError for shapes that do not match.
+    table: columns "lag_fs" (fs), "position", "static" and "ballistic" (Å), "velocity",
+    "velocity_static" and "thermal_velocity" (Å/fs), [points] each, as ``error_table`` returns
+    them. Both axes are logarithmic; points at time zero or without error are left out. Raises
+    ValueError for columns that are missing or of different lengths.
     """
-    t = np.asarray(times, dtype=np.float64)
-    figure, (axes,) = _figure(1, width=6.0, height=4.0)
-    for k, (label, values) in enumerate(errors.items()):
-        y = np.asarray(values, dtype=np.float64)
-        if t.ndim != 1 or y.shape != t.shape:
-            raise ValueError(
-                f"got times of shape {t.shape} and errors '{label}' of shape {y.shape}; expected "
-                "[points] of both"
-            )
-        _curve(axes, t, np.where((t > 0) & (y > 0), y, np.nan), k, label, DASHES[k % len(DASHES)])
-    axes.set_xscale("log")
-    axes.set_yscale("log")
-    axes.set_xlabel("time (fs)")
-    axes.set_ylabel("rms error of positions (Å)")
-    _legend(axes)
+    figure, panels = _figure(2, width=6.5, height=3.0, share=True)
+    for axes, (what, curves) in zip(panels, _error_curves(table, "lag_fs", name), strict=True):
+        t = np.asarray(table["lag_fs"], dtype=np.float64)
+        for k, (label, y) in enumerate(curves.items()):
+            shown = np.where((t > 0) & (y > 0), y, np.nan)
+            _curve(axes, t, shown, k, label, DASHES[k % len(DASHES)])
+        axes.set_xscale("log")
+        axes.set_yscale("log")
+        axes.set_ylabel(what)
+        _legend(axes)
+    _plain_numbers(panels[-1].yaxis)
+    _plain_numbers(panels[-1].xaxis)
+    panels[-1].set_xlabel("time (fs)")
     _save(figure, Path(png_path))
+
+
+def plot_groups(
+    tables: Mapping[str, Mapping[str, Sequence[Any]]], name: str, png_path: str | Path
+) -> None:
+    """Draw the errors of the model `name` per group: a row of two panels for each of the tables.
+
+    tables: as ``grouped_tables`` returns them, {heading: columns}; the first column names the
+    groups, the others are as for :func:`plot_errors`. Groups are drawn in the order of the table,
+    named if there are few enough. Raises ValueError as :func:`plot_errors`.
+    """
+    figure, panels = _figure(len(tables), width=11.0, height=3.0, columns=2)
+    pairs = zip(panels[::2], panels[1::2], strict=True)
+    for row, (heading, table) in zip(pairs, tables.items(), strict=True):
+        key = next(iter(table))
+        labels = [group_label(value) for value in table[key]]
+        for axes, (what, curves) in zip(row, _error_curves(table, key, name), strict=True):
+            for k, (label, y) in enumerate(curves.items()):
+                _dots(axes, y, k, label)
+            axes.set_yscale("log")
+            axes.set_ylabel(what)
+            if len(labels) > _NAMED:
+                axes.set_xlabel(f"{len(labels)} {heading}")
+                axes.set_xticks([])
+            else:
+                axes.set_xlabel(_GROUPS.get(key, heading))
+                axes.set_xticks(range(len(labels)), labels)
+                long = max(map(len, labels)) * len(labels) > 60
+                axes.tick_params("x", rotation=90 if long else 0, labelsize=7 if long else 9)
+        _plain_numbers(row[1].yaxis)
+    for axes in panels[:2]:
+        axes.legend(
+            frameon=False, fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3
+        )
+    _save(figure, Path(png_path))
+
+
+def group_label(value: str | float | None) -> str:
+    """The name of a group in print: that of a missing temperature is "unknown"."""
+    return "unknown" if value is None else f"{value:g}" if isinstance(value, float) else value
+
+
+def _error_curves(
+    table: Mapping[str, Sequence[Any]], key: str, name: str
+) -> list[tuple[str, dict[str, NDArray[np.float64]]]]:
+    """What is drawn of an error table: for positions and velocities a label and the curves."""
+    wanted = ("position", "static", "ballistic", "velocity", "velocity_static", "thermal_velocity")
+    missing = [column for column in (key, *wanted) if column not in table]
+    if missing:
+        raise ValueError(
+            f"the errors lack the column {', '.join(missing)}; they have {list(table)}"
+        )
+    column = {k: np.asarray(table[k], dtype=np.float64) for k in wanted}
+    for k, y in column.items():
+        if y.shape != (len(table[key]),):
+            raise ValueError(
+                f"got column '{k}' of shape {y.shape}; expected [{len(table[key])}], as '{key}'"
+            )
+    with np.errstate(divide="ignore", invalid="ignore"):  # where nothing moves
+        share = 100 / column["thermal_velocity"]
+        velocity, unchanged = column["velocity"] * share, column["velocity_static"] * share
+    return [
+        (
+            "rms error of positions (Å)",
+            {
+                name: column["position"],
+                "static, R0": column["static"],
+                "ballistic, R0 + v0 t": column["ballistic"],
+            },
+        ),
+        (
+            "rms error of velocities\n(% of thermal)",
+            {name: velocity, "unchanged, v0": unchanged},
+        ),
+    ]
 
 
 def _read_log(path: Path) -> dict[str, NDArray[np.float64]]:
@@ -165,10 +246,12 @@ def _read_log(path: Path) -> dict[str, NDArray[np.float64]]:
     return {k: np.array([float(row[k] or "nan") for row in rows]) for k in rows[0]}
 
 
-def _figure(panels: int, width: float, height: float, share: bool = False) -> tuple[Figure, list]:
-    figure = Figure(figsize=(width, height * panels), layout="constrained")
+def _figure(
+    rows: int, width: float, height: float, share: bool = False, columns: int = 1
+) -> tuple[Figure, list]:
+    figure = Figure(figsize=(width, height * rows), layout="constrained")
     FigureCanvasAgg(figure)
-    axes = list(figure.subplots(panels, 1, sharex=share, squeeze=False)[:, 0])
+    axes = list(figure.subplots(rows, columns, sharex=share, squeeze=False).flat)
     for one in axes:
         one.grid(True, which="major", color="0.9", linewidth=0.6)
         one.set_axisbelow(True)
@@ -191,6 +274,25 @@ def _curve(
         markersize=3,
         label=label,
     )
+
+
+def _dots(axes: Axes, y: NDArray[np.float64], k: int, label: str) -> None:
+    known = np.isfinite(y) & (y > 0)
+    axes.plot(
+        np.arange(len(y))[known],
+        y[known],
+        color=COLOURS[k % len(COLOURS)],
+        linestyle="none",
+        marker=MARKERS[k % len(MARKERS)],
+        markersize=4,
+        label=label,
+    )
+
+
+def _plain_numbers(axis: Axis) -> None:
+    """20 instead of 2 x 10^1 on a logarithmic axis."""
+    axis.set_major_formatter(LogFormatter())
+    axis.set_minor_formatter(LogFormatter())
 
 
 def _legend(axes: Axes) -> None:

@@ -1,5 +1,6 @@
 """The command line, in process: files, folders, messages."""
 
+import csv
 import json
 
 import ase.io
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 
 from mdtrajnet_fast import Trajectory, load_model, save_model, simulate
+from mdtrajnet_fast.checkpoint import BUNDLED
 from mdtrajnet_fast.cli import main
 from mdtrajnet_fast.data import load_records
 
@@ -123,14 +125,32 @@ def test_spectrum(tmp_path, capsys):
 def test_generate_evaluate_train(tmp_path, capsys):
     run(
         "generate O --trajectories 2 --duration 40 --equilibration 10 --conformers 1 "
-        "--output water.h5"
+        "--temperatures 200 500 --output water.h5"
     )
     assert len(load_records("water.h5")) == 2
     run("evaluate water.h5 --pairs 50 --output errors --times 1 10")
     out = capsys.readouterr().out
-    assert "ballistic" in out
-    assert len((tmp_path / "errors" / "errors.csv").read_text().splitlines()) == 3
-    assert (tmp_path / "errors" / "errors.png").exists()
+    assert "ballistic" in out and "after 10 fs" in out and "of thermal" in out
+    tables = {
+        path.stem: list(csv.DictReader(path.open())) for path in (tmp_path / "errors").glob("*.csv")
+    }
+    assert {name: len(rows) for name, rows in tables.items()} == {
+        "errors": 2,
+        "elements": 2,
+        "temperatures": 2,
+        "molecules": 1,
+    }
+    for name in ("elements", "temperatures", "molecules"):  # of the pairs of the last time
+        atoms, errors = (
+            np.array([float(row[column]) for row in tables[name]])
+            for column in ("atoms", "position")
+        )
+        whole = np.sqrt(atoms @ errors**2 / atoms.sum())
+        np.testing.assert_allclose(whole, float(tables["errors"][1]["position"]))
+    pictures = {path.name for path in (tmp_path / "errors").glob("*.png")}
+    logs = (BUNDLED / "molecules-nve").glob("log*.csv")
+    learning = {f"learning{log.stem.removeprefix('log')}.png" for log in logs}
+    assert learning and pictures == {"errors.png", "groups.png"} | learning
     (tmp_path / "train.toml").write_text(
         'data = "water.h5"\noutput = "run"\ninitial = "molecules-nve"\nsteps = 2\nbatch_size = 4\n'
         'threads = 1\n[validation.self]\ndata = "water.h5"\n'
@@ -138,6 +158,8 @@ def test_generate_evaluate_train(tmp_path, capsys):
     run("train train.toml --quiet")
     assert load_model(tmp_path / "run" / "model").config == load_model("molecules-nve").config
     run("simulate water --model run/model --duration 20 --quiet")
+    run("evaluate water.h5 --model run --pairs 5 --output own --times 5")
+    assert (tmp_path / "own" / "learning.png").exists()
 
 
 def test_convert(tmp_path, capsys):

@@ -9,7 +9,7 @@ import matplotlib.image
 import numpy as np
 import pytest
 
-from mdtrajnet_fast.report import plot_errors, plot_training, write_spectrum
+from mdtrajnet_fast.report import plot_errors, plot_groups, plot_training, write_spectrum
 
 
 @pytest.fixture
@@ -87,13 +87,58 @@ def test_training_log_refusals(tmp_path: Path) -> None:
     assert not (tmp_path / "x.png").exists()
 
 
+def error_columns(points: int) -> dict[str, list]:
+    """An error table without its first column; every figure is different."""
+    rise = np.arange(1.0, points + 1)
+    return {
+        "atoms": [9] * points,
+        "position": (0.001 * rise).tolist(),
+        "velocity": (0.0002 * rise).tolist(),
+        "static": (0.01 * rise).tolist(),
+        "ballistic": (0.002 * rise**2).tolist(),
+        "velocity_static": (0.003 * rise).tolist(),
+        "thermal_velocity": [0.01] * points,
+    }
+
+
 def test_errors(tmp_path: Path, drawn) -> None:
-    t = np.arange(11.0)
-    plot_errors(t, {"model": 0.001 * t, "ballistic": 0.002 * t**2}, tmp_path / "errors.png")
+    table = {"lag_fs": list(range(11))} | error_columns(11)
+    plot_errors(table, "mine", tmp_path / "errors.png")
     assert is_a_picture(tmp_path / "errors.png")
-    (axes,) = drawn[0].axes
-    assert [line.get_label() for line in axes.lines] == ["model", "ballistic"]
-    assert axes.lines[1].get_xydata().tolist() == np.column_stack((t, 0.002 * t**2))[1:].tolist()
-    assert axes.get_xscale() == axes.get_yscale() == "log"
-    with pytest.raises(ValueError, match="errors 'model' of shape"):
-        plot_errors(t, {"model": t[1:]}, tmp_path / "errors.png")
+    positions, velocities = drawn[0].axes
+    labels = ["mine", "static, R0", "ballistic, R0 + v0 t"]
+    assert [line.get_label() for line in positions.lines] == labels
+    for line, name in zip(positions.lines, ("position", "static", "ballistic"), strict=True):
+        assert line.get_xydata().tolist() == [
+            [t, y] for t, y in zip(table["lag_fs"], table[name], strict=True) if t
+        ]
+    shares = [line.get_ydata()[-1] for line in velocities.lines]
+    np.testing.assert_allclose(shares, [22, 330])  # % of the thermal velocity
+    assert "%" in velocities.get_ylabel() and "Å" in positions.get_ylabel()
+    assert {axes.get_xscale() for axes in drawn[0].axes} == {"log"}
+    assert {axes.get_yscale() for axes in drawn[0].axes} == {"log"}
+    with pytest.raises(ValueError, match="'static' of shape"):
+        plot_errors(table | {"static": [1.0]}, "mine", tmp_path / "x.png")
+    del table["velocity"]
+    with pytest.raises(ValueError, match="lack the column velocity;"):
+        plot_errors(table, "mine", tmp_path / "x.png")
+    assert not (tmp_path / "x.png").exists()
+
+
+def test_groups(tmp_path: Path, drawn) -> None:
+    tables = {
+        "elements": {"element": ["H", "O"]} | error_columns(2),
+        "temperatures": {"temperature_K": [300.0, 1000.0, None]} | error_columns(3),
+        "molecules": {"molecule": [f"C{k}" for k in range(200)]} | error_columns(200),
+    }
+    plot_groups(tables, "mine", tmp_path / "groups.png")
+    assert is_a_picture(tmp_path / "groups.png")
+    axes = np.array(drawn[0].axes).reshape(3, 2)
+    for row, count in zip(axes, (2, 3, 200), strict=True):
+        model = row[0].lines[0].get_xydata()
+        np.testing.assert_allclose(model, [[k, 0.001 * (k + 1)] for k in range(count)])
+        np.testing.assert_allclose(row[1].lines[0].get_ydata()[1], 4)
+    ticks = [[text.get_text() for text in one.get_xticklabels()] for one in axes[:, 0]]
+    assert ticks == [["H", "O"], ["300", "1000", "unknown"], []]
+    headings = ["elements", "target temperature (K)", "200 molecules"]
+    assert [one.get_xlabel() for one in axes[:, 0]] == headings

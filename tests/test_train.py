@@ -13,7 +13,13 @@ import torch
 
 from mdtrajnet_fast import TrainConfig, fit, load_model, train
 from mdtrajnet_fast.data import Record, load_records, write_records
-from mdtrajnet_fast.evaluate import COLUMNS, error_table, rms_errors
+from mdtrajnet_fast.evaluate import (
+    COLUMNS,
+    atom_errors,
+    error_table,
+    grouped_tables,
+    rms_errors,
+)
 from mdtrajnet_fast.generate import generate
 from mdtrajnet_fast.pairs import Pairs
 
@@ -129,10 +135,74 @@ def test_errors_of_the_guesses(data):
         rms_errors(model, Pairs([straight()]), 100, lag_fs=5.0)
     with pytest.raises(ValueError, match="at least one pair"):
         rms_errors(model, Pairs([straight()]), 0)
-    table = error_table(model, Pairs(load_records(data)), 100, [1.0, 10.0])
-    assert list(table) == ["lag_fs", *COLUMNS]
+    np.testing.assert_allclose(result["thermal_velocity"], speed, rtol=1e-6)
+    pairs = Pairs(load_records(data))
+    found = {lag: atom_errors(model, pairs, 100, lag_fs=lag) for lag in (1.0, 10.0)}
+    table = error_table("lag_fs", found)
+    assert list(table) == ["lag_fs", "atoms", *COLUMNS]
     assert table["ballistic"][0] < 0.3 * table["static"][0]
     assert table["static"][1] > 3 * table["static"][0]
+    assert {name: table[name][1] for name in COLUMNS} == rms_errors(model, pairs, 100)
+    assert table["atoms"][0] == table["atoms"][1]  # the same pairs
+
+
+def right_for(model, element, monkeypatch):
+    """Make a model right about straight lines for the atoms of one element; others stay put."""
+    right = model.config.species.index(element)
+
+    def motion(graph, t):
+        own = (graph.species == right)[:, None]
+        return graph.velocities * t[:, None] * own, graph.velocities * own
+
+    monkeypatch.setattr(model, "motion", motion)
+
+
+def test_errors_of_groups(monkeypatch):
+    """A model that is right for oxygen only, on trajectories that differ in what they are."""
+    model = cases.model(**cases.OWN)
+    right_for(model, "O", monkeypatch)
+    line = straight()
+    records = [
+        dataclasses.replace(line, temperature_K=300.0, smiles="O"),
+        dataclasses.replace(
+            line,
+            positions=line.positions * 2,
+            velocities=line.velocities * 2,
+            molecule="fast",
+            temperature_K=1000.0,
+        ),
+        dataclasses.replace(line, molecule="fast"),
+        dataclasses.replace(line, molecule="all right", numbers=np.array([8, 8, 8])),
+    ]
+    result = atom_errors(model, Pairs(records), 300, lag_fs=8.0, seed=3)
+    tables = grouped_tables(result, records)
+    elements, temperatures, molecules = tables.values()
+    assert list(tables) == ["elements", "temperatures", "molecules"]
+    assert elements["element"] == ["H", "O"]
+    assert temperatures["temperature_K"] == [300.0, 1000.0, None]
+    assert molecules["molecule"] == ["fast", "O", "all right"]  # the worst first
+
+    wrong, right = ({k: v[row] for k, v in elements.items()} for row in (0, 1))
+    assert right["position"] < 1e-6 < 0.01 < right["static"] and right["velocity"] < 1e-9
+    np.testing.assert_allclose(wrong["position"], wrong["static"], rtol=1e-6)
+    np.testing.assert_allclose(wrong["velocity"], wrong["thermal_velocity"], rtol=1e-6)
+    hydrogen = np.sqrt((line.velocities[0, 1:] ** 2).mean())
+    np.testing.assert_allclose(molecules["position"][1], 8 * hydrogen * np.sqrt(2 / 3), rtol=1e-5)
+    assert molecules["position"][2] < 1e-6
+    np.testing.assert_allclose(temperatures["static"][1], 2 * temperatures["static"][0], rtol=1e-5)
+    for table in tables.values():  # groups make up the whole
+        atoms = np.array(table["atoms"])
+        assert atoms.sum() == 3 * 300
+        for name, pooled in result.rms().items():
+            parts = np.array(table[name])
+            np.testing.assert_allclose(np.sqrt(atoms @ parts**2 / atoms.sum()), pooled)
+
+
+def test_undrawn_trajectories_have_no_row():
+    model, line = cases.model(**cases.OWN), straight()
+    records = [dataclasses.replace(line, molecule=f"line{k}") for k in range(50)]
+    result = atom_errors(model, Pairs(records), 5)
+    assert 1 <= len(grouped_tables(result, records)["molecules"]["molecule"]) <= 5
 
 
 def test_training_learns(config):
