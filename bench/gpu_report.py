@@ -502,8 +502,9 @@ def peers() -> Iterator[Row]:
 
         network = E3nnNetwork(model()).to(device()).requires_grad_(False)
         if compiled:
-            # block by block, which share what is compiled: the whole network takes minutes. What
-            # stays eager, softmax and sums over neighbours, is small beside the tensor products.
+            # block by block: the whole network takes minutes. What stays eager, softmax and sums
+            # over neighbours, is small beside the tensor products.
+            torch._dynamo.config.recompile_limit = 64
             for block in network.blocks:
                 block.edges = torch.compile(block.edges)
                 block.increments = torch.compile(block.increments)
