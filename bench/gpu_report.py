@@ -1,10 +1,11 @@
 """Build, test and measure on a CUDA machine, in one command; needs no network.
 
-    python bench/gpu_report.py [--only SECTION ...] [--minutes 8] [--output DIRECTORY] [--dry-run]
+    python bench/gpu_report.py [--only SECTION ...] [--minutes 30] [--output DIRECTORY] [--dry-run]
 
-Writes <gpu>.json and <gpu>.png to bench/results. Every section runs in a process of its own with a
-time limit: one that fails, or crashes, or takes too long is recorded with its message and with what
-it had measured, and the next goes on. Peers are measured in the same process as ours, in turn.
+Writes <gpu>.json and <gpu>.png to bench/results; a run of some sections keeps what the file has of
+the others, so that several short runs make one report. Every section runs in a process of its own
+with a time limit: one that fails, or crashes, or takes too long is recorded with its message and
+with what it had measured, and the next goes on. Peers are measured in the same process as ours.
 --dry-run does the same on the CPU with tiny sizes, without the build, to see that the script works.
 
 Not yet run on a GPU.
@@ -14,8 +15,11 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import importlib.metadata
 import importlib.util
+import itertools
 import json
+import math
 import os
 import re
 import shutil
@@ -59,7 +63,8 @@ def timed(call: Callable[[], object], budget: float = 1.5) -> dict[str, float]:
         wait()
         once = time.perf_counter() - begun
     samples = []
-    for _ in range(1 if DRY else max(3, min(50, int(budget / once)))):
+    least = 1 if DRY or once > budget else 3
+    for _ in range(1 if DRY else max(least, min(50, int(budget / once)))):
         begun = time.perf_counter()
         call()
         wait()
@@ -86,12 +91,23 @@ def attempts(calls: dict[str, Callable[[], Callable[[], object]]], **info: Any) 
 
 
 def command(words: list[str], limit: float, **options: Any) -> Row:
-    """Run a command and print it and the end of what it says."""
+    """Run a command of at most `limit` seconds and print it and the end of what it says.
+
+    returncode: None if it was stopped.
+    """
     print("$ " + " ".join(words), flush=True)
-    done = subprocess.run(words, capture_output=True, text=True, timeout=limit, **options)
-    tail = (done.stdout + done.stderr)[-3000:]
+    with tempfile.TemporaryFile("w+") as said:  # a file, for a stopped command's words are kept
+        try:
+            code: int | None = subprocess.run(
+                words, stdout=said, stderr=subprocess.STDOUT, timeout=limit, **options
+            ).returncode
+        except subprocess.TimeoutExpired:
+            code = None
+        said.seek(0)
+        tail = said.read()[-3000:]
+    tail += "" if code is not None else f"\nstopped after {limit:.0f} s"
     print(tail, flush=True)
-    return {"command": " ".join(words), "returncode": done.returncode, "tail": tail}
+    return {"command": " ".join(words), "returncode": code, "tail": tail}
 
 
 def backends() -> list[str]:
@@ -141,9 +157,9 @@ def build() -> Iterator[Row]:
     if DRY:
         print("$ " + " ".join(words) + "    (not in a dry run)")
         return
-    row = command(words, 240, cwd=ROOT)
+    row = command(words, 230, cwd=ROOT)
     yield row
-    if row["returncode"]:
+    if row["returncode"] != 0:
         raise RuntimeError("the build failed; see its output above")
     yield command([sys.executable, "-m", "mdtrajnet_fast.cli", "info"], 60, cwd=HERE)
 
@@ -157,9 +173,9 @@ def tests() -> Iterator[Row]:
     words += ["--collect-only"] if DRY else ["--maxfail=20"]
     # without options of plugins that may not be installed
     words += ["-o", "addopts=--import-mode=importlib", *files]
-    row = command(words, 240, cwd=ROOT)
+    row = command(words, 290, cwd=ROOT)
     yield row
-    if row["returncode"]:
+    if row["returncode"] != 0:
         raise RuntimeError("tests failed; see their output above")
 
 
@@ -168,9 +184,11 @@ def machine() -> Iterator[Row]:
     import torch
 
     row: Row = {"what": "machine", "torch": torch.__version__, "cuda": torch.version.cuda}
-    for name in ("triton", "e3nn", "nvalchemiops"):
-        there = importlib.util.find_spec(name)
-        row[name] = getattr(__import__(name), "__version__", "?") if there else None
+    for name in ("triton", "e3nn", "nvalchemi-toolkit-ops"):
+        try:
+            row[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            row[name] = None
     if not DRY:
         properties = torch.cuda.get_device_properties(0)
         row |= {
@@ -222,36 +240,50 @@ def passes(made: Any, graph: Any) -> dict[str, Callable[[], object]]:
 
 
 def scaling() -> Iterator[Row]:
-    """A pass over the number of atoms, and the exponent."""
-    import numpy as np
+    """A pass over the number of atoms."""
     import torch
 
     from mdtrajnet_fast.device import device_graph
     from mdtrajnet_fast.system import System
 
-    rows = []
     for cells in cubes():
-        system = System.from_atoms(crystal(cells))
-        graph = device_graph(model(), system)
+        try:
+            graph = device_graph(model(), System.from_atoms(crystal(cells)))
+        except Exception as error:  # noqa: BLE001, what was measured stands
+            yield {"atoms": 8 * cells[0] ** 3, "failed": f"{type(error).__name__}: {error}"[:500]}
+            return
         for backend in backends():
-            for what, call in passes(model(backend), graph).items():
+            for what in ("values", "tangent"):
                 if not DRY:
                     torch.cuda.reset_peak_memory_stats()
-                (row,) = attempts({backend: lambda call=call: call}, what=what, atoms=graph.atoms)
+                make = {backend: lambda b=backend, w=what, g=graph: passes(model(b), g)[w]}
+                (row,) = attempts(make, what=what, atoms=graph.atoms)
                 if "median" in row:
                     row["us_per_atom"] = 1e6 * row["median"] / graph.atoms
                     if not DRY:
                         row["peak_bytes"] = torch.cuda.max_memory_allocated()
-                    rows.append(row)
                 yield row
-    for backend in backends():
-        for what in ("values", "tangent"):
-            own = [x for x in rows if (x["provider"], x["what"]) == (backend, what)]
-            if len(own) > 2:
-                slope, _ = np.polyfit(
-                    *(np.log([x[k] for x in own]) for k in ("atoms", "median")), 1
-                )
-                yield {"what": f"exponent, {what}", "provider": backend, "exponent": float(slope)}
+        del graph
+
+
+def exponents(rows: list[Row]) -> list[Row]:
+    """Slopes of log time over log atoms: of all sizes, and of those that fill the device."""
+    found = []
+    ways = {(x["provider"], x["what"]) for x in rows if "median" in x}
+    for (provider, what), least in itertools.product(sorted(ways), (0, 8000)):
+        points = [
+            (math.log(x["atoms"]), math.log(x["median"]))
+            for x in rows
+            if (x.get("provider"), x.get("what")) == (provider, what)
+            and "median" in x
+            and x["atoms"] >= least
+        ]
+        if len(points) > 2:
+            slope = statistics.linear_regression(*zip(*points, strict=True)).slope
+            found.append(
+                {"provider": provider, "what": what, "atoms_from": least, "exponent": slope}
+            )
+    return found
 
 
 def rollout() -> Iterator[Row]:
@@ -268,24 +300,25 @@ def rollout() -> Iterator[Row]:
     for cells in cubes()[1::2] if not DRY else cubes()[:1]:
         systems[f"diamond {8 * cells[0] ** 3}"] = [crystal(cells)]
     own = {"residual": "running", "head": "conserving", "velocity_readout": True}
-    for name, atoms in systems.items():
-        system = System.from_atoms(atoms)
-        momenta = np.concatenate([one.get_momenta() for one in atoms])
-        for kind, options in (("published", {}), ("own", own)):
-            for frames in (1, 10):
+    kinds = {"published": {}, "own": own}
+    # ours first: the ordinary one takes the host seconds a window
+    for provider, run in (("device", device_rollout), ("ordinary", ordinary)):
+        for name, atoms in systems.items():
+            system = System.from_atoms(atoms)
+            momenta = np.concatenate([one.get_momenta() for one in atoms])
+            large = len(system.numbers) > 200_000
+            for (kind, options), frames in itertools.product(kinds.items(), (1, 10)):
+                if large and (provider == "ordinary" or frames > 1):
+                    continue  # a minute of the host's time, 20 GB of frames
                 made = model(scale=1e-3, **options)
-                for provider, run in (("device", device_rollout), ("ordinary", ordinary)):
-                    large = len(system.numbers) > 200_000
-                    if large and (provider == "ordinary" or frames > 1):
-                        continue  # a minute of the host's time, 20 GB of frames
-                    yield windows(
-                        run(made, system, momenta, dt=10.0 / frames),
-                        system=name,
-                        model=kind,
-                        frames=frames,
-                        provider=provider,
-                        atoms=len(system.numbers),
-                    )
+                yield windows(
+                    run(made, system, momenta, dt=10.0 / frames),
+                    system=name,
+                    model=kind,
+                    frames=frames,
+                    provider=provider,
+                    atoms=len(system.numbers),
+                )
 
 
 def windows(run: Iterator[Any], **row: Any) -> Row:
@@ -468,8 +501,14 @@ def peers() -> Iterator[Row]:
         from peers import E3nnNetwork
 
         network = E3nnNetwork(model()).to(device()).requires_grad_(False)
-        call = torch.compile(network.sparse) if compiled else network.sparse
-        return torch.no_grad()(lambda: call(graph, t))
+        if compiled:
+            # block by block: the whole network takes minutes. What stays eager, softmax and sums
+            # over neighbours, is small beside the tensor products.
+            torch._dynamo.config.recompile_limit = 64
+            for block in network.blocks:
+                block.edges = torch.compile(block.edges)
+                block.increments = torch.compile(block.increments)
+        return torch.no_grad()(lambda: network.sparse(graph, t))
 
     for what in ("values", "tangent"):
         calls = {
@@ -621,28 +660,30 @@ def sanitizer() -> Iterator[Row]:
     if tool is None:
         yield {"skipped": "there is no compute-sanitizer on PATH or in CUDA_HOME/bin"}
         return
-    for check in ("memcheck", "racecheck"):
+    bad: list[str] = []
+    for check in ("memcheck", "racecheck", "synccheck"):
         words = [tool, f"--tool={check}", "--error-exitcode=9", *own]
         environment = os.environ | {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
-        row = command(words, 60, cwd=HERE, env=environment)
+        row = command(words, 110, cwd=HERE, env=environment)
         yield {"check": check, **row}
-        if row["returncode"]:
-            raise RuntimeError(f"{check} ended with {row['returncode']}; see its output above")
+        bad += [f"{check} ended with {row['returncode']}"] * (row["returncode"] != 0)
+    if bad:
+        raise RuntimeError(f"{', '.join(bad)}; see the output above")
 
 
 # By importance: what comes last is left out when time is short. Limits in seconds.
 SECTIONS: dict[str, tuple[Callable[[], Iterator[Row]], float]] = {
-    "build": (build, 180),
-    "tests": (tests, 150),
+    "build": (build, 240),
+    "tests": (tests, 300),
     "machine": (machine, 40),
-    "scaling": (scaling, 90),
-    "rollout": (rollout, 75),
-    "neighbors": (neighbors, 45),
-    "training": (training, 75),
-    "trace": (trace, 40),
+    "scaling": (scaling, 120),
+    "neighbors": (neighbors, 60),
+    "rollout": (rollout, 100),
+    "training": (training, 120),
+    "trace": (trace, 60),
     "roofline": (roofline, 45),
-    "peers": (peers, 120),
-    "sanitizer": (sanitizer, 90),
+    "peers": (peers, 300),
+    "sanitizer": (sanitizer, 340),
 }
 
 
@@ -724,10 +765,29 @@ def plot(report: Row, path: Path) -> None:
     plt.close(figure)
 
 
+def gpu_name() -> str:
+    """What torch calls the first device, asked in a process of its own; "unknown" without one."""
+    words = [sys.executable, "-c", "import torch; print(torch.cuda.get_device_name(0))"]
+    done = subprocess.run(words, cwd=HERE, capture_output=True, text=True)
+    return done.stdout.strip() if done.returncode == 0 else "unknown"
+
+
+def begun_report(path: Path, gpu: str) -> Row:
+    """The report that an earlier run began, or an empty one; one that cannot be read is lost."""
+    report: Row = {"gpu": gpu, "sections": {}}
+    try:
+        report |= json.loads(path.read_text())
+    except (OSError, ValueError):
+        pass
+    return report | {"date": datetime.date.today().isoformat()}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--only", nargs="+", choices=SECTIONS, help="these sections only")
-    parser.add_argument("--minutes", type=float, default=8.0, help="for all (default: %(default)s)")
+    parser.add_argument(
+        "--minutes", type=float, default=30.0, help="for all (default: %(default)s)"
+    )
     parser.add_argument("--output", type=Path, default=HERE / "results")
     parser.add_argument(
         "--dry-run", action="store_true", help="on the CPU, tiny, to try the script"
@@ -739,7 +799,9 @@ def main() -> None:
         return child(arguments.section, arguments.rows)
 
     end = time.perf_counter() + 60 * arguments.minutes
-    report: Row = {"date": datetime.date.today().isoformat(), "gpu": "unknown", "sections": {}}
+    gpu = "dry run" if DRY else gpu_name()
+    base = arguments.output / re.sub(r"[^a-z0-9]+", "-", gpu.lower()).strip("-")
+    report = begun_report(base.with_suffix(".json"), gpu)
     arguments.output.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
         for name, (_, limit) in SECTIONS.items():
@@ -747,21 +809,24 @@ def main() -> None:
                 continue
             left = end - time.perf_counter()
             if left < 5:
-                report["sections"][name] = {"status": "left out", "message": "no time left"}
+                report["sections"].setdefault(
+                    name, {"status": "left out", "message": "no time left", "rows": []}
+                )
                 continue
             report["sections"][name] = section(name, min(limit, left), Path(folder))
-            for row in report["sections"].get("machine", {}).get("rows", []):
-                report["gpu"] = row.get("gpu", report["gpu"])
-            if DRY:
-                report["gpu"] = "dry run"
-            slug = re.sub(r"[^a-z0-9]+", "-", report["gpu"].lower()).strip("-")
-            base = arguments.output / slug
+            if name == "scaling":
+                report["exponents"] = exponents(report["sections"][name]["rows"])
             # after every section: what was measured is kept whatever comes
             base.with_suffix(".json").write_text(json.dumps(report, indent=1) + "\n")
-    plot(report, base.with_suffix(".png"))
+    try:
+        plot(report, base.with_suffix(".png"))
+    except Exception as error:  # noqa: BLE001, the figures are written
+        print(f"no plot: {type(error).__name__}: {error}")
     print()
     for name, result in report["sections"].items():
         print(f"{name:12} {result['status']:10} {result.get('seconds', 0):6.0f} s")
+    for row in report.get("exponents", []):
+        print("exponent: " + ", ".join(f"{k} {show(v)}" for k, v in row.items()))
     print(f"written to {base}.json and .png")
 
 

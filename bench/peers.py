@@ -74,13 +74,15 @@ class Block(nn.Module):
         def heads(irreps: str) -> o3.Irreps:
             return o3.Irreps(" + ".join([irreps] * h))
 
-        self.state = o3.Irreps(f"{sp}x0e + 1x1o + 1x1o + {t}x0e")
-        self.harmonics = o3.Irreps.spherical_harmonics(config.lmax)
-        self.query = o3.Linear(self.state, heads(config.irreps_query))
+        state = o3.Irreps(f"{sp}x0e + 1x1o + 1x1o + {t}x0e")
+        self.parts = state.slices()  # torch.compile takes no Irreps, whose length is not defined
+        harmonics = o3.Irreps.spherical_harmonics(config.lmax)
+        self.harmonics = o3.SphericalHarmonics(harmonics, True, normalization="norm")
+        self.query = o3.Linear(state, heads(config.irreps_query))
         self.key, self.value = (
             o3.FullyConnectedTensorProduct(
-                self.state,
-                self.harmonics,
+                state,
+                harmonics,
                 heads(irreps),
                 shared_weights=False,
                 internal_weights=False,
@@ -88,7 +90,7 @@ class Block(nn.Module):
             for irreps in (config.irreps_key, config.irreps_value)
         )
         self.dot = o3.FullyConnectedTensorProduct(config.irreps_query, config.irreps_key, "0e")
-        self.out = o3.Linear(heads(config.irreps_value), self.state)
+        self.out = o3.Linear(heads(config.irreps_value), state)
         k0, k1 = irreps_channels(config.irreps_key)
         self.key_size = k0 + 3 * k1
 
@@ -119,7 +121,7 @@ class Block(nn.Module):
             r.norm(dim=-1), 0, config.radial_cutoff, config.d_embed_dim, "gaussian", cutoff=False
         )
         radial = torch.cat([distance, own[1]], dim=-1)
-        harmonics = o3.spherical_harmonics(self.harmonics, r, True, normalization="norm")
+        harmonics = self.harmonics(r)
         query = self.query(torch.cat([other[0], r / 2, w / 2, other[1]], dim=-1))
         source = torch.cat([own[0], r / -2, w / -2, own[1]], dim=-1)
         key = self.key(source, harmonics, self.key_weights(radial))
@@ -130,7 +132,7 @@ class Block(nn.Module):
     def increments(self, mean: Tensor) -> tuple[Tensor, ...]:
         """Species, position, velocity and time increments from averaged values [..., heads, c]."""
         out = self.out(mean.flatten(-2))
-        return tuple(out[..., part] for part in self.state.slices())
+        return tuple(out[..., part] for part in self.parts)
 
 
 def pair_vectors(x: Tensor, cell: Tensor | None = None) -> Tensor:

@@ -262,13 +262,20 @@ class _Columns(NamedTuple):
         return x if self.index is None else x.index_select(-1, self.index)
 
 
-def _columns(plan: _Plan, blocks: tuple[bool, ...], device: torch.device) -> _Columns:
-    """Columns of blocks (True: a channel and head each, False: a head each), head fastest."""
-    hp, offset, index = plan.head_columns, 0, []
-    for channels in blocks:
-        for c in range(plan.channels if channels else 1):
-            index += [offset + c * hp + head for head in range(plan.heads)]
-        offset += plan.key_columns if channels else hp
+@functools.lru_cache(maxsize=64)
+def _columns(
+    heads: int, channels: int, hp: int, cp: int, blocks: tuple[bool, ...], device: torch.device
+) -> _Columns:
+    """Columns of blocks (True: a channel and head each, False: a head each), head fastest.
+
+    hp, cp: columns of a block of either kind, padded. Remembered, for the index comes from the
+    host: copied in every call it would wait there, and could not be captured in a CUDA graph.
+    """
+    offset, index = 0, []
+    for of_channels in blocks:
+        for c in range(channels if of_channels else 1):
+            index += [offset + c * hp + head for head in range(heads)]
+        offset += cp if of_channels else hp
     if len(index) == offset:
         return _Columns(None, offset)
     return _Columns(torch.tensor(index, device=device), offset)
@@ -292,12 +299,15 @@ class _Weights(NamedTuple):
 
 
 def _weights(plan: _Plan, folded: Any) -> _Weights:
-    device = folded.query.device
-    query = _columns(plan, (True,), device)
-    key_atom = _columns(plan, (True, False, False), device)
-    key_edge = _columns(plan, (True, True, False, False, False, False), device)
-    value_atom = _columns(plan, (False,) * 2, device)
-    value_edge = _columns(plan, (False,) * 6, device)
+    def columns(*blocks: bool) -> _Columns:
+        sizes = plan.heads, plan.channels, plan.head_columns, plan.key_columns
+        return _columns(*sizes, blocks, folded.query.device)
+
+    query = columns(True)
+    key_atom = columns(True, False, False)
+    key_edge = columns(True, True, False, False, False, False)
+    value_atom = columns(False, False)
+    value_edge = columns(*[False] * 6)
     return _Weights(
         query=query.pad(folded.query),
         key_atom=key_atom.pad(folded.key_atom).flatten(1),

@@ -171,10 +171,15 @@ def gather(
 
 @triton.jit
 def _envelope(d, inv_cutoff):
-    """1 - 10 x^3 + 15 x^4 - 6 x^5 with x = d / cutoff, zero beyond 1; and its derivative."""
+    """1 - 10 x^3 + 15 x^4 - 6 x^5 with x = d / cutoff, zero beyond 1; and its derivative.
+
+    In factors, so that it never rounds below 0: the weight of a lone neighbour is f exp(l) over
+    itself.
+    """
     x = tl.minimum(d * inv_cutoff, 1.0)
-    slope = -30 * inv_cutoff * x * x * (1 - x) * (1 - x)
-    return 1 - x * x * x * (10 - x * (15 - 6 * x)), slope
+    rest = 1 - x
+    slope = -30 * inv_cutoff * x * x * rest * rest
+    return rest * rest * rest * (1 + 3 * x * (1 + 2 * x)), slope
 
 
 @triton.jit

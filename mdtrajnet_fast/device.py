@@ -2,8 +2,8 @@
 
 A window is neighbour update, edge vectors, network, conservation and the new state: a fixed
 sequence of operations on arrays of fixed size, in which nothing waits for the host. On a CUDA
-device it is captured once for each number of frames and replayed; the frames of a window are copied
-to the host while the next one runs. What cannot be known beforehand has room to spare (edges,
+device it is captured once for each number of frames and replayed; the host takes the frames of a
+window while the next one runs. What cannot be known beforehand has room to spare (edges,
 neighbours of an atom, rounds of the search for components). A window that finds no room, or that
 breaks, says so in its status and leaves the state as it was; the host reads the status with the
 frames, makes room, and does the window again.

@@ -94,8 +94,8 @@ class AttentionBlock(nn.Module):
         self.out_vector = normal(h, v1, 2)
         if config.residual == "running":  # increments add up: start with little motion in each
             with torch.no_grad():
-                self.out_scalar *= 0.3
-                self.out_vector *= 0.1
+                self.out_scalar.mul_(0.3)
+                self.out_vector.mul_(0.1)
 
     def weights(self) -> BlockWeights:
         """The block's parameters as the operation takes them."""

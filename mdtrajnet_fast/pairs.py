@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,6 +20,18 @@ class Batch:
     t: np.ndarray  # [atoms] fs
     displacement: np.ndarray  # [atoms, 3] Å
     velocity: np.ndarray  # [atoms, 3] Å/fs
+
+    def moved(self, start: System) -> Batch:
+        """The same ends from other starts: `start` replaces the first of the systems."""
+        system = self.system
+        positions, velocities = system.positions.copy(), system.velocities.copy()
+        atoms = len(start.numbers)
+        positions[:atoms], velocities[:atoms] = start.positions, start.velocities
+        return replace(
+            self,
+            system=replace(system, positions=positions, velocities=velocities),
+            displacement=self.displacement + system.positions - positions,
+        )
 
 
 class Choice(NamedTuple):
@@ -60,32 +72,35 @@ class Pairs:
         lag_fs: float | None = None,
         lag_power: float = 0.0,
         time_reversal: bool = False,
+        history_fs: float = 0.0,
     ) -> Choice:
         """`count` random pairs: trajectory and start uniform, longer lags more often.
 
         max_lag_fs: longest lag; lag_fs: one lag for all pairs instead. Lags are whole frames; of
             the first k frames' lags the share is (k / longest)^(1 + lag_power).
         time_reversal: half of the pairs backwards in time, with their velocities negated.
+        history_fs: so much of the trajectory lies before every start (see :meth:`before`).
 
         Raises ValueError where a trajectory has no frames so far apart.
         """
         record = rng.integers(len(self.records), size=count)
+        history = self._frames_in(history_fs, record)
         longest = np.minimum(
             np.floor(max_lag_fs / self._frame_fs[record] + 1e-6).astype(int),
-            self._frames[record] - 1,
+            self._frames[record] - 1 - history,
         )
         self._refuse(record[longest < 1], f"a lag of at most {max_lag_fs:g} fs")
         if lag_fs is None:
             lag = 1 + (rng.random(count) ** (1 / (1 + lag_power)) * longest).astype(int)
         else:
-            lag = np.rint(lag_fs / self._frame_fs[record]).astype(int)
-            wrong = (lag > longest) | (abs(lag * self._frame_fs[record] - lag_fs) > 1e-6)
-            self._refuse(record[wrong], f"a lag of {lag_fs:g} fs")
-        start = (rng.random(count) * (self._frames[record] - lag)).astype(int)
+            lag = self._frames_in(lag_fs, record)
+            self._refuse(record[lag > longest], f"a lag of {lag_fs:g} fs")
+        span = history + lag
+        start = (rng.random(count) * (self._frames[record] - span)).astype(int)
         backwards = (rng.random(count) < 0.5) & time_reversal
         first, last = (
-            np.where(backwards, start + lag, start),
-            np.where(backwards, start, start + lag),
+            np.where(backwards, start + lag, start + history),
+            np.where(backwards, start, start + span),
         )
         sign = np.where(backwards, -1.0, 1.0)
         return Choice(record, first, last, lag * self._frame_fs[record], sign)
@@ -95,6 +110,12 @@ class Pairs:
     ) -> Batch:
         """A batch of pairs chosen at random; arguments and errors as in :meth:`choose`."""
         return self.batch(self.choose(rng, count, max_lag_fs, **options))
+
+    def before(self, choice: Choice, history_fs: float) -> Choice:
+        """The pairs that end where those of `choice` start, history_fs later than they start."""
+        frames = self._frames_in(history_fs, choice.record)
+        first = choice.first - np.where(choice.sign > 0, frames, -frames)
+        return choice._replace(first=first, last=choice.first, t=np.full(len(first), history_fs))
 
     def batch(self, choice: Choice) -> Batch:
         """The frames of pairs that were chosen."""
@@ -121,6 +142,13 @@ class Pairs:
             displacement=self._positions[b].astype(np.float64) - system.positions,
             velocity=self._velocities[b] * flip,
         )
+
+    def _frames_in(self, time_fs: float, record: np.ndarray) -> np.ndarray:
+        """How many frames a time is in each of the records; refused where it is no whole number."""
+        frames = np.rint(time_fs / self._frame_fs[record]).astype(int)
+        wrong = abs(frames * self._frame_fs[record] - time_fs) > 1e-6
+        self._refuse(record[wrong], f"a lag of {time_fs:g} fs")
+        return frames
 
     def _refuse(self, records: np.ndarray, lag: str) -> None:
         if len(records):

@@ -87,7 +87,7 @@ def rollout(
     last = None if duration is None else exact(_positive(duration, "duration"))
     neighbors = NeighborList(model.config.radial_cutoff, SKIN)
     blocks = model.prepare()
-    isolated = np.logical_not(system.pbc).all(axis=1)[system.system_index]
+    isolated = _isolated(system)
     while last is None or start * stride < last:
         begin, end = start * stride, (start + 1) * stride
         frames = [k * spacing for k in range(begin // spacing + 1, end // spacing + 1)]
@@ -133,6 +133,22 @@ def rollout(
         )
         system, momenta = dataclasses.replace(system, positions=positions[-1]), p[-1]
         start += 1
+
+
+def one_window(model: MDtrajNet, system: System) -> System:
+    """The state one window later, of systems that are known to stay geometries."""
+    graph, stride = model.graph(system), np.array([model.stride()])
+    component = graph.component.cpu().numpy()
+    moved, velocity = conserve(
+        system, stride, *model.displacements(graph, stride), component, _isolated(system)
+    )
+    positions = system.positions + moved[0]
+    return dataclasses.replace(system, positions=positions, velocities=velocity[0])
+
+
+def _isolated(system: System) -> np.ndarray:
+    """Which atoms [atoms] belong to systems that are not periodic."""
+    return np.logical_not(system.pbc).all(axis=1)[system.system_index]
 
 
 def _positive(value: float, name: str) -> float:

@@ -1,4 +1,4 @@
-"""SOAP: AdamW in the eigenbasis of the gradients' second moment, on one side of each path weight."""
+"""SOAP: AdamW in the eigenbasis of the gradients' second moment, on one side of path weights."""
 
 from __future__ import annotations
 

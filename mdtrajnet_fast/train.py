@@ -29,9 +29,10 @@ from .config import ModelConfig
 from .data import load_records
 from .evaluate import errors, rms_errors
 from .model import MDtrajNet
-from .pairs import Pairs
+from .pairs import Batch, Choice, Pairs
 from .report import plot_training
-from .resident import ResidentPairs
+from .resident import ResidentPairs, TensorBatch
+from .rollout import one_window
 from .soap import SOAP
 
 
@@ -60,6 +61,9 @@ class TrainConfig:
         velocities are those the model reports (read-out, or exact time derivative). 0: positions
         only.
     time_reversal: half of the pairs run backwards, velocities negated: as true for NVE data.
+    own_starts: share of the pairs that start from the averaged model's own prediction of their
+        start, one window earlier, as all windows of a rollout but the first do: it teaches a
+        trained model (`initial`) to stay on course. Such batches are drawn on the CPU.
     ema_decay: decay of the averaged weights, the ones that are validated and saved.
     validate_every, validation_pairs: steps between validations, and pairs of each set, all at the
         model's window.
@@ -89,6 +93,7 @@ class TrainConfig:
     gradient_clip: float = 1.0
     velocity_weight_fs: float = 0.0
     time_reversal: bool = False
+    own_starts: float = 0.0
     ema_decay: float = 0.999
     validate_every: int = 1000
     validation_pairs: int = 1000
@@ -118,6 +123,8 @@ class TrainConfig:
             )
         if self.lag_power < 0:
             raise ValueError(f"lag_power must not be negative, got {self.lag_power}")
+        if not 0 <= self.own_starts <= 1:
+            raise ValueError(f"own_starts must lie in [0, 1], got {self.own_starts}")
         if not 0 <= self.ema_decay < 1:
             raise ValueError(f"ema_decay must lie in [0, 1), got {self.ema_decay}")
 
@@ -283,7 +290,8 @@ class _Run:
         self.model.to(config.device)
         # molecules stay on the GPU; crystals are drawn on the CPU, and so is all for the CPU
         self.source: Pairs | ResidentPairs = self.pairs
-        if self.model.device.type == "cuda" and not any(r.pbc.any() for r in records):
+        periodic = any(r.pbc.any() for r in records)
+        if self.model.device.type == "cuda" and not periodic and not config.own_starts:
             self.source = ResidentPairs(self.pairs, self.model)
         self.average = copy.deepcopy(self.model).requires_grad_(False)
         self.optimizer = _OPTIMIZERS[config.optimizer](
@@ -306,13 +314,7 @@ class _Run:
         config, begun = self.config, time.perf_counter()
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(config, self.step)
-        batch = self.source.draw(
-            np.random.default_rng([config.seed, self.step]),
-            config.batch_size,
-            self.max_lag,
-            lag_power=config.lag_power,
-            time_reversal=config.time_reversal,
-        )
+        batch = self._draw(np.random.default_rng([config.seed, self.step]))
         dx, dv = errors(self.model, batch, velocities=config.velocity_weight_fs > 0)
         loss = dx.square().mean()
         if dv is not None:
@@ -334,6 +336,23 @@ class _Run:
         )
         self.losses.append(value)
         self.seconds += time.perf_counter() - begun
+
+    def _draw(self, rng: np.random.Generator) -> Batch | TensorBatch:
+        config = self.config
+        options: dict[str, Any] = {
+            "lag_power": config.lag_power,
+            "time_reversal": config.time_reversal,
+        }
+        own = round(config.own_starts * config.batch_size)
+        if not own:
+            return self.source.draw(rng, config.batch_size, self.max_lag, **options)
+        window = self.model.stride()
+        choice = self.pairs.choose(
+            rng, config.batch_size, self.max_lag, history_fs=window, **options
+        )
+        earlier = self.pairs.before(Choice(*(x[:own] for x in choice)), window)
+        start = one_window(self.average, self.pairs.batch(earlier).system)
+        return self.pairs.batch(choice).moved(start)
 
     def validate(self) -> dict[str, float]:
         """Log the mean loss since the last time and the errors on the validation sets (Å)."""

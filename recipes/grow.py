@@ -1,10 +1,11 @@
 """Makes larger.smi: molecules one atom or more larger than any that the models are judged on.
 
-    python recipes/grow.py molecules.csv --count 420 > recipes/larger.smi
+    python recipes/grow.py molecules.csv --count 500 > recipes/larger.smi
 
-molecules.csv has columns smiles and split. In a training molecule one hydrogen is replaced by a group;
-what has 10 to 12 atoms is kept, a few per parent, so that every kind of bond gets new neighbours. As
-the molecules that measure transfer have at most nine atoms, none of them can be among these.
+molecules.csv has columns smiles and split. In a training molecule one hydrogen is replaced by a
+group; what has 10 to 12 atoms is kept, a few per parent, so that every kind of bond gets new
+neighbours. As the molecules that measure transfer have at most nine atoms, none of them can be
+among these.
 """
 
 from __future__ import annotations
@@ -62,7 +63,7 @@ def grown(parent: str) -> list[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("molecules")
-    parser.add_argument("--count", type=int, default=420)
+    parser.add_argument("--count", type=int, default=500)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     RDLogger.DisableLog("rdApp.*")

@@ -8,6 +8,8 @@ from __future__ import annotations
 import ctypes
 import dataclasses
 from collections.abc import Sequence
+from contextlib import nullcontext
+from types import SimpleNamespace
 
 import ase
 import cases
@@ -19,8 +21,10 @@ from test_kernels import SIZES, SYSTEMS, double, folded_of, like, model_of, opti
 from torch.autograd import forward_ad
 
 from mdtrajnet_fast.model import MDtrajNet
-from mdtrajnet_fast.ops import Graph, edge_attention, fold
+from mdtrajnet_fast.ops import Blocks, Graph, blocks, edge_attention, fold
+from mdtrajnet_fast.ops import cuda as ops_cuda
 from mdtrajnet_fast.ops.reference import FoldedWeights
+from mdtrajnet_fast.system import System
 
 pytestmark = needs_compiler
 
@@ -149,6 +153,12 @@ class Block:
         assert np.isfinite(self.packed).all()
 
 
+def c_blocks(blocks: Sequence[tuple[CSizes, int]]) -> tuple[np.ndarray, np.ndarray]:
+    """Arrays of pointers to the blocks' sizes and to their packed weights."""
+    sizes = np.array([ctypes.addressof(size) for size, _ in blocks], np.int64)
+    return sizes, np.array([packed for _, packed in blocks], np.int64)
+
+
 class Rows:
     """A graph, for `times` copies."""
 
@@ -188,11 +198,10 @@ def stack(blocks: list[Block], running: bool, graph: Graph, scalars, tangent=Non
     both = [np.ascontiguousarray(x.numpy()) for x in (scalars, tangent) if x is not None]
     out = [[guarded((len(x), 3)) for _ in range(2)] for x in both]
     states = [CState((ctypes.c_void_p * 3)(None, *map(pointer, x))) for x in out]
-    packed = np.array([pointer(block.packed) for block in blocks], np.int64)
+    sizes, packed = c_blocks([(block.size, pointer(block.packed)) for block in blocks])
     workspace = rows.workspace(blocks[0], tangent is not None, True)
-    first = blocks[0]
     call(
-        first.library.emulated_attention_stack, first.size, packed, len(blocks), int(running),
+        blocks[0].library.emulated_attention_stack, sizes, packed, len(blocks), int(running),
         rows.view, both[0], *(both[1:] or [None]), states[0], *(states[1:] or [None]), workspace,
     )  # fmt: skip
     for array in (*out[0], *(out[1] if tangent is not None else []), workspace):
@@ -329,10 +338,10 @@ def test_refusals():
         message = f"the {net} network has 2 hidden layers, .* take one; use backend=.reference"
         with pytest.raises(RuntimeError, match=message):
             Block(folded_of(model), **options_of(model))
-    model = model_of(SIZES["small"], d_embed_dim=129)
-    with pytest.raises(RuntimeError, match="has 129 Gaussians, but .* take 2 to 128; use backend"):
+    model = model_of(SIZES["small"], d_embed_dim=113)
+    with pytest.raises(RuntimeError, match="has 113 Gaussians, but .* take 2 to 112; use backend"):
         Block(folded_of(model), **options_of(model))
-    model = model_of(SIZES["small"], d_embed_dim=128)
+    model = model_of(SIZES["small"], d_embed_dim=112)
     *state, graph = cases.block_inputs(model, ase.Atoms("H2", [[0, 0, 0], [0, 0, 1]]))
     state, graph = (
         [x.float() for x in state],
@@ -351,6 +360,124 @@ def test_refusals():
     message = "at most 2147483647 atoms, .* got 2147483648 atoms at 1 times; split"
     with pytest.raises(RuntimeError, match=message):
         call(block.library.emulated_attention, block.size, None, rows.view, *nothing, None)
+
+
+class EmulatedBlock:
+    """`_C.CudaAttentionBlock` out of the emulation."""
+
+    def __init__(self, *, key_hidden, value_hidden, **sizes):
+        self.library, self.size = load(*SOURCES), CSizes(**sizes)
+        for net, hidden in enumerate((key_hidden, value_hidden)):
+            self.size.layers[net] = len(hidden)
+            self.size.hidden[net][: len(hidden)] = hidden
+
+    @property
+    def packed_bytes(self) -> int:
+        size = np.zeros(1, np.int64)
+        call(self.library.emulated_packed_bytes, self.size, size)
+        return size.item()
+
+    def pack(self, weights: list[int], packed: int, stream: int) -> None:
+        made, self.packed = CWeights(), packed
+        for net in range(2):
+            made.layer_weight[net][0], made.layer_bias[net][0] = weights[2 * net : 2 * net + 2]
+        made.folded[:] = weights[4:]
+        call(self.library.emulated_pack, self.size, made, ctypes.c_void_p(packed))
+
+    def workspace_bytes(self, graph: tuple, times: int, tangent: bool, stack: bool) -> int:
+        size = np.zeros(1, np.int64)
+        function = self.library.emulated_attention_bytes
+        call(function, self.size, CRows(*graph, times), int(tangent), int(stack), size)
+        return size.item()
+
+    def forward(self, graph, times, state, tangent, out, out_tangent, workspace, stream) -> None:
+        states = (_c_state(x) for x in (state, tangent, out, out_tangent))
+        call(
+            *(self.library.emulated_attention, self.size, ctypes.c_void_p(self.packed)),
+            *(CRows(*graph, times), *states, ctypes.c_void_p(workspace)),
+        )
+
+
+def _c_state(addresses: list[int]) -> CState | None:
+    return CState((ctypes.c_void_p * 3)(*addresses)) if addresses else None
+
+
+def emulated_stack(blocks, running, graph, times, scalars, outs, workspace, stream) -> None:
+    """`_C.cuda_attention_stack` out of the emulation."""
+    sizes, packed = c_blocks([(block.size, block.packed) for block in blocks])
+    pointers = [ctypes.c_void_p(x) for x in scalars]
+    states = [_c_state(x) for x in outs]
+    call(
+        *(blocks[0].library.emulated_attention_stack, sizes, packed, len(blocks), int(running)),
+        *(CRows(*graph, times), pointers[0], *(pointers[1:] or [None])),
+        *(states[0], *(states[1:] or [None]), ctypes.c_void_p(workspace)),
+    )
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    """Tensors on the CPU count as those of a GPU, whose kernels run in the emulation."""
+    emulated = SimpleNamespace(
+        CudaAttentionBlock=EmulatedBlock, cuda_attention_stack=emulated_stack
+    )
+    monkeypatch.setattr(ops_cuda, "_C", emulated)
+    monkeypatch.setattr(ops_cuda, "_stream", lambda device: 0)
+    monkeypatch.setattr(
+        ops_cuda, "_check", lambda tensors, device: [x.contiguous() for x in tensors]
+    )
+    monkeypatch.setattr(torch.cuda, "device", lambda device: nullcontext())
+    monkeypatch.setattr(blocks, "choose_backend", lambda backend, *_: backend or "cuda")
+    monkeypatch.setattr("mdtrajnet_fast.model.choose_backend", lambda backend, *_: backend)
+
+
+def test_a_block_without_gradients_is_the_native_one(gpu):
+    """`edge_attention` on backend "cuda", with and without tangents; not Triton's kernels."""
+    model, state, graph = inputs("small", "mixture", envelope=True)
+    folded, options = folded_of(model), options_of(model)
+    tangent = [0.1 * like(x, 5 + k) for k, x in enumerate(state)]
+    values, changes = reference(
+        folded, options, graph, state, [tangent[0], *map(torch.zeros_like, tangent[1:])]
+    )
+    with torch.no_grad():
+        close(edge_attention(*state, graph, folded, **options, backend="cuda"), values)
+        with forward_ad.dual_level():
+            first = forward_ad.make_dual(state[0], tangent[0])
+            out = edge_attention(first, *state[1:], graph, folded, **options, backend="cuda")
+            both = [forward_ad.unpack_dual(x) for x in out]
+            close([x.primal for x in both], values)
+            close([x.tangent for x in both], changes)
+
+
+@pytest.mark.parametrize("kind", [{}, cases.OWN], ids=["published", "own"])
+def test_a_model_on_the_emulated_gpu(gpu, kind):
+    """Packing, stack and tangents as a model calls them, several times at once."""
+    model = model_of(SIZES["small"], torch.float32, **kind)
+    system = System.from_atoms([cases.hot("CH3CH2OH"), cases.hot("H2O")])
+    graph, times = model.graph(system), np.array([0.5, 10.0])
+    found = model.displacements(graph, times, model.prepare("cuda"))
+    expected = model.displacements(graph, times, model.prepare("reference"))
+    for a, b in zip(found, expected, strict=True):
+        assert np.linalg.norm(a - b) < 1e-5 * np.linalg.norm(b)
+
+
+def test_a_stack_of_blocks_of_different_sizes(gpu):
+    """The state between blocks keeps its place in a workspace that each divides for itself."""
+    widths = (200, 8, 130, 8)
+    models = [
+        model_of(SIZES["small"], torch.float32, key_weight_hidden_neurons=(n,)) for n in widths
+    ]
+    *_, graph = cases.block_inputs(models[0], [cases.hot("CH3CH2OH"), cases.hot("H2O")])
+    scalars = like(torch.empty(graph.atoms, models[0].config.scalars), 1)
+    results = [
+        Blocks(
+            [folded_of(model) for model in models],
+            True,
+            **options_of(models[0]),
+            backend=backend,
+        )(scalars, graph)
+        for backend in ("cuda", "reference")
+    ]
+    close(results[0], [x.double() for x in results[1]])
 
 
 def sanitized_cases() -> None:

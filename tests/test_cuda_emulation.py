@@ -84,7 +84,7 @@ def test_dynamic_shared_memory_has_its_limits():
     call(launch, 48 * 1024, 0, out)
     with pytest.raises(RuntimeError, match="invalid launch: .* 49153 bytes .* 49152 are allowed"):
         call(launch, 48 * 1024 + 1, 0, out)
-    call(launch, 200 * 1024, 227 * 1024, out)
+    call(launch, 90 * 1024, 99 * 1024, out)
     with pytest.raises(RuntimeError):
         call(launch, 0, 228 * 1024, out)
 

@@ -13,7 +13,7 @@ import ase
 import numpy as np
 import pytest
 from cuda_emulation import CSRC, call, load, needs_compiler, pointer, run_sanitized, set_order
-from test_neighbors import CUTOFFS, SYSTEMS, assert_equal, batched, diamond, gas, periodicity
+from neighbor_cases import CUTOFFS, SYSTEMS, assert_equal, batched, diamond, gas, periodicity
 
 from mdtrajnet_fast.neighbors import Edges, NeighborList, neighbor_list
 

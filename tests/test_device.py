@@ -15,7 +15,9 @@ import numpy as np
 import pytest
 import torch
 from cuda_emulation import CSRC, call, load, needs_compiler
+from no_waits import NoWaits
 from scipy.spatial.transform import Rotation
+from test_cuda_attention import gpu as attention_gpu  # noqa: F401, a fixture
 from test_cuda_neighbors import CSkinList, CSystems
 from test_rollout import gentle
 
@@ -385,3 +387,38 @@ def test_rollout_on_the_emulated_gpu(gpu, name):
     model = gentle(**MODELS[name].config.to_dict())
     assert_same_trajectory(model, many)
     assert_same_trajectory(model.float(), many, atol=2e-5)
+
+
+@needs_compiler
+@pytest.mark.parametrize("backend", ["cuda", "reference"])
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.usefixtures("gpu", "attention_gpu")
+def test_a_window_can_be_captured(name, backend):
+    """Nothing in a window waits: the second, as a CUDA graph is captured after warming up."""
+    model = gentle(**MODELS[name].config.to_dict() | {"key_weight_hidden_neurons": (7,)}).float()
+    model.backend = backend
+    many = [cases.hot("CH3CH2OH"), cases.hot("H2O"), lone_atom(), cases.diamond((1, 1, 1))]
+    window = device._Window(model, *state(many))
+    times = torch.tensor([4.0, 10.0], dtype=torch.float64)
+    window.predict(times)
+    with NoWaits():
+        result = window.predict(times)
+        window.advance(result)
+    room = device._Room(*result.room.tolist())
+    assert not window.lacked(room) and not room.refused and not room.runaway
+    assert torch.equal(window.positions, result.positions[-1])
+
+
+def test_what_waits_is_found():
+    x = torch.arange(4.0)
+    for waits in (
+        lambda: x.max().item(),
+        lambda: x[x > 1],
+        lambda: x.nonzero(),
+        lambda: torch.tensor([1.0]),
+        lambda: torch.arange(2).repeat_interleave(torch.arange(2)),
+    ):
+        with pytest.raises(AssertionError), NoWaits():
+            waits()
+    with NoWaits():
+        torch.where(x > 1, x, 0.0)[torch.arange(2)].sum()

@@ -73,3 +73,32 @@ def test_a_way_that_fails_leaves_the_others(gpu_report):
     rows = list(gpu_report.attempts({"bad": fails, "good": lambda: lambda: None}, atoms=3))
     assert rows[0] == {"atoms": 3, "provider": "bad", "failed": "MemoryError: too much"}
     assert rows[1]["median"] > 0 and "failed" not in rows[1]
+
+
+def test_a_stopped_command_keeps_its_words(gpu_report):
+    words = [sys.executable, "-c", "import time; print('begun', flush=True); time.sleep(60)"]
+    row = gpu_report.command(words, 2)
+    assert row["returncode"] is None and row["tail"] == "begun\n\nstopped after 2 s"
+
+
+def test_exponents(gpu_report):
+    """Of all sizes and of the larger ones; ways that failed, or ran for two sizes, have none."""
+    rows = [
+        {"provider": "a", "what": "values", "atoms": n, "median": 1e-6 * max(n, 8000) ** 1.02}
+        for n in (1000, 8000, 64000, 512000)
+    ]
+    rows += [{"provider": "b", "what": "values", "atoms": n, "median": 1.0} for n in (1000, 8000)]
+    rows += [{"provider": "b", "what": "values", "atoms": 64000, "failed": "no memory"}]
+    rows += [{"atoms": 10**6, "failed": "no memory"}]
+    whole, large = gpu_report.exponents(rows)
+    assert whole["exponent"] < 0.9 and whole["atoms_from"] == 0
+    assert abs(large["exponent"] - 1.02) < 1e-9 and large["provider"] == "a"
+
+
+def test_runs_of_some_sections_make_one_report(gpu_report, tmp_path):
+    path = tmp_path / "gpu.json"
+    assert gpu_report.begun_report(path, "x")["sections"] == {}
+    path.write_text(json.dumps({"gpu": "x", "sections": {"build": {"status": "ok"}}}))
+    assert gpu_report.begun_report(path, "x")["sections"] == {"build": {"status": "ok"}}
+    path.write_text("{")
+    assert gpu_report.begun_report(path, "x")["sections"] == {}

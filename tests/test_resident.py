@@ -8,6 +8,8 @@ import cases
 import numpy as np
 import pytest
 import torch
+from no_waits import NoWaits
+from torch.utils._python_dispatch import _disable_current_modes
 
 from mdtrajnet_fast import fit, train
 from mdtrajnet_fast.data import Record, write_records
@@ -83,6 +85,20 @@ def test_pairs_at_the_cutoff():
     assert_same_batch(ours, tensor_batch(model, theirs))
     assert ours.graph.row_ptr.tolist() == [0, 1, 2, 2, 3, 4, 4, 5, 6, 6]
     assert ours.graph.components == 6
+
+
+def test_drawing_waits_for_nothing(monkeypatch):
+    """But for the few numbers that are sent to the device, which it need not wait for."""
+    resident = ResidentPairs(Pairs(RECORDS), cases.model())
+    send = resident._send
+
+    def unwatched(array: np.ndarray) -> torch.Tensor:
+        with _disable_current_modes():
+            return send(array)
+
+    monkeypatch.setattr(resident, "_send", unwatched)
+    with NoWaits():
+        resident.draw(np.random.default_rng(0), 20, 8.0, time_reversal=True)
 
 
 def test_errors_and_gradients():

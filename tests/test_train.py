@@ -6,12 +6,13 @@ import os
 import signal
 from pathlib import Path
 
+import ase
 import cases
 import numpy as np
 import pytest
 import torch
 
-from mdtrajnet_fast import TrainConfig, fit, load_model, train
+from mdtrajnet_fast import TrainConfig, fit, load_model, simulate, train
 from mdtrajnet_fast.data import Record, load_records, write_records
 from mdtrajnet_fast.evaluate import (
     COLUMNS,
@@ -22,6 +23,7 @@ from mdtrajnet_fast.evaluate import (
 )
 from mdtrajnet_fast.generate import generate
 from mdtrajnet_fast.pairs import Pairs
+from mdtrajnet_fast.system import System
 
 MODEL = cases.SMALL | cases.OWN | {"species": ("H", "N", "O")}
 
@@ -118,6 +120,40 @@ def test_pairs_depend_on_their_seed_only(data):
     )
 
 
+@pytest.mark.parametrize("reverse", [False, True])
+def test_the_pairs_before(data, reverse):
+    """They end, at the right time, in the state that the others start from."""
+    pairs = Pairs(load_records(data))
+    choice = pairs.choose(
+        np.random.default_rng(3), 300, 12.0, time_reversal=reverse, history_fs=10.0
+    )
+    later, earlier = pairs.batch(choice), pairs.batch(pairs.before(choice, 10.0))
+    assert (earlier.t == 10).all() and later.t.max() == 12
+    system = earlier.system
+    np.testing.assert_allclose(system.positions + earlier.displacement, later.system.positions)
+    np.testing.assert_array_equal(earlier.velocity, later.system.velocities)
+    assert abs(earlier.displacement - 10 * system.velocities).max() < 1.0  # the same direction
+    with pytest.raises(ValueError, match="lag of 10.5 fs"):
+        pairs.before(choice, 10.5)
+    with pytest.raises(ValueError, match="hold no pair with a lag of at most"):
+        pairs.choose(np.random.default_rng(0), 3, 12.0, history_fs=60.0)
+
+
+def test_moved_starts_keep_their_ends(data):
+    batch = Pairs(load_records(data)).draw(np.random.default_rng(0), 20, 10.0)
+    atoms = batch.system.ptr[5]
+    start = System.from_atoms(
+        [ase.Atoms(numbers=batch.system.numbers[:atoms], positions=np.zeros((atoms, 3)))]
+    )
+    moved = batch.moved(start)
+    ends = [b.system.positions + b.displacement for b in (batch, moved)]
+    np.testing.assert_allclose(*ends, atol=1e-12)
+    assert (moved.system.positions[:atoms] == 0).all()
+    assert (moved.system.velocities[:atoms] == 0).all()
+    np.testing.assert_array_equal(moved.system.positions[atoms:], batch.system.positions[atoms:])
+    np.testing.assert_array_equal(moved.velocity, batch.velocity)
+
+
 def test_too_short_trajectories_are_refused():
     with pytest.raises(ValueError, match="30 frames every 20 fs hold no pair"):
         Pairs([straight(frame_fs=20.0)]).draw(np.random.default_rng(0), 4, 9.0)
@@ -209,7 +245,12 @@ def test_training_learns(config):
     sizes = {f"irreps_{part}": "4x0e + 4x1o" for part in ("key", "query", "value")}
     sizes |= {"key_weight_hidden_neurons": [32], "value_weight_hidden_neurons": [32]}
     config = dataclasses.replace(
-        config, model=MODEL | sizes, steps=300, batch_size=16, validate_every=300
+        config,
+        model=MODEL | sizes,
+        steps=300,
+        batch_size=16,
+        optimizer="soap",
+        validate_every=300,
     )
     model = fit(config, progress=False)
     pairs = Pairs(load_records(config.data, trajectories=["traj01"]))
@@ -231,8 +272,11 @@ def test_files_of_a_run(config, tmp_path):
         torch.testing.assert_close(value, weights(model)[name], rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("stop", [7, 20])
-def test_resume_is_exact(config, tmp_path, stop):
+@pytest.mark.parametrize(
+    ("stop", "options"), [(7, {}), (20, {}), (17, {"optimizer": "soap", "own_starts": 0.5})]
+)
+def test_resume_is_exact(config, tmp_path, stop, options):
+    config = dataclasses.replace(config, **options)
     whole = fit(config, progress=False)
     parts = dataclasses.replace(config, output=str(tmp_path / "parts"))
     fit(parts, progress=False, stop_after=stop)
@@ -296,6 +340,38 @@ def test_exact_velocity_loss(config):
     assert any(
         (value != weights(positions_only)[name]).any() for name, value in weights(trained).items()
     )
+
+
+def test_own_starts_are_the_windows_of_a_rollout(config, data):
+    """Half of a batch starts where a rollout of the averaged model is after its first window."""
+    run = train._Run(dataclasses.replace(config, own_starts=0.5, exclude_trajectories=()))
+    batch = run._draw(np.random.default_rng(5))
+    choice = run.pairs.choose(np.random.default_rng(5), 8, 10.0, history_fs=10.0)
+    plain = run.pairs.batch(choice)
+    half = plain.system.ptr[4]
+    np.testing.assert_array_equal(batch.system.positions[half:], plain.system.positions[half:])
+    before = run.pairs.batch(run.pairs.before(choice, 10.0)).system
+    atoms = ase.Atoms(before.numbers, before.positions)[: before.ptr[1]]
+    result = simulate(
+        atoms,
+        dt=10.0,
+        duration=10.0,
+        model=run.average.eval(),
+        velocities=before.velocities[: before.ptr[1]],
+    )
+    np.testing.assert_allclose(
+        batch.system.positions[: before.ptr[1]], result.positions[-1], atol=1e-6
+    )
+    np.testing.assert_allclose(
+        batch.system.velocities[: before.ptr[1]], result.velocities[-1], atol=1e-7
+    )
+
+
+def test_more_data_is_not_held_out(config, tmp_path, data):
+    write_records(tmp_path / "more.h5", load_records(data, trajectories=["traj01"]))
+    run = train._Run(dataclasses.replace(config, more_data=(str(tmp_path / "more.h5"),)))
+    names = [(r.molecule, r.trajectory) for r in run.pairs.records]
+    assert sorted(name for _, name in names) == ["traj00", "traj00", "traj01", "traj01"]
 
 
 def test_fine_tuning_starts_from_the_model(config, tmp_path):
@@ -362,6 +438,8 @@ def test_config_files(tmp_path):
         ('data = "a"\noutput = "b"\ncolour = 1', "unknown settings .*colour"),
         ('data = "a"\noutput = "b"\nsteps = 0', "steps"),
         ('data = "a"\noutput = "b"\nema_decay = 1.0', "ema_decay"),
+        ('data = "a"\noutput = "b"\nown_starts = 1.5', "own_starts"),
+        ('data = "a"\noutput = "b"\noptimizer = "sgd"', "optimizer must be one of adamw, soap"),
         ('data = "a"\noutput = "b"\n[validation.x]\nmolecules = []', "validation set 'x' lacks"),
         (
             'data = "a"\noutput = "b"\n[validation.x]\ndata = "c"\ntrajectory = "traj01"',

@@ -45,10 +45,12 @@ def child(script: str, tmp_path: Path) -> dict[str, dict[str, float]]:
 @pytest.mark.slow
 def test_values_tangents_and_gradients(tmp_path):
     cases = child("triton_interpret.py", tmp_path)
-    assert len(cases) == 7
+    assert len(cases) == 3 + 1 + 3 * 3 * 2
     for case, errors in cases.items():
         assert len(errors) == 26, case  # 3 values, twice, 3 tangents, 17 gradients
-        wrong = {quantity: error for quantity, error in errors.items() if not error < 1e-5}
+        # a float32 distance knows the rest to the cutoff to 1e-4 of it where that is small
+        most = 1e-3 if case == "at the cutoff" else 1e-5
+        wrong = {quantity: error for quantity, error in errors.items() if not error < most}
         assert not wrong, case
 
 

@@ -17,8 +17,17 @@ PUBLISHED = (20, 4, 16, 4, 8, 8, 128, 128)
 OURS = (24, 4, 16, 4, 8, 8, 64, 64)
 
 
-def inputs(sizes: tuple[int, ...], degrees: tuple[int, ...], seed: int = 0):
-    """State, graph and folded weights in float64, exact in float32."""
+def inputs(
+    sizes: tuple[int, ...],
+    degrees: tuple[int, ...],
+    seed: int = 0,
+    nearest: float = 0.9,
+    farthest: float = 3.9,
+):
+    """State, graph and folded weights in float64, exact in float32.
+
+    nearest, farthest: between them lie the distances (Å).
+    """
     s, time, basis, h, c0, v0, key, value = sizes
     rng = np.random.default_rng(seed)
 
@@ -46,7 +55,7 @@ def inputs(sizes: tuple[int, ...], degrees: tuple[int, ...], seed: int = 0):
     )
     edges = sum(degrees)
     r = draw(edges, 3)
-    r *= (torch.from_numpy(rng.uniform(0.9, 3.9, edges)) / r.norm(dim=1))[:, None]
+    r *= (torch.from_numpy(rng.uniform(nearest, farthest, edges)) / r.norm(dim=1))[:, None]
     row_ptr = torch.tensor([0, *np.cumsum(degrees)])
     graph = Graph(
         species=torch.zeros(atoms, dtype=torch.int64),

@@ -356,12 +356,13 @@ struct Workspace {
 size_t divide(void* memory, const Layout& l, const AttentionRows& rows, bool tangent, bool stack, Workspace& w) {
     Pieces pieces(memory, tangent);
     const long all = rows.graph.atoms * rows.times, slice = std::min<long>(all, kSlice);
+    // first, for they pass from block to block, whatever the sizes of the rest
+    for (int k = 0; k < 2 && stack; ++k) w.states[k] = {pieces.take(all * l.S), pieces.take(all * 3), pieces.take(all * 3)};
     w.queries = pieces.take(all * l.queries);
     w.logits = pieces.take(rows.edges * rows.times * l.head_blocks * kHeads);
     w.own = pieces.take(slice * l.own);
     w.means = pieces.take(slice * l.h * 3 * l.ld_mean);
     w.values = pieces.take(slice * l.h * l.V);
-    for (int k = 0; k < 2 && stack; ++k) w.states[k] = {pieces.take(all * l.S), pieces.take(all * 3), pieces.take(all * 3)};
     return pieces.used();
 }
 

@@ -41,7 +41,7 @@ namespace mdtrajnet::cuda {
 
 using Stream = CUstream_st*;
 
-constexpr int kMaxCentres = 128;  // Gaussians: what fits into shared memory on every device since sm_80
+constexpr int kMaxCentres = 112;  // Gaussians: what fits into the 99 kB of a block that every device since sm_80 has
 constexpr std::int64_t kSlice = 4752;  // atoms: three waves of 2 x 6 warps on each of 132 multiprocessors
 
 // Neighbours, for `times` copies of the atoms, one after another.
@@ -73,7 +73,7 @@ void attention(const AttentionBlock& block, const AttentionRows& rows, const Att
 
 // All blocks, from the first scalars to the last displacement and velocity change (the outputs' `scalars` are not
 // used); with `scalars_tangent` also their tangents.  running: increments add up, rather than each to the first state.
-// All blocks have the same numbers of scalars; the workspace is the largest that any of them needs.
+// All blocks have the same numbers of scalars, and may differ in the rest; the workspace is the largest that any of them needs.
 void attention_stack(const std::vector<AttentionBlock>& blocks, bool running, const AttentionRows& rows,
                      const float* scalars, const float* scalars_tangent, const AttentionState<float>& out,
                      const AttentionState<float>* out_tangent, void* workspace, Stream stream);

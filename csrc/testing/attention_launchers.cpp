@@ -48,15 +48,15 @@ EMULATION_EXPORT const char* emulated_attention(const AttentionSizes* size, cons
     });
 }
 
-// packed: one pointer a block, all of the same sizes.
-EMULATION_EXPORT const char* emulated_attention_stack(const AttentionSizes* size, const float* const* packed,
+// sizes, packed: one pointer a block.
+EMULATION_EXPORT const char* emulated_attention_stack(const AttentionSizes* const* sizes, const float* const* packed,
                                                       std::int64_t blocks, std::int64_t running,
                                                       const cuda::AttentionRows* rows, const float* scalars,
                                                       const float* scalars_tangent, const AttentionState<float>* out,
                                                       const AttentionState<float>* out_tangent, void* workspace) {
     return message_of([&] {
         std::vector<cuda::AttentionBlock> all;
-        for (std::int64_t k = 0; k < blocks; ++k) all.push_back({*size, packed[k]});
+        for (std::int64_t k = 0; k < blocks; ++k) all.push_back({*sizes[k], packed[k]});
         cuda::attention_stack(all, running, *rows, scalars, scalars_tangent, *out, out_tangent, workspace, nullptr);
     });
 }

@@ -112,7 +112,8 @@ constexpr size_t kStack = 256 * 1024;
 #else
 constexpr size_t kStack = 64 * 1024;
 #endif
-constexpr size_t kMaxShared = 227 * 1024, kMaxSharedByDefault = 48 * 1024;  // bytes of a block on an H200
+// Bytes of a block: what sm_86, 89 and 120 have, the least since sm_80 (an H200 has 227 kB).
+constexpr size_t kMaxShared = 99 * 1024, kMaxSharedByDefault = 48 * 1024;
 constexpr unsigned kCanary = 0x57ac0f10;
 
 enum class State { ready, at_block_barrier, at_warp_barrier, done };

@@ -9,6 +9,7 @@ predict faster than Triton's is reasoned from counted instructions, not measured
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -82,9 +83,19 @@ def edge_attention(
         graph = graph.repeat(scalars.shape[0] // max(1, graph.atoms))
     if chosen == "reference":
         return reference.edge_attention(*state, graph, folded, **options)
+    if chosen == "cuda" and not _differentiated((*state, graph.r, graph.w, *folded.tensors())):
+        both = [forward_ad.unpack_dual(x) for x in state]
+        return cuda.increments(cuda.Block(folded, **options), both, graph.csr)
     return torch.ops.mdtrajnet_fast.edge_attention(
         *state, *graph.csr, folded.tensors(), len(folded.key_layers), *options.values()
     )
+
+
+def _differentiated(tensors: Iterable[Tensor]) -> bool:
+    """Whether autograd (or a compiler) has to see the single blocks."""
+    if torch.compiler.is_compiling():
+        return True
+    return torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
 
 
 @dataclass(frozen=True)
@@ -129,11 +140,8 @@ class Blocks:
         return {name: getattr(self, name) for name in names}
 
     def _differentiated(self, scalars: Tensor, graph: Graph) -> bool:
-        """Whether autograd (or a compiler) has to see the single blocks."""
-        if torch.compiler.is_compiling():
-            return True
-        tensors = (scalars, graph.r, graph.w, *(x for f in self.folded for x in f.tensors()))
-        return torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
+        weights = (x for folded in self.folded for x in folded.tensors())
+        return _differentiated((scalars, graph.r, graph.w, *weights))
 
     @property
     def _library(self) -> Any:

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from .. import _C
 from .graph import CSR
@@ -50,7 +51,7 @@ class Block:
     """The folded weights of one block in the layout of the kernels: a copy on their device.
 
     Raises ValueError for sizes that the kernels have not: several hidden layers in a radial
-    network, or more than 128 distance Gaussians.
+    network, or more than 112 distance Gaussians.
     """
 
     def __init__(
@@ -107,6 +108,20 @@ class Block:
                 _stream(self.device),
             )
         return out, out_tangent
+
+
+def increments(
+    block: Block, state: Sequence[tuple[Tensor, Tensor | None]], graph: CSR
+) -> tuple[Tensor, Tensor, Tensor]:
+    """A block's increments of a state whose parts may have tangents; then the increments have."""
+    values = [value for value, _ in state]
+    if all(tangent is None for _, tangent in state):
+        s, x, v = block.forward(values, [], graph)[0]
+        return s, x, v
+    changes = [torch.zeros_like(value) if change is None else change for value, change in state]
+    both = zip(*block.forward(values, changes, graph), strict=True)
+    s, x, v = (forward_ad.make_dual(*pair) for pair in both)
+    return s, x, v
 
 
 def _workspace(
