@@ -11,6 +11,9 @@ from .system import System
 
 # Newton steps on the angular momentum: each squares its relative error, which starts well below 1.
 _STEPS = 6
+# What is lost of it is rounding below this part of sum m |r| |v|. A molecule that does not rotate
+# needs one step.
+_EXACT = 1e-15
 
 _EYE = np.eye(3)
 
@@ -119,6 +122,11 @@ def _turn(
     t2 = (t**2)[:, None, None, None]
     for _ in range(_STEPS):
         lost = wanted - total(mass * cross(r, v))
+        size = total(mass * np.sqrt((r * r).sum(-1) * (v * v).sum(-1))[..., None])
+        going = (abs(lost) > _EXACT * size).any(-1, keepdims=True)
+        if not going.any():
+            break
+        lost = np.where(going, lost, 0.0)  # who has arrived stays, whoever else is not there yet
         inertia = tensor(r)
         # pseudo-inverses leave out rotation about the axis of a linear molecule
         by_angle = t2 * _pseudo_inverse(inertia + t2 * tensor(v)) @ skew.transpose(0, 2, 1)
