@@ -58,7 +58,8 @@ def conserve(
         x = system.positions + moved
         centre, drift = mean(x), mean(v0)
         wanted = cross(system.positions - mean(system.positions), v0)
-        _, label = np.unique(component[turns], return_inverse=True)
+        turning = np.bincount(component[turns]) > 0
+        label = (turning.cumsum() - 1)[component[turns]]
         r, v = _turn(
             (x - centre)[:, turns],
             (velocity - drift)[:, turns],
