@@ -277,9 +277,9 @@ def memory(quick: bool) -> list[dict[str, Any]]:
     return rows
 
 
-def versions() -> dict[str, str | None]:
+def versions(*also: str) -> dict[str, str | None]:
     found: dict[str, str | None] = {"python": platform.python_version()}
-    for package in ("mdtrajnet_fast", "torch", "e3nn", "numpy"):
+    for package in ("mdtrajnet_fast", "torch", "e3nn", "numpy", *also):
         try:
             found[package] = version(package)
         except PackageNotFoundError:
@@ -290,11 +290,21 @@ def versions() -> dict[str, str | None]:
     return found
 
 
-def markdown(report: dict[str, Any]) -> str:
-    """The report as tables."""
+def began(quick: bool, *also: str) -> dict[str, Any]:
+    """What every report says of its run; also: further packages whose versions matter."""
+    return {
+        "date": datetime.date.today().isoformat(),
+        "quick": quick,
+        "threads": THREADS,
+        "processor": processor(),
+        "versions": versions(*also),
+    }
+
+
+def heading(report: dict[str, Any]) -> list[str]:
+    """Processor, day, threads and versions, as the first lines of a report."""
     cpu = report["processor"]
-    peak = report["fma_peak"]
-    out = [
+    return [
         f"# {cpu['name']} (family {cpu['family']}, model {cpu['model']}), {report['date']}",
         "",
         f"{report['threads']} thread(s) of {cpu['cores']}; {', '.join(cpu['instruction_sets'])}; "
@@ -302,6 +312,27 @@ def markdown(report: dict[str, Any]) -> str:
         + "; "
         + ", ".join(f"{k} {v}" for k, v in report["versions"].items() if v),
         "",
+    ]
+
+
+def write(report: dict[str, Any], text: str, folder: Path, kind: str) -> Path:
+    """Print a report and write it as JSON and Markdown; returns their path without suffix."""
+    cpu = report["processor"]
+    slug = re.sub(r"[^a-z0-9]+", "-", f"{cpu['name']} {cpu['family']} {cpu['model']}".lower())
+    stem = f"{kind}-{report['date']}-{slug.strip('-')}" + ("-quick" if report["quick"] else "")
+    folder.mkdir(parents=True, exist_ok=True)
+    base = folder / stem
+    base.with_suffix(".json").write_text(json.dumps(report, indent=1) + "\n")
+    base.with_suffix(".md").write_text(text)
+    print("\n" + text)
+    return base
+
+
+def markdown(report: dict[str, Any]) -> str:
+    """The report as tables."""
+    peak = report["fma_peak"]
+    out = [
+        *heading(report),
         "Random weights of published sizes, float32. Medians of interleaved rounds, the fastest "
         'in brackets. "ratio" is the time over that of ours.'
         + (" Quick run: few rounds." if report["quick"] else ""),
@@ -409,13 +440,8 @@ def main() -> None:
     quick = arguments.quick
     torch.set_num_threads(THREADS)
 
-    cpu = processor()
     report = {
-        "date": datetime.date.today().isoformat(),
-        "quick": quick,
-        "threads": THREADS,
-        "processor": cpu,
-        "versions": versions(),
+        **began(quick),
         "fma_peak": fma_peak(THREADS),
         "comparisons": comparisons(quick),
         "threads_line": thread_scaling(quick),
@@ -424,14 +450,8 @@ def main() -> None:
         "scaling": scaling(quick),
         "memory": memory(quick),
     }
-    slug = re.sub(r"[^a-z0-9]+", "-", f"{cpu['name']} {cpu['family']} {cpu['model']}".lower())
-    stem = f"cpu-{report['date']}-{slug.strip('-')}" + ("-quick" if quick else "")
-    arguments.output.mkdir(parents=True, exist_ok=True)
-    base = arguments.output / stem
-    base.with_suffix(".json").write_text(json.dumps(report, indent=1) + "\n")
-    base.with_suffix(".md").write_text(markdown(report))
+    base = write(report, markdown(report), arguments.output, "cpu")
     plot(report, base.with_suffix(".png"))
-    print("\n" + markdown(report))
     print(f"written to {base}.json, .md and .png")
 
 

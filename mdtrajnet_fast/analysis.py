@@ -17,6 +17,7 @@ from ase.units import fs, kB
 from numpy.typing import ArrayLike, NDArray
 from scipy.fft import next_fast_len
 
+from .conservation import cross
 from .neighbors import NeighborList, neighbor_list
 from .trajectory import Trajectory, velocities_from_momenta
 
@@ -355,9 +356,14 @@ def total_angular_momentum(positions: ArrayLike, velocities: ArrayLike, masses: 
     """
     v, m = _velocities(velocities, masses)
     x = np.asarray(positions, dtype=np.float64)
-    x = x - centre_of_mass(x, m)[:, None]
-    v = v - centre_of_mass(v, m)[:, None]
-    return _sum(m, np.cross(x, v))
+    return relative_angular_momentum(
+        x - centre_of_mass(x, m)[:, None], v - centre_of_mass(v, m)[:, None], m
+    )
+
+
+def relative_angular_momentum(x: Array, v: Array, m: Array) -> Array:
+    """The same of positions and velocities relative to the centre of mass."""
+    return _sum(m, cross(x, v))
 
 
 def centre_of_mass_drift(trajectory: Trajectory) -> Array:

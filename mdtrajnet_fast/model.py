@@ -132,21 +132,24 @@ class Network(nn.Module):
         """The motion of the graph's atoms, each at its own time t [times x atoms] (fs)."""
         config = self.config
         times = t.shape[0] // max(1, graph.atoms)
+
+        def each(x: Tensor) -> Tensor:  # time
+            return x if times == 1 else x.repeat(times, 1)
+
         time = gaussian_basis(t, config.time_cutoff, config.t_embed_dim)
-        species = self.species_embedding[graph.species].repeat(times, 1)
+        species = each(self.species_embedding[graph.species])
         dx, dv = blocks(torch.cat([species, time], dim=1), graph)
-        v = graph.velocities.repeat(times, 1)
+        v = each(graph.velocities)
         if config.head == "published":
             return Motion(dx, v + dv if config.velocity_readout else None)
         t = t[:, None]
         x = t / config.time_cutoff
-        mean = mean_velocity(graph, config.radial_cutoff).repeat(times, 1)
-        dx = (mean - v) * t + x * dx
-        displacement = v * t + dx - graph.component_mean(dx)
+        dx = (each(mean_velocity(graph, config.radial_cutoff)) - v) * t + x * dx
         if not config.velocity_readout:
-            return Motion(displacement, None)
+            return Motion(v * t + dx - graph.component_mean(dx), None)
         dv = x * dv
-        return Motion(displacement, v + dv - graph.component_mean(dv))
+        dx_mean, dv_mean = graph.component_mean(torch.cat([dx, dv])).chunk(2)
+        return Motion(v * t + dx - dx_mean, v + dv - dv_mean)
 
 
 def mean_velocity(graph: Graph, radial_cutoff: float) -> Tensor:
@@ -248,6 +251,8 @@ class MDtrajNet(nn.Module):
                 member(graph, t, prepared)
                 for member, prepared in zip(self.members, blocks, strict=True)
             ]
+        if len(motions) == 1:
+            return motions[0]
         displacement = torch.stack([m.displacement for m in motions]).mean(0)
         if motions[0].velocity is None:
             return Motion(displacement, None)
@@ -285,8 +290,8 @@ class MDtrajNet(nn.Module):
         moved, velocities = [], []
         step = max(1, _ROWS // graph.atoms)
         for k in range(0, len(times), step):
-            some = torch.from_numpy(np.asarray(times[k : k + step], dtype=np.float64))
-            t = some.to(graph.r).repeat_interleave(graph.atoms)
+            some = np.asarray(times[k : k + step], dtype=np.float64)
+            t = torch.from_numpy(some.repeat(graph.atoms)).to(graph.r)
             dx, v = self.motion(graph, t, blocks)
             shape = (len(some), graph.atoms, 3)
             moved.append(dx.double().cpu().numpy().reshape(shape))

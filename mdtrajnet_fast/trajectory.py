@@ -139,7 +139,9 @@ class Trajectory:
         metadata: Metadata | None = None,
     ) -> None:
         self.atoms = _template(atoms)
-        self.times, self.positions, self.momenta = _frames(len(atoms), times, positions, momenta)
+        self.times, self.positions, self.momenta = frame_arrays(
+            len(atoms), times, positions, momenta
+        )
         self.metadata: Metadata = dict(metadata or {})
         self.trust: TrustSummary | None = None
 
@@ -220,9 +222,10 @@ def _frame(template: ase.Atoms, time: float, positions: Array, momenta: Array) -
     return atoms
 
 
-def _frames(
+def frame_arrays(
     atoms: int, times: ArrayLike, positions: ArrayLike, momenta: ArrayLike
 ) -> tuple[Array, Array, Array]:
+    """Times, positions and momenta as float64; ValueError for shapes that do not match."""
     t, x, p = (np.asarray(a, dtype=np.float64) for a in (times, positions, momenta))
     if t.ndim != 1 or x.shape != (len(t), atoms, 3) or p.shape != x.shape:
         raise ValueError(
@@ -294,7 +297,7 @@ class TrajectoryWriter:
         Raises ValueError for wrong shapes or times that are not finite and increasing: a restart
         cannot write a frame twice.
         """
-        t, x, p = _frames(self._atoms, times, positions, momenta)
+        t, x, p = frame_arrays(self._atoms, times, positions, momenta)
         if len(t) == 0:
             return
         steps = np.diff(t, prepend=self._last)

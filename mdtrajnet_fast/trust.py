@@ -28,10 +28,11 @@ from .analysis import (
     centre_of_mass,
     kinetic_temperature,
     off_a_straight_line,
+    relative_angular_momentum,
     total_angular_momentum,
 )
 from .neighbors import NeighborList
-from .trajectory import Trajectory
+from .trajectory import Trajectory, frame_arrays, velocities_from_momenta
 
 # When to warn.
 EQUIPARTITION = 0.10  # relative difference between elements, if it is beyond chance
@@ -173,10 +174,10 @@ class TrustMonitor:
 
         Raises ValueError for wrong shapes, or if the very first frame is not usable.
         """
-        chunk = Trajectory(self._atoms, times, positions, momenta)
-        if len(chunk) == 0 or self._unusable is not None:
+        t, x, p = frame_arrays(len(self._atoms), times, positions, momenta)
+        if len(t) == 0 or self._unusable is not None:
             return
-        t, x, v = chunk.times, chunk.positions, chunk.velocities
+        v = velocities_from_momenta(p, self._masses)
         finite: NDArray[np.bool_] = np.asarray(np.isfinite(x + v).all(axis=(1, 2)))
         if self._frames == 0:
             if not finite[0]:
@@ -230,14 +231,13 @@ class TrustMonitor:
     def _add(self, t: Array, x: Array, v: Array) -> None:
         m = self._masses
         self._end = float(t[-1])
-        drift = off_a_straight_line(
-            t - self._start, centre_of_mass(x, m), self._com, self._com_velocity
-        )
+        centre = centre_of_mass(x, m)
+        drift = off_a_straight_line(t - self._start, centre, self._com, self._com_velocity)
         self._com_drift = max(self._com_drift, float(np.linalg.norm(drift, axis=1).max()))
-        if not self._periodic:
-            change = total_angular_momentum(x, v, m) - self._spin
-            self._spin_drift = max(self._spin_drift, float(np.linalg.norm(change, axis=1).max()))
         relative = v - centre_of_mass(v, m)[:, None]
+        if not self._periodic:
+            change = relative_angular_momentum(x - centre[:, None], relative, m) - self._spin
+            self._spin_drift = max(self._spin_drift, float(np.linalg.norm(change, axis=1).max()))
         energy = m * np.sum(relative**2, axis=2)
         kinetic = self._per_element(energy)
         overall = kinetic.sum(axis=1) * (EV / kB) / self._dof.sum()
