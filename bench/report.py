@@ -14,7 +14,6 @@ import datetime
 import json
 import os
 import platform
-import re
 import statistics
 import subprocess
 import sys
@@ -30,7 +29,7 @@ sys.path.append(str(HERE.parent / "tests"))
 
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
-from machine import best_peak, fma_peak, processor  # noqa: E402
+from machine import best_peak, fma_peak, processor, slug  # noqa: E402
 from memory import release  # noqa: E402
 from operations import operations  # noqa: E402
 from providers import THREADS, TrainingStep, provider, published_model  # noqa: E402
@@ -424,8 +423,7 @@ def main() -> None:
         "scaling": scaling(quick),
         "memory": memory(quick),
     }
-    slug = re.sub(r"[^a-z0-9]+", "-", f"{cpu['name']} {cpu['family']} {cpu['model']}".lower())
-    stem = f"cpu-{report['date']}-{slug.strip('-')}" + ("-quick" if quick else "")
+    stem = f"cpu-{report['date']}-{slug(cpu)}" + ("-quick" if quick else "")
     arguments.output.mkdir(parents=True, exist_ok=True)
     base = arguments.output / stem
     base.with_suffix(".json").write_text(json.dumps(report, indent=1) + "\n")
