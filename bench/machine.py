@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import shlex
 import subprocess
 import sysconfig
@@ -70,6 +71,12 @@ def processor() -> dict[str, object]:
         "cores": len(os.sched_getaffinity(0)),
         "caches": caches,
     }
+
+
+def slug(cpu: dict[str, object]) -> str:
+    """What :func:`processor` returns, as part of a file name."""
+    name = f"{cpu['name']} {cpu['family']} {cpu['model']}".lower()
+    return re.sub(r"[^a-z0-9]+", "-", name).strip("-")
 
 
 if __name__ == "__main__":

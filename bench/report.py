@@ -14,7 +14,6 @@ import datetime
 import json
 import os
 import platform
-import re
 import statistics
 import subprocess
 import sys
@@ -30,7 +29,7 @@ sys.path.append(str(HERE.parent / "tests"))
 
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
-from machine import best_peak, fma_peak, processor  # noqa: E402
+from machine import best_peak, fma_peak, processor, slug  # noqa: E402
 from memory import release  # noqa: E402
 from operations import operations  # noqa: E402
 from providers import THREADS, TrainingStep, provider, published_model  # noqa: E402
@@ -317,9 +316,8 @@ def heading(report: dict[str, Any]) -> list[str]:
 
 def write(report: dict[str, Any], text: str, folder: Path, kind: str) -> Path:
     """Print a report and write it as JSON and Markdown; returns their path without suffix."""
-    cpu = report["processor"]
-    slug = re.sub(r"[^a-z0-9]+", "-", f"{cpu['name']} {cpu['family']} {cpu['model']}".lower())
-    stem = f"{kind}-{report['date']}-{slug.strip('-')}" + ("-quick" if report["quick"] else "")
+    stem = f"{kind}-{report['date']}-{slug(report['processor'])}"
+    stem += "-quick" if report["quick"] else ""
     folder.mkdir(parents=True, exist_ok=True)
     base = folder / stem
     base.with_suffix(".json").write_text(json.dumps(report, indent=1) + "\n")
