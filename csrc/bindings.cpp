@@ -14,6 +14,7 @@
 #include <string>
 #include <vector>
 
+#include "cpu/conservation.hpp"
 #include "cpu/neighbors.hpp"
 #ifdef MDTRAJNET_CUDA
 #include "cuda/device.hpp"
@@ -242,6 +243,53 @@ py::array_t<std::int64_t> components(const py::array_t<std::int64_t, py::array::
     return labels;
 }
 
+template <class T>
+using Array = py::array_t<T, py::array::c_style | py::array::forcecast>;
+
+py::tuple conserve_momenta(const Array<double>& positions, const Array<double>& velocities,
+                           const Array<double>& masses, const Array<double>& t, const Array<double>& moved,
+                           const Array<double>& velocity, const Array<std::int64_t>& component,
+                           const Array<bool>& isolated, int steps) {
+    const std::int64_t atoms = masses.size(), times = t.size();
+    const auto expect = [](const py::array& array, std::initializer_list<py::ssize_t> shape, const char* name) {
+        if (!has_shape(array, shape))
+            throw py::value_error(std::string(name) + " must be of shape " +
+                                  py::str(py::cast(std::vector<py::ssize_t>(shape))).cast<std::string>() +
+                                  " for the masses and times given, got a " + describe(array));
+    };
+    expect(masses, {atoms}, "masses");
+    expect(t, {times}, "t");
+    expect(positions, {atoms, 3}, "positions");
+    expect(velocities, {atoms, 3}, "velocities");
+    expect(moved, {times, atoms, 3}, "moved");
+    expect(velocity, {times, atoms, 3}, "velocity");
+    expect(component, {atoms}, "component");
+    expect(isolated, {atoms}, "isolated");
+    for (std::int64_t i = 0; i < atoms; ++i)
+        if (component.data()[i] < 0 || component.data()[i] >= atoms)
+            throw py::value_error("component must hold labels from 0 to the number of atoms less 1, got " +
+                                  std::to_string(component.data()[i]) + "; take them from connected_components");
+    const std::vector<py::ssize_t> shape = {times, atoms, 3};
+    py::array_t<double> new_moved(shape), new_velocity(shape);
+    const Motion motion{atoms,
+                        positions.data(),
+                        velocities.data(),
+                        masses.data(),
+                        component.data(),
+                        isolated.data(),
+                        times,
+                        t.data(),
+                        new_moved.mutable_data(),
+                        new_velocity.mutable_data()};
+    std::copy_n(moved.data(), moved.size(), motion.moved);
+    std::copy_n(velocity.data(), velocity.size(), motion.velocity);
+    {
+        py::gil_scoped_release release;
+        conserve(motion, steps);
+    }
+    return py::make_tuple(std::move(new_moved), std::move(new_velocity));
+}
+
 }  // namespace
 
 void bind_attention(py::module_&);
@@ -270,6 +318,9 @@ PYBIND11_MODULE(_C, m) {
         .def_property_readonly("builds", &VerletList::builds);
     m.def("connected_components", &components, py::arg("row_ptr"), py::arg("neighbor"),
           "Labels of the connected components, in the order of their first atoms.");
+    m.def("conserve", &conserve_momenta, py::arg("positions"), py::arg("velocities"), py::arg("masses"), py::arg("t"),
+          py::arg("moved"), py::arg("velocity"), py::arg("component"), py::arg("isolated"), py::arg("steps"),
+          "moved, velocity: see mdtrajnet_fast.conservation.conserve.");
     m.def("cuda_devices", &devices,
           "The CUDA devices seen: devices (a list of name, compute_capability, multiprocessors, memory in\n"
           "bytes) and error (None, or why there are none: no driver, no device, or built without CUDA).");

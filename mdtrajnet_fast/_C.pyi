@@ -18,6 +18,17 @@ def neighbor_list(
 def connected_components(
     row_ptr: NDArray[np.int64], neighbor: NDArray[np.int32]
 ) -> NDArray[np.int64]: ...
+def conserve(
+    positions: NDArray[np.float64],
+    velocities: NDArray[np.float64],
+    masses: NDArray[np.float64],
+    t: NDArray[np.float64],
+    moved: NDArray[np.floating],
+    velocity: NDArray[np.floating],
+    component: NDArray[np.integer],
+    isolated: NDArray[np.bool_],
+    steps: int,
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]: ...
 
 class VerletList:
     def __init__(self, cutoff: float, skin: float) -> None: ...

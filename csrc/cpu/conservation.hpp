@@ -1,0 +1,29 @@
+// What the dynamics conserves, restored: the arithmetic of mdtrajnet_fast/conservation.py, which says what it does.
+//
+// Component by component and time by time, on one thread: a result does not depend on the other components and times.
+// Cost and memory are linear in the number of atoms.
+#pragma once
+
+#include <cstdint>
+
+namespace mdtrajnet {
+
+struct Motion {
+    // At the start.
+    std::int64_t atoms;
+    const double* positions;        // [atoms][3], Å
+    const double* velocities;       // [atoms][3], Å/fs
+    const double* masses;           // [atoms], amu
+    const std::int64_t* component;  // [atoms], labels from 0 to atoms - 1
+    const bool* isolated;           // [atoms], the same for all atoms of a component
+    // Afterwards; changed in place.
+    std::int64_t times;
+    const double* t;   // [times], fs
+    double* moved;     // [times][atoms][3], Å
+    double* velocity;  // [times][atoms][3], Å/fs
+};
+
+// steps: the most Newton steps on an angular momentum.
+void conserve(const Motion& motion, int steps);
+
+}  // namespace mdtrajnet
