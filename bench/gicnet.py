@@ -10,6 +10,7 @@ to the internal coordinates at that time. bench/README.md says what is as publis
 from __future__ import annotations
 
 import argparse
+import json
 import math
 import time
 from collections.abc import Sequence
