@@ -1,6 +1,6 @@
 """Makes larger.smi: molecules one atom or more larger than any that the models are judged on.
 
-    python recipes/grow.py molecules.csv --count 500 > recipes/larger.smi
+    python recipes/grow.py recipes/molecules.csv > recipes/larger.smi
 
 molecules.csv has columns smiles and split. In a training molecule one hydrogen is replaced by a
 group; what has 10 to 12 atoms is kept, a few per parent, so that every kind of bond gets new
