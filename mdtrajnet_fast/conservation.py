@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from mdtrajnet_fast import _C
-
+from . import _C
 from .system import System
 
 # Newton steps on the angular momentum: each squares its relative error, which starts well below 1.
