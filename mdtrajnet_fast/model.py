@@ -144,7 +144,9 @@ class Network(nn.Module):
             return Motion(dx, v + dv if config.velocity_readout else None)
         t = t[:, None]
         x = t / config.time_cutoff
-        dx = (each(mean_velocity(graph, config.radial_cutoff)) - v) * t + x * dx
+        carried = 1 - torch.exp(-((3 * x) ** 2))
+        drift = each(mean_velocity(graph, config.radial_cutoff)) - v
+        dx = drift * (t * carried) + (5 * x * x / (4 * x + 1)) * dx
         if not config.velocity_readout:
             return Motion(v * t + dx - graph.component_mean(dx), None)
         dv = x * dv

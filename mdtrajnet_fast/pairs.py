@@ -43,6 +43,10 @@ class Choice(NamedTuple):
     t: np.ndarray  # [pairs] fs
     sign: np.ndarray  # [pairs] of the velocities: -1 for a pair that runs backwards
 
+    def part(self, which: slice) -> Choice:
+        """Some of the pairs."""
+        return Choice(*(x[which] for x in self))
+
 
 class Pairs:
     """Pairs of frames (start, later) of many trajectories, in flat arrays."""
@@ -51,11 +55,11 @@ class Pairs:
         if not records:
             raise ValueError("no trajectories to draw pairs from")
         self.records = list(records)
-        self._atoms = np.array([len(r.numbers) for r in records])
+        self.atoms = np.array([len(r.numbers) for r in records])  # of each record
         self._frames = np.array([len(r.positions) for r in records])
         self._frame_fs = np.array([r.frame_fs for r in records])
-        self._offset = np.concatenate([[0], np.cumsum(self._atoms * self._frames)])
-        self._numbers_offset = np.concatenate([[0], np.cumsum(self._atoms)])
+        self._offset = np.concatenate([[0], np.cumsum(self.atoms * self._frames)])
+        self._numbers_offset = np.concatenate([[0], np.cumsum(self.atoms)])
         self._positions = np.concatenate([r.positions.reshape(-1, 3) for r in records])
         self._velocities = np.concatenate([r.velocities.reshape(-1, 3) for r in records])
         self._numbers = np.concatenate([r.numbers for r in records])
@@ -120,7 +124,7 @@ class Pairs:
     def batch(self, choice: Choice) -> Batch:
         """The frames of pairs that were chosen."""
         record, first, last, t, sign = choice
-        atoms = self._atoms[record]
+        atoms = self.atoms[record]
         ptr = np.concatenate([[0], np.cumsum(atoms)])
         within = np.arange(ptr[-1]) - np.repeat(ptr[:-1], atoms)
         a = np.repeat(self._offset[record] + first * atoms, atoms) + within

@@ -12,7 +12,7 @@ import threading
 import time
 import tomllib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -29,11 +29,12 @@ from .config import ModelConfig
 from .data import load_records
 from .evaluate import errors, rms_errors
 from .model import MDtrajNet
-from .pairs import Batch, Choice, Pairs
+from .pairs import Batch, Pairs
 from .report import plot_training
 from .resident import ResidentPairs, TensorBatch
 from .rollout import one_window
 from .soap import SOAP
+from .team import Member, team
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,8 @@ class TrainConfig:
     initial: a model to start from (fine-tuning): a bundled name, or a path. Its sizes replace
         `model`.
     steps, batch_size: optimiser steps, and pairs of frames in each.
+    processes: how many share each batch, on the CPU: with one thread each they use the cores of a
+        machine far better than threads do. The pairs of a step do not depend on it.
     max_lag_fs: longest lag of a pair (fs); None stands for the model's time_cutoff.
     lag_power: 0 draws all lags equally often, more favours long ones (see Pairs.draw).
     optimizer: "adamw", or "soap" (:class:`~mdtrajnet_fast.soap.SOAP`), which gets further in as
@@ -69,7 +72,7 @@ class TrainConfig:
         model's window.
     checkpoint_minutes: wall-clock time between checkpoints.
     seed: of the weights and the pairs; the pairs of step k depend on nothing but seed and k.
-    threads: torch threads; None leaves torch's setting.
+    threads: torch threads of each process; None shares torch's setting among the processes.
     device: torch device.
     """
 
@@ -83,6 +86,7 @@ class TrainConfig:
     initial: str | None = None
     steps: int = 10_000
     batch_size: int = 32
+    processes: int = 1
     max_lag_fs: float | None = None
     lag_power: float = 0.0
     optimizer: str = "adamw"
@@ -110,10 +114,20 @@ class TrainConfig:
         if not self.data:
             raise ValueError("a training run needs at least one data file")
         object.__setattr__(self, "validation", _validation_sets(self.validation))
-        for name in ("steps", "batch_size", "validate_every", "validation_pairs"):
+        for name in ("steps", "batch_size", "processes", "validate_every", "validation_pairs"):
             value = getattr(self, name)
             if not isinstance(value, int) or value < 1:
                 raise ValueError(f"{name} must be a whole number, at least 1, got {value!r}")
+        if self.processes > 1 and torch.device(self.device).type != "cpu":
+            raise ValueError(
+                f"several processes train on the CPU only, got processes = {self.processes} with "
+                f'device = "{self.device}"; choose processes = 1'
+            )
+        if self.processes > self.batch_size:
+            raise ValueError(
+                f"{self.processes} processes cannot share a batch of {self.batch_size} pairs; "
+                "choose a larger batch_size"
+            )
         for name in ("learning_rate", "gradient_clip"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
@@ -225,34 +239,53 @@ def fit(config: TrainConfig, *, progress: bool = True, stop_after: int | None = 
     where the checkpoint in the folder belongs to another configuration, and FloatingPointError when
     the loss is not finite.
     """
-    if config.threads:
-        torch.set_num_threads(config.threads)
+    _set_threads(config)
     run = _Run(config)
     end = config.steps if stop_after is None else min(config.steps, stop_after)
-    bar = tqdm(total=config.steps, initial=run.step, unit="step", disable=not progress)
-    saved = time.perf_counter()
-    with bar, _deferred_interrupt() as interrupted:
-        while run.step < end:
-            run.advance()
-            bar.update()
-            if run.step % config.validate_every == 0 or run.step == config.steps:
-                errors_now = run.validate()
-                bar.set_postfix({name: f"{error:.4f} Å" for name, error in errors_now.items()})
-            if interrupted() or time.perf_counter() - saved > 60 * config.checkpoint_minutes:
-                run.save()
-                saved = time.perf_counter()
-            if interrupted():
-                raise KeyboardInterrupt
-    run.save()
-    run.finish()
+    with team(config.processes, _take_part, config) as run.member:
+        bar = tqdm(total=config.steps, initial=run.step, unit="step", disable=not progress)
+        saved = time.perf_counter()
+        with bar, _deferred_interrupt() as interrupted:
+            while run.step < end:
+                run.advance()
+                bar.update()
+                if run.step % config.validate_every == 0 or run.step == config.steps:
+                    errors_now = run.validate()
+                    bar.set_postfix({name: f"{error:.4f} Å" for name, error in errors_now.items()})
+                if interrupted() or time.perf_counter() - saved > 60 * config.checkpoint_minutes:
+                    run.save()
+                    saved = time.perf_counter()
+                if interrupted():
+                    raise KeyboardInterrupt
+        run.save()
+        run.finish()
     return run.average
+
+
+def _take_part(member: Member, config: TrainConfig) -> None:
+    """What the other processes of a run do, until the first one ends them."""
+    _set_threads(config)
+    run = _Run(config, member)
+    with suppress(FloatingPointError):  # the first process reports it
+        while run.step < config.steps:
+            run.advance()
+
+
+def _set_threads(config: TrainConfig) -> None:
+    if config.threads or config.processes > 1:
+        shared = max(1, torch.get_num_threads() // config.processes)
+        torch.set_num_threads(config.threads or shared)
+
+
+_ALONE = Member()
 
 
 class _Run:
     """The state of a training: model, averaged weights, optimiser, step; and its files."""
 
-    def __init__(self, config: TrainConfig):
+    def __init__(self, config: TrainConfig, member: Member = _ALONE):
         self.config = config
+        self.member = member
         records = load_records(
             config.data,
             exclude_trajectories=config.exclude_trajectories or None,
@@ -307,20 +340,23 @@ class _Run:
         columns = ["step", "samples", "seconds", "lr", "loss"]
         for name in self.checks:
             columns += [f"val_{name}{x}" for x in ("", "_static", "_ballistic", "_velocity")]
-        self.log = _Log(self.folder / "log.csv", columns, self.step)
+        if member.rank == 0:
+            self.log = _Log(self.folder / "log.csv", columns, self.step)
 
     def advance(self) -> None:
         """One step of the optimiser on one batch."""
         config, begun = self.config, time.perf_counter()
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(config, self.step)
-        batch = self._draw(np.random.default_rng([config.seed, self.step]))
+        batch, components = self._draw(np.random.default_rng([config.seed, self.step]))
         dx, dv = errors(self.model, batch, velocities=config.velocity_weight_fs > 0)
-        loss = dx.square().mean()
+        loss = dx.square().sum() / components
         if dv is not None:
-            loss = loss + config.velocity_weight_fs**2 * dv.square().mean()
+            loss = loss + config.velocity_weight_fs**2 * dv.square().sum() / components
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
+        loss = loss.detach()
+        self.member.sum([loss, *(x.grad for x in self.model.parameters() if x.grad is not None)])
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.gradient_clip)
         value = loss.item()
         if not math.isfinite(value):
@@ -337,22 +373,30 @@ class _Run:
         self.losses.append(value)
         self.seconds += time.perf_counter() - begun
 
-    def _draw(self, rng: np.random.Generator) -> Batch | TensorBatch:
+    def _draw(self, rng: np.random.Generator) -> tuple[Batch | TensorBatch, int]:
+        """This process's share of the next batch, and the Cartesian components in all of it."""
         config = self.config
         options: dict[str, Any] = {
             "lag_power": config.lag_power,
             "time_reversal": config.time_reversal,
         }
+        if isinstance(self.source, ResidentPairs):
+            whole = self.source.draw(rng, config.batch_size, self.max_lag, **options)
+            return whole, whole.displacement.numel()
         own = round(config.own_starts * config.batch_size)
-        if not own:
-            return self.source.draw(rng, config.batch_size, self.max_lag, **options)
         window = self.model.stride()
         choice = self.pairs.choose(
-            rng, config.batch_size, self.max_lag, history_fs=window, **options
+            rng, config.batch_size, self.max_lag, history_fs=window if own else 0.0, **options
         )
-        earlier = self.pairs.before(Choice(*(x[:own] for x in choice)), window)
-        start = one_window(self.average, self.pairs.batch(earlier).system)
-        return self.pairs.batch(choice).moved(start)
+        components = 3 * int(self.pairs.atoms[choice.record].sum())
+        share = self.member.share(config.batch_size)
+        own = len(range(config.batch_size)[:own][share])
+        choice = choice.part(share)
+        batch = self.pairs.batch(choice)
+        if own:
+            earlier = self.pairs.before(choice.part(slice(own)), window)
+            batch = batch.moved(one_window(self.average, self.pairs.batch(earlier).system))
+        return batch, components
 
     def validate(self) -> dict[str, float]:
         """Log the mean loss since the last time and the errors on the validation sets (Å)."""
@@ -428,7 +472,7 @@ def _deferred_interrupt() -> Iterator[Callable[[], bool]]:
 
 
 def _same_run(saved: dict[str, Any], now: dict[str, Any], path: Path) -> None:
-    free = {"output", "threads", "device", "checkpoint_minutes"}
+    free = {"output", "processes", "threads", "device", "checkpoint_minutes"}
     defaults = {f.name: f.default for f in dataclasses.fields(TrainConfig)}
     different = [
         name
@@ -445,7 +489,7 @@ def _same_run(saved: dict[str, Any], now: dict[str, Any], path: Path) -> None:
 def _provenance(config: TrainConfig, step: int) -> dict[str, Any]:
     """What made the weights, free of paths: the settings, and the data by their file names."""
     settings = dataclasses.asdict(config)
-    for name in ("output", "validation", "threads", "device", "checkpoint_minutes"):
+    for name in ("output", "validation", "processes", "threads", "device", "checkpoint_minutes"):
         del settings[name]
     for name in ("data", "more_data"):
         settings[name] = [Path(path).name for path in settings[name]]

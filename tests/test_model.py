@@ -126,12 +126,16 @@ def test_conserving_head_is_exact_at_zero_and_keeps_momentum():
     atoms = cases.hot("CH3CH2OH")
     atoms.set_momenta(atoms.get_momenta() + 0.2)
     masses, v0 = atoms.get_masses()[:, None], cases.velocities(atoms)
-    positions, velocities = model.predict(atoms, [0.0, 7.0])
-    close(positions[0], atoms.positions, 1e-13)
+    h = 1e-4
+    positions, velocities = model.predict(atoms, [0.0, 7.0, h, 2 * h])
+    moved = positions - atoms.positions
+    close(moved[0], 0.0, 1e-13)
     close(velocities[0], v0, 1e-13)
-    close((masses * (positions[1] - atoms.positions)).sum(0), 7.0 * (masses * v0).sum(0))
+    close((masses * moved[1]).sum(0), 7.0 * (masses * v0).sum(0))
     close((masses * velocities[1]).sum(0), (masses * v0).sum(0))
-    assert abs(positions[1] - atoms.positions - 7.0 * v0).max() > 1e-3
+    assert abs(moved[1] - 7.0 * v0).max() > 1e-3
+    # dR/dt(0) = v0, by a difference of second order
+    close((2 * moved[2] - moved[3] / 2) / h, v0, 1e-7)
 
 
 def test_lone_atom():

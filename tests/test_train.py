@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import multiprocessing
 import os
 import signal
 from pathlib import Path
@@ -273,7 +274,13 @@ def test_files_of_a_run(config, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("stop", "options"), [(7, {}), (20, {}), (17, {"optimizer": "soap", "own_starts": 0.5})]
+    ("stop", "options"),
+    [
+        (7, {}),
+        (20, {}),
+        (17, {"optimizer": "soap", "own_starts": 0.5}),
+        (7, {"processes": 2, "own_starts": 0.5}),
+    ],
 )
 def test_resume_is_exact(config, tmp_path, stop, options):
     config = dataclasses.replace(config, **options)
@@ -315,6 +322,59 @@ def test_interrupt_waits_for_the_end_of_the_step(config, tmp_path, monkeypatch):
         assert [int(row["step"]) for row in rows] == [20, 40]
 
 
+def test_processes_share_a_batch(config, tmp_path):
+    """Their number changes the order of sums, and nothing else: the loss is that of all atoms."""
+    config = dataclasses.replace(config, steps=4, validate_every=1, own_starts=0.4)
+    logs = []
+    for processes in (1, 2, 3):
+        folder = tmp_path / str(processes)
+        fit(
+            dataclasses.replace(config, processes=processes, output=str(folder)),
+            progress=False,
+        )
+        rows = csv.DictReader((folder / "log.csv").open())
+        logs.append([(float(row["loss"]), float(row["val_held"])) for row in rows])
+    np.testing.assert_allclose(logs[1], logs[0], rtol=1e-4)
+    np.testing.assert_allclose(logs[2], logs[0], rtol=1e-4)
+
+
+def test_interrupt_with_processes(config, tmp_path, monkeypatch):
+    """A terminal sends Ctrl-C to all processes; the first one decides, after the step."""
+    config = dataclasses.replace(config, processes=2, steps=8)
+    whole = fit(config, progress=False)
+    parts = dataclasses.replace(config, output=str(tmp_path / "parts"))
+    original = train._Run.advance
+
+    def interrupted(self):
+        if self.step == 3:
+            for pid in (os.getpid(), *(p.pid for p in multiprocessing.active_children())):
+                os.kill(pid, signal.SIGINT)
+        return original(self)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train._Run, "advance", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            fit(parts, progress=False)
+    assert not multiprocessing.active_children()
+    resumed = fit(parts, progress=False)
+    for name, value in weights(whole).items():
+        torch.testing.assert_close(weights(resumed)[name], value, rtol=0, atol=0)
+
+
+def test_death_of_a_process_is_reported(config, monkeypatch):
+    original = train._Run.advance
+
+    def killing(self):
+        if self.step == 3:
+            for process in multiprocessing.active_children():
+                process.kill()
+        return original(self)
+
+    monkeypatch.setattr(train._Run, "advance", killing)
+    with pytest.raises(RuntimeError, match="one of the 2 training processes has died"):
+        fit(dataclasses.replace(config, processes=2), progress=False)
+
+
 def test_data_that_do_not_fit_are_refused(config):
     for changes, message in (
         ({"exclude_trajectories": ("traj_01",)}, "traj_01"),
@@ -345,7 +405,8 @@ def test_exact_velocity_loss(config):
 def test_own_starts_are_the_windows_of_a_rollout(config, data):
     """Half of a batch starts where a rollout of the averaged model is after its first window."""
     run = train._Run(dataclasses.replace(config, own_starts=0.5, exclude_trajectories=()))
-    batch = run._draw(np.random.default_rng(5))
+    batch, components = run._draw(np.random.default_rng(5))
+    assert components == batch.displacement.size
     choice = run.pairs.choose(np.random.default_rng(5), 8, 10.0, history_fs=10.0)
     plain = run.pairs.batch(choice)
     half = plain.system.ptr[4]
@@ -439,6 +500,8 @@ def test_config_files(tmp_path):
         ('data = "a"\noutput = "b"\nsteps = 0', "steps"),
         ('data = "a"\noutput = "b"\nema_decay = 1.0', "ema_decay"),
         ('data = "a"\noutput = "b"\nown_starts = 1.5', "own_starts"),
+        ('data = "a"\noutput = "b"\nprocesses = 2\ndevice = "cuda"', "on the CPU only"),
+        ('data = "a"\noutput = "b"\nprocesses = 2\nbatch_size = 1', "cannot share"),
         ('data = "a"\noutput = "b"\noptimizer = "sgd"', "optimizer must be one of adamw, soap"),
         ('data = "a"\noutput = "b"\n[validation.x]\nmolecules = []', "validation set 'x' lacks"),
         (
