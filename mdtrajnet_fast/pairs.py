@@ -43,7 +43,7 @@ class Choice(NamedTuple):
     t: np.ndarray  # [pairs] fs
     sign: np.ndarray  # [pairs] of the velocities: -1 for a pair that runs backwards
 
-    def part(self, which: slice) -> Choice:
+    def part(self, which: slice | np.ndarray) -> Choice:
         """Some of the pairs."""
         return Choice(*(x[which] for x in self))
 

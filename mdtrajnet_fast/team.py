@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -27,9 +28,10 @@ class Member:
     rank: int = 0
     size: int = 1
 
-    def share(self, count: int) -> slice:
-        """Which of `count` things are this member's."""
-        return slice(self.rank, count, self.size)
+    def share(self, sizes: np.ndarray) -> np.ndarray:
+        """Which of the things of these sizes are this member's, in order: to each about as much."""
+        by_size = np.argsort(sizes, kind="stable")
+        return np.sort(by_size[self.rank :: self.size])
 
     def sum(self, tensors: Sequence[Tensor]) -> None:
         """Replace tensors of one type by their sums over the team, the same bits in every process.

@@ -388,15 +388,14 @@ class _Run:
         choice = self.pairs.choose(
             rng, config.batch_size, self.max_lag, history_fs=window if own else 0.0, **options
         )
-        components = 3 * int(self.pairs.atoms[choice.record].sum())
-        share = self.member.share(config.batch_size)
-        own = len(range(config.batch_size)[:own][share])
-        choice = choice.part(share)
+        atoms = self.pairs.atoms[choice.record]
+        mine = self.member.share(atoms)
+        choice = choice.part(mine)
         batch = self.pairs.batch(choice)
-        if own:
+        if own := int((mine < own).sum()):
             earlier = self.pairs.before(choice.part(slice(own)), window)
             batch = batch.moved(one_window(self.average, self.pairs.batch(earlier).system))
-        return batch, components
+        return batch, 3 * int(atoms.sum())
 
     def validate(self) -> dict[str, float]:
         """Log the mean loss since the last time and the errors on the validation sets (Å)."""

@@ -1,6 +1,7 @@
-"""Makes larger.smi: molecules one atom or more larger than any that the models are judged on.
+"""Makes larger.smi and larger-2.smi: molecules larger than any that the models are judged on.
 
     python recipes/grow.py recipes/molecules.csv > recipes/larger.smi
+    python recipes/grow.py recipes/molecules.csv --count 848 | tail -348 > recipes/larger-2.smi
 
 molecules.csv has columns smiles and split. In a training molecule one hydrogen is replaced by a
 group; what has 10 to 12 atoms is kept, a few per parent, so that every kind of bond gets new

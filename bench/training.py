@@ -1,0 +1,161 @@
+"""Train the published architecture with its published settings beside a recipe, for the same time.
+
+    python bench/training.py recipes/molecules-nve.toml --minutes 10 [--output DIRECTORY]
+
+Both see the same data in one thread of one process, one after the other. bench/README.md says what
+the published settings are.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import dataclasses
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from providers import THREADS
+from report import HERE, began, heading, write
+
+from mdtrajnet_fast import TrainConfig, fit
+from mdtrajnet_fast.data import load_records
+from mdtrajnet_fast.evaluate import rms_errors
+from mdtrajnet_fast.pairs import Pairs
+
+WINDOW = 10.0  # fs
+PROBE = 60  # steps that tell how long a step takes
+CHECKS = 10  # points of a curve
+PAIRS = 4096  # that judge the result, of each set
+
+
+def published(recipe: TrainConfig) -> TrainConfig:
+    """The recipe's data with the published architecture, loss, optimiser and batch."""
+    plain = TrainConfig(output=recipe.output, data=recipe.data)
+    kept = ("data", "exclude_trajectories", "more_data", "validation", "frame_fs")
+    return dataclasses.replace(
+        plain,
+        **{name: getattr(recipe, name) for name in kept},
+        batch_size=64,
+        learning_rate=1e-3,
+        final_learning_rate=1e-3,  # its plateau scheduler waits longer than such a run takes
+        warmup_steps=0,
+        weight_decay=0.01,
+        gradient_clip=1e9,
+        ema_decay=0.0,
+        velocity_weight_fs=0.0,
+        model={},
+    )
+
+
+def trained(config: TrainConfig, minutes: float, folder: Path) -> dict[str, Any]:
+    """Train for so many minutes; what was done, the curve, and the errors after a window."""
+    config = dataclasses.replace(config, processes=1, threads=THREADS, initial=None)
+    fit(
+        dataclasses.replace(
+            config, output=str(folder / "probe"), steps=PROBE, validate_every=PROBE, validation={}
+        ),
+        progress=False,
+    )
+    (probe,) = log(folder / "probe")
+    steps = max(CHECKS, round(60 * minutes * PROBE / probe["seconds"]))
+    config = dataclasses.replace(
+        config,
+        output=str(folder / "run"),
+        steps=steps,
+        warmup_steps=min(config.warmup_steps, steps // 10),
+        validate_every=-(-steps // CHECKS),
+    )
+    model = fit(config)
+    errors = {
+        name: rms_errors(
+            model,
+            Pairs(load_records(one["data"], trajectories=one.get("trajectories"))),
+            PAIRS,
+            lag_fs=WINDOW,
+        )
+        for name, one in config.validation.items()
+    }
+    curve = log(folder / "run")
+    return {
+        "steps": steps,
+        "pairs": steps * config.batch_size,
+        "seconds": curve[-1]["seconds"],
+        "parameters": sum(x.numel() for x in model.parameters()),
+        "errors": errors,
+        "curve": curve,
+    }
+
+
+def log(folder: Path) -> list[dict[str, float]]:
+    """The training log of a run."""
+    with (folder / "log.csv").open(newline="") as file:
+        return [{k: float(v) for k, v in row.items()} for row in csv.DictReader(file)]
+
+
+def markdown(report: dict[str, Any]) -> str:
+    """The report as a table."""
+    out = heading(report)
+    out += [
+        f"{report['recipe']} for {report['minutes']:g} minutes, and the published architecture "
+        f"with the published settings for as long, on the same data. Errors after {WINDOW:g} fs, "
+        f"root mean squares per Cartesian component of {PAIRS} pairs.",
+        "",
+        "| | parameters | steps | pairs | seconds | set | position, Å | velocity, Å/fs |",
+        "|---|---:|---:|---:|---:|---|---:|---:|",
+    ]
+    for name, run in report["runs"].items():
+        for where, found in run["errors"].items():
+            out.append(
+                f"| {name} | {run['parameters']} | {run['steps']} | {run['pairs']} "
+                f"| {run['seconds']:.0f} | {where} | {found['position']:.4f} "
+                f"| {found['velocity']:.5f} |"
+            )
+    return "\n".join(out) + "\n"
+
+
+def plot(report: dict[str, Any], path: Path) -> None:
+    """Errors on the validation sets against the seconds of training."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(6.4, 4.8), layout="constrained")
+    for (name, run), line in zip(report["runs"].items(), ("-", "--"), strict=True):
+        for k, where in enumerate(run["errors"]):
+            x, y = ([row[key] for row in run["curve"]] for key in ("seconds", f"val_{where}"))
+            axes.loglog(x, y, line, color=f"C{k}", marker="o", label=f"{name}: {where}")
+    axes.set_xlabel("s of training")
+    axes.set_ylabel(f"error of positions after {WINDOW:g} fs, Å")
+    axes.grid(True, which="both", alpha=0.3)
+    axes.legend()
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("recipe", type=Path)
+    parser.add_argument("--minutes", type=float, default=10.0, help="of training, each")
+    parser.add_argument("--output", type=Path, default=HERE / "results")
+    options = parser.parse_args()
+    torch.set_num_threads(THREADS)
+    recipe = TrainConfig.read(options.recipe)
+    runs = {}
+    for name, config in {options.recipe.stem: recipe, "published": published(recipe)}.items():
+        with tempfile.TemporaryDirectory() as folder:
+            runs[name] = trained(config, options.minutes, Path(folder))
+    report = began(quick=False) | {
+        "recipe": options.recipe.stem,
+        "minutes": options.minutes,
+        "runs": runs,
+    }
+    base = write(report, markdown(report), options.output, "training")
+    plot(report, base.with_suffix(".png"))
+    print(f"written to {base}.json, .md and .png")
+
+
+if __name__ == "__main__":
+    main()
