@@ -228,8 +228,10 @@ py::tuple update_list(VerletList& list, const py::object& positions, const py::o
         [&](std::int32_t* neighbor, std::int32_t* shift) { list.fill(neighbor, shift); });
 }
 
-py::array_t<std::int64_t> components(const py::array_t<std::int64_t, py::array::c_style>& row_ptr,
-                                     const py::array_t<std::int32_t, py::array::c_style>& neighbor) {
+using RowPtr = py::array_t<std::int64_t, py::array::c_style>;
+using Neighbors = py::array_t<std::int32_t, py::array::c_style>;
+
+void check_edges(const RowPtr& row_ptr, const Neighbors& neighbor) {
     const std::int64_t atoms = row_ptr.size() - 1, edges = neighbor.size();
     bool sound = row_ptr.ndim() == 1 && neighbor.ndim() == 1 && atoms >= 0 && row_ptr.at(0) == 0 &&
                  row_ptr.at(atoms) == edges;
@@ -238,13 +240,41 @@ py::array_t<std::int64_t> components(const py::array_t<std::int64_t, py::array::
     if (!sound)
         throw py::value_error("edges are not compressed rows: row_ptr [atoms + 1] must rise from 0 to the length of "
                               "neighbor, whose entries are atoms; take them from neighbor_list");
-    py::array_t<std::int64_t> labels(atoms);
-    connected_components(atoms, row_ptr.data(), neighbor.data(), labels.mutable_data());
+}
+
+py::array_t<std::int64_t> components(const RowPtr& row_ptr, const Neighbors& neighbor) {
+    check_edges(row_ptr, neighbor);
+    py::array_t<std::int64_t> labels(row_ptr.size() - 1);
+    connected_components(labels.size(), row_ptr.data(), neighbor.data(), labels.mutable_data());
     return labels;
 }
 
 template <class T>
 using Array = py::array_t<T, py::array::c_style | py::array::forcecast>;
+
+template <class T>
+py::tuple edge_vectors_as(const Systems& systems, const Array<double>& velocities, const RowPtr& row_ptr,
+                          const Neighbors& neighbor, const Neighbors& shift) {
+    const std::vector<py::ssize_t> shape = {neighbor.size(), 3};
+    py::array_t<T> r(shape), w(shape);
+    edge_vectors<T>(systems, velocities.data(), row_ptr.data(), neighbor.data(), shift.data(), r.mutable_data(),
+                    w.mutable_data());
+    return py::make_tuple(std::move(r), std::move(w));
+}
+
+py::tuple vectors_of_edges(const py::object& positions, const Array<double>& velocities, const py::object& cell,
+                           const py::object& pbc, const py::object& ptr, const RowPtr& row_ptr,
+                           const Neighbors& neighbor, const Neighbors& shift, bool float64) {
+    const Input input(positions, cell, pbc, ptr);
+    check_edges(row_ptr, neighbor);
+    const std::int64_t atoms = input.systems.atoms;
+    if (!has_shape(velocities, {atoms, 3}) || row_ptr.size() != atoms + 1 || !has_shape(shift, {neighbor.size(), 3}))
+        throw py::value_error("velocities must be of shape [atoms, 3], row_ptr [atoms + 1] and shift [edges, 3] for the " +
+                              std::to_string(atoms) + " positions given, got a " + describe(velocities) + ", a " +
+                              describe(row_ptr) + " and a " + describe(shift));
+    return (float64 ? edge_vectors_as<double> : edge_vectors_as<float>)(input.systems, velocities, row_ptr, neighbor,
+                                                                       shift);
+}
 
 py::tuple conserve_momenta(const Array<double>& positions, const Array<double>& velocities,
                            const Array<double>& masses, const Array<double>& t, const Array<double>& moved,
@@ -318,6 +348,9 @@ PYBIND11_MODULE(_C, m) {
         .def_property_readonly("builds", &VerletList::builds);
     m.def("connected_components", &components, py::arg("row_ptr"), py::arg("neighbor"),
           "Labels of the connected components, in the order of their first atoms.");
+    m.def("edge_vectors", &vectors_of_edges, py::arg("positions"), py::arg("velocities"), py::arg("cell"),
+          py::arg("pbc"), py::arg("ptr"), py::arg("row_ptr"), py::arg("neighbor"), py::arg("shift"), py::arg("float64"),
+          "r, w: see mdtrajnet_fast.neighbors.edge_vectors.");
     m.def("conserve", &conserve_momenta, py::arg("positions"), py::arg("velocities"), py::arg("masses"), py::arg("t"),
           py::arg("moved"), py::arg("velocity"), py::arg("component"), py::arg("isolated"), py::arg("steps"),
           "moved, velocity: see mdtrajnet_fast.conservation.conserve.");

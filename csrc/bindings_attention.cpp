@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "cpu/attention.hpp"
+#include "cpu/head.hpp"
 
 namespace py = pybind11;
 using namespace mdtrajnet;
@@ -197,6 +198,46 @@ void stack(const std::vector<const Block*>& blocks, bool running, const Graph& g
     }
 }
 
+// Atoms of a graph as the head reads them: species, masses, velocities, component, components.
+struct Atoms {
+    Pointer species, masses, velocities, component;
+    std::int64_t components;
+
+    template <class T>
+    HeadAtoms<T> view() const {
+        return {as<std::int64_t>(species), as<T>(masses), as<T>(velocities), as<std::int64_t>(component), components};
+    }
+};
+
+Atoms atoms_of(const py::tuple& t) {
+    return {t[0].cast<Pointer>(), t[1].cast<Pointer>(), t[2].cast<Pointer>(), t[3].cast<Pointer>(),
+            t[4].cast<std::int64_t>()};
+}
+
+void check_labels(const char* name, Pointer labels, std::int64_t atoms, std::int64_t count) {
+    for (std::int64_t i = 0; i < atoms; ++i)
+        if (const std::int64_t label = as<std::int64_t>(labels)[i]; label < 0 || label >= count)
+            throw py::value_error(std::string("the graph's ") + name + " must lie in 0 .. " + std::to_string(count - 1) +
+                                  ", but atom " + std::to_string(i) + " has " + std::to_string(label));
+}
+
+// A whole network: embedding and time basis, all blocks, the head.  velocity may be null: there is no read-out.
+template <class T>
+void network(const std::vector<const Block*>& blocks, bool running, bool conserving, double time_cutoff, Pointer embedding,
+             const Graph& graph, const Atoms& atoms, std::int64_t times, Pointer t, Pointer displacement, Pointer velocity,
+             int threads) {
+    const AttentionSizes& of = blocks.front()->size;
+    const HeadSizes size{of.scalars - of.time_channels, of.time_channels, of.cutoff, time_cutoff, conserving};
+    const std::size_t rows = graph.atoms * times;
+    std::vector<T> scalars(rows * of.scalars), unread(velocity ? 0 : 3 * rows);
+    first_scalars<T>(size, as<T>(embedding), graph.atoms, as<std::int64_t>(atoms.species), times, as<T>(t), scalars.data(),
+                     threads);
+    const auto address = [](T* p) { return reinterpret_cast<Pointer>(p); };
+    stack<T>(blocks, running, graph, times, {address(scalars.data())}, {displacement},
+             {velocity ? velocity : address(unread.data())}, threads);
+    apply_head<T>(size, graph.view<T>(), atoms.view<T>(), times, as<T>(t), as<T>(displacement), as<T>(velocity), threads);
+}
+
 }  // namespace
 
 void bind_attention(py::module_& module) {
@@ -237,5 +278,19 @@ void bind_attention(py::module_& module) {
                    py::gil_scoped_release release;
                    (blocks.at(0)->real ? stack<double> : stack<float>)(blocks, running, g, times, scalars, displacement,
                                                                       velocity, threads);
+               });
+
+    module.def("network",
+               [](const std::vector<const Block*>& blocks, bool running, bool conserving, double time_cutoff,
+                  Pointer embedding, std::int64_t species, const py::tuple& graph, const py::tuple& atoms,
+                  std::int64_t times, Pointer t, Pointer displacement, Pointer velocity, int threads) {
+                   const Graph g = graph_of(graph);
+                   const Atoms a = atoms_of(atoms);
+                   check_labels("species", a.species, g.atoms, species);
+                   check_labels("components", a.component, g.atoms, a.components);
+                   py::gil_scoped_release release;
+                   (blocks.at(0)->real ? network<double> : network<float>)(blocks, running, conserving, time_cutoff,
+                                                                          embedding, g, a, times, t, displacement,
+                                                                          velocity, threads);
                });
 }

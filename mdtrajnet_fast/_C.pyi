@@ -18,6 +18,17 @@ def neighbor_list(
 def connected_components(
     row_ptr: NDArray[np.int64], neighbor: NDArray[np.int32]
 ) -> NDArray[np.int64]: ...
+def edge_vectors(
+    positions: ArrayLike,
+    velocities: NDArray[np.float64],
+    cell: ArrayLike | None,
+    pbc: ArrayLike | None,
+    ptr: ArrayLike | None,
+    row_ptr: NDArray[np.int64],
+    neighbor: NDArray[np.int32],
+    shift: NDArray[np.int32],
+    float64: bool,
+) -> tuple[NDArray[np.floating], NDArray[np.floating]]: ...
 def conserve(
     positions: NDArray[np.float64],
     velocities: NDArray[np.float64],
@@ -95,6 +106,23 @@ def attention_stack(
     scalars: list[int],
     displacement: list[int],
     velocity: list[int],
+    threads: int,
+    /,
+) -> None: ...
+
+def network(
+    blocks: list[AttentionBlock],
+    running: bool,
+    conserving: bool,
+    time_cutoff: float,
+    embedding: int,
+    species: int,
+    graph: tuple[int, int, int, int, int],
+    atoms: tuple[int, int, int, int, int],
+    times: int,
+    t: int,
+    displacement: int,
+    velocity: int,
     threads: int,
     /,
 ) -> None: ...

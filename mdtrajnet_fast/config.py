@@ -54,9 +54,11 @@ class ModelConfig:
     envelope: multiply attention weights and messages by a smooth cutoff, so that the prediction is
         continuous when an atom crosses radial_cutoff.
     head: "published" returns R0 plus the last increment. "conserving" returns
-        R0 + v_mean t + (t / time_cutoff) increment without its mass-weighted mean in each
-        connected component, v_mean being the smooth, mass-weighted mean velocity of an atom and
-        its neighbours: R(0) = R0, total momentum and Galilean covariance hold exactly.
+        R0 + v0 t + (v_mean - v0) t c(x) + 5 x^2 / (4 x + 1) increment, x = t / time_cutoff, the last
+        two terms without their mass-weighted mean in each connected component. An atom flies freely
+        at first and then is carried along: c(x) = 1 - exp(-9 x^2), v_mean being the smooth,
+        mass-weighted mean velocity of an atom and its neighbours. R(0) = R0, dR/dt(0) = v0, total
+        momentum and Galilean covariance hold exactly.
     velocity_readout: report v(t) from the last block's velocity channel (with "conserving":
         v(0) = v0 and exact total momentum) in place of the time derivative of the positions.
     """

@@ -118,7 +118,7 @@ class Blocks:
 
         scalars: [times x atoms, S], those of the first state, which is otherwise at rest at 0.
         """
-        if self.backend in ("cpu", "cuda") and not self._differentiated(scalars, graph):
+        if self.backend in ("cpu", "cuda") and not self._differentiated(graph, scalars):
             return self._native_stack(scalars, graph)
         if self.backend != "cpu":
             graph = graph.repeat(scalars.shape[0] // max(1, graph.atoms))
@@ -134,14 +134,26 @@ class Blocks:
                 scalars, dx, dv = start + increment[0], increment[1], increment[2]
         return dx, dv
 
+    def serves_network(self, embedding: Tensor, graph: Graph, t: Tensor) -> bool:
+        """Whether :meth:`network` can be asked: for values alone, on the CPU."""
+        if self.backend != "cpu" or self._differentiated(graph, embedding, t):
+            return False
+        return all(forward_ad.unpack_dual(x).tangent is None for x in (embedding, t))
+
+    def network(
+        self, embedding: Tensor, graph: Graph, t: Tensor, **options: Any
+    ) -> tuple[Tensor, Tensor | None]:
+        """A whole network around these blocks in one native call: see :func:`.cpu.network`."""
+        return cpu.network(self._native, self.running, embedding, graph, t, **options)
+
     @property
     def _options(self) -> dict[str, Any]:
         names = ("radial_cutoff", "distance_centres", "time_channels", "envelope")
         return {name: getattr(self, name) for name in names}
 
-    def _differentiated(self, scalars: Tensor, graph: Graph) -> bool:
+    def _differentiated(self, graph: Graph, *inputs: Tensor) -> bool:
         weights = (x for folded in self.folded for x in folded.tensors())
-        return _differentiated((scalars, graph.r, graph.w, *weights))
+        return _differentiated((*inputs, graph.r, graph.w, graph.velocities, *weights))
 
     @property
     def _library(self) -> Any:

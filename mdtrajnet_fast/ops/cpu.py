@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from .. import _C
-from .graph import CSR
+from .graph import CSR, Graph
 from .reference import FoldedWeights
 
 # Atoms times neighbours of one thread: below, waking another takes longer than it saves.
@@ -151,5 +151,45 @@ def stack(
         _pointers(displacement),
         _pointers(velocity),
         _threads(graph, times),
+    )
+    return displacement, velocity
+
+
+def network(
+    blocks: Sequence[Block],
+    running: bool,
+    embedding: Tensor,
+    graph: Graph,
+    t: Tensor,
+    *,
+    time_cutoff: float,
+    conserving: bool,
+    velocity_readout: bool,
+) -> tuple[Tensor, Tensor | None]:
+    """A whole network: displacement (Å) and, if it is read out, velocity (Å/fs) of the motion.
+
+    embedding: [species, channels]. t: [times x atoms] fs. What the options mean, and the equations:
+    :meth:`mdtrajnet_fast.model.Network.forward`.
+    """
+    csr = CSR(*_ready(graph.csr))
+    atoms = _ready((graph.species, graph.masses, graph.velocities, graph.component))
+    embedding, t = _ready((embedding, t))
+    blocks[0]._check((*csr, *atoms, embedding, t))
+    times = csr.times(t)
+    displacement = t.new_empty(t.shape[0], 3)
+    velocity = t.new_empty(t.shape[0], 3) if velocity_readout else None
+    species, masses, velocities, component = _pointers(atoms)
+    _C.network(
+        [block.native for block in blocks],
+        running,
+        conserving,
+        time_cutoff,
+        embedding.data_ptr(),
+        embedding.shape[0],
+        _graph(csr),
+        (species, masses, velocities, component, graph.components),
+        times,
+        *_pointers((t, displacement, velocity)),
+        _threads(csr, times),
     )
     return displacement, velocity

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..neighbors import Edges, connected_components
+from ..neighbors import Edges, connected_components, edge_vectors
 from ..system import System
 
 
@@ -75,12 +75,15 @@ class Graph:
         device: torch.device | str | None = None,
     ) -> Graph:
         """The graph of a system with its neighbour list; species: [atoms] indices."""
-        center = np.repeat(np.arange(len(system.numbers)), np.diff(edges.row_ptr))
-        r = system.positions[edges.neighbor] - system.positions[center]
-        if system.pbc.any():
-            cell = system.cell[system.system_index[center]]
-            r += np.einsum("ei,eij->ej", edges.shift, cell)
-        w = system.velocities[edges.neighbor] - system.velocities[center]
+        r, w = edge_vectors(
+            edges,
+            system.positions,
+            system.velocities,
+            system.cell,
+            system.pbc,
+            system.ptr,
+            float64=dtype == torch.float64,
+        )
         component = connected_components(edges)
 
         def real(array: np.ndarray) -> Tensor:
