@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+import os
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import NamedTuple
+from dataclasses import dataclass
+from typing import Any, NamedTuple, TypeVar
+from weakref import WeakKeyDictionary
 
 import ase
 import numpy as np
@@ -26,6 +29,8 @@ from .ops import (
     gaussian_basis,
 )
 from .system import System
+
+_T = TypeVar("_T")
 
 # Rows (times x atoms) of one forward pass of `predict`: bounds memory for long lists of times.
 _ROWS = 1 << 17
@@ -178,6 +183,26 @@ def mean_velocity(graph: Graph, radial_cutoff: float) -> Tensor:
     return graph.velocities + (mass[..., None] * p.w).sum(1) / total[:, None]
 
 
+@dataclass
+class _Kept:
+    """What was made of a configuration and weights, by what it is called."""
+
+    config: ModelConfig
+    weights: list[Tensor]
+    made: dict[Any, Any]
+
+
+# Not attributes of the models: copies and files of a model have nothing of it.
+_KEPT: WeakKeyDictionary[MDtrajNet, _Kept] = WeakKeyDictionary()
+
+
+def _equal(a: list[Tensor], b: list[Tensor]) -> bool:
+    return len(a) == len(b) and all(
+        x.dtype == y.dtype and x.device == y.device and torch.equal(x, y)
+        for x, y in zip(a, b, strict=True)
+    )
+
+
 class MDtrajNet(nn.Module):
     """A model: one network, or a collection of equal networks whose mean it predicts.
 
@@ -246,11 +271,33 @@ class MDtrajNet(nn.Module):
     def prepare(self, backend: str | None = None) -> list[Blocks]:
         """The members' weights as they are now, in the form that their kernels read.
 
-        A rollout makes this snapshot once and passes it to :meth:`displacements` for every window.
-        backend: None for the model's own.
+        For predictions :meth:`snapshot` is faster. backend: None for the model's own.
         """
         chosen = choose_backend(backend or self.backend, self.device, self.dtype)
         return [member.prepare(chosen) for member in self.members]  # type: ignore[operator]
+
+    def snapshot(self, backend: str | None = None) -> list[Blocks]:
+        """What :meth:`prepare` returns, for predictions: without gradients, and :meth:`kept`."""
+        chosen = choose_backend(backend or self.backend, self.device, self.dtype)
+        # the kernels for CPUs of this name are chosen when the weights are packed
+        key = (chosen, os.environ.get("MDTRAJNET_INSTRUCTION_SET"))
+        return self.kept(key, lambda: self.prepare(chosen))
+
+    def kept(self, key: Hashable, make: Callable[[], _T]) -> _T:
+        """make(), or what it returned for this key before, if the weights are what they were then.
+
+        They are compared with a copy, whatever may have changed them. For what takes longer to
+        make: folded weights, their hash.
+        """
+        with torch.inference_mode(False), torch.no_grad():
+            weights = [x.detach() for x in self.parameters()]
+            kept = _KEPT.get(self)
+            if kept is None or kept.config != self.config or not _equal(kept.weights, weights):
+                kept = _Kept(self.config, [x.clone() for x in weights], {})
+                _KEPT[self] = kept
+            if key not in kept.made:
+                kept.made[key] = make()
+        return kept.made[key]
 
     def forward(self, graph: Graph, t: Tensor, blocks: list[Blocks] | None = None) -> Motion:
         """The mean motion of the members, each atom at its own time t [times x atoms] (fs).
@@ -298,8 +345,9 @@ class MDtrajNet(nn.Module):
         """Displacements (Å) and velocities (Å/fs), both float64 [times, atoms, 3].
 
         The frames of a window share one neighbour list and are predicted together. blocks: as for
-        :meth:`forward`.
+        :meth:`forward`, but None for a :meth:`snapshot`.
         """
+        blocks = self.snapshot() if blocks is None else blocks
         moved, velocities = [], []
         step = max(1, _ROWS // graph.atoms)
         for k in range(0, len(times), step):

@@ -10,6 +10,7 @@ model does, and an atom without neighbours moves by v0 t.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
@@ -85,20 +86,22 @@ def rollout(
     """
     stride, spacing = exact(model.stride(window)), exact(_positive(dt, "dt"))
     last = None if duration is None else exact(_positive(duration, "duration"))
+    # in ticks, of which each of these times has a whole number: integers are fast, and exact as well
+    ticks = math.lcm(*(x.denominator for x in (stride, spacing, last) if x is not None))
+    step, gap = int(stride * ticks), int(spacing * ticks)
+    limit = None if last is None else int(last * ticks)
     neighbors = NeighborList(model.config.radial_cutoff, SKIN)
-    blocks = model.prepare()
+    blocks = model.snapshot()
     isolated = _isolated(system)
-    while last is None or start * stride < last:
-        begin, end = start * stride, (start + 1) * stride
-        frames = [k * spacing for k in range(begin // spacing + 1, end // spacing + 1)]
-        inner = np.array([float(t - begin) for t in frames if t < end])
-        system = dataclasses.replace(
-            system, velocities=velocities_from_momenta(momenta, system.masses)
-        )
+    system = dataclasses.replace(system, velocities=velocities_from_momenta(momenta, system.masses))
+    while limit is None or start * step < limit:
+        begin, end = start * step, (start + 1) * step
+        frames = range((begin // gap + 1) * gap, end + 1, gap)
+        inner = np.array([(t - begin) / ticks for t in frames if t < end])
         try:
             edges = neighbors.update(system.positions, system.cell, system.pbc, system.ptr)
         except ValueError as error:
-            reason = f"the trajectory broke at {float(begin):g} fs: {error}"
+            reason = f"the trajectory broke at {begin / ticks:g} fs: {error}"
             broken = _coinciding(system, model.config.radial_cutoff)
             raise RolloutError(reason, broken, start, system.positions, momenta) from error
         graph = model.graph(system, edges)
@@ -112,7 +115,7 @@ def rollout(
         if (atom := _runaway(model, system, times, moved, velocity)) is not None:
             owner = int(system.system_index[atom])
             raise RolloutError(
-                f"the trajectory broke before {float(end):g} fs: atom {atom - system.ptr[owner]} "
+                f"the trajectory broke before {end / ticks:g} fs: atom {atom - system.ptr[owner]} "
                 f"leaves its course by more than {model.config.radial_cutoff:g} Å in one window, "
                 "or its velocity is not finite. The model left the chemistry it was trained on; "
                 "start from a lower temperature or a relaxed geometry",
@@ -125,13 +128,18 @@ def rollout(
         moved, velocity = conserve(system, times, moved, velocity, component, isolated)
         positions = system.positions + moved
         p = momenta_from_velocities(velocity, system.masses)
-        count = sum(last is None or t <= last for t in frames)
+        count = sum(limit is None or t <= limit for t in frames)
         yield Frames(
-            times=np.array([float(t) for t in frames[:count]]),
+            times=np.array([t / ticks for t in frames[:count]]),
             positions=positions[:count],
             momenta=p[:count],
         )
-        system, momenta = dataclasses.replace(system, positions=positions[-1]), p[-1]
+        momenta = p[-1]
+        system = dataclasses.replace(
+            system,
+            positions=positions[-1],
+            velocities=velocities_from_momenta(momenta, system.masses),
+        )
         start += 1
 
 
