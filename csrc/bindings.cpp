@@ -320,6 +320,11 @@ py::tuple conserve_momenta(const Array<double>& positions, const Array<double>& 
     return py::make_tuple(std::move(new_moved), std::move(new_velocity));
 }
 
+bool same_bytes(const py::array& a, const py::array& b) {
+    const bool comparable = a.nbytes() == b.nbytes() && (a.flags() & b.flags() & py::array::c_style);
+    return comparable && !std::memcmp(a.data(), b.data(), a.nbytes());
+}
+
 }  // namespace
 
 void bind_attention(py::module_&);
@@ -354,6 +359,8 @@ PYBIND11_MODULE(_C, m) {
     m.def("conserve", &conserve_momenta, py::arg("positions"), py::arg("velocities"), py::arg("masses"), py::arg("t"),
           py::arg("moved"), py::arg("velocity"), py::arg("component"), py::arg("isolated"), py::arg("steps"),
           "moved, velocity: see mdtrajnet_fast.conservation.conserve.");
+    m.def("same_bytes", &same_bytes, py::arg("a"), py::arg("b"),
+          "Whether two arrays, both in C order, hold the same bytes; of their types it knows nothing.");
     m.def("cuda_devices", &devices,
           "The CUDA devices seen: devices (a list of name, compute_capability, multiprocessors, memory in\n"
           "bytes) and error (None, or why there are none: no driver, no device, or built without CUDA).");

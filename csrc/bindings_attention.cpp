@@ -1,7 +1,9 @@
 // The attention block for Python: raw pointers in, checked by the caller, which knows the tensors.
+#include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <algorithm>
 #include <cstdint>
 #include <cstdlib>
 #include <memory>
@@ -221,21 +223,53 @@ void check_labels(const char* name, Pointer labels, std::int64_t atoms, std::int
                                   ", but atom " + std::to_string(i) + " has " + std::to_string(label));
 }
 
-// A whole network: embedding and time basis, all blocks, the head.  velocity may be null: there is no read-out.
+// What makes up a model: the blocks and the embedding of each member.
+struct Model {
+    std::vector<std::vector<const Block*>> blocks;
+    Pointers embeddings;
+    bool running;
+    HeadSizes head;
+};
+
+// Adds the members' mean motion to moved and velocity: embedding and time basis, all blocks, the head.
 template <class T>
-void network(const std::vector<const Block*>& blocks, bool running, bool conserving, double time_cutoff, Pointer embedding,
-             const Graph& graph, const Atoms& atoms, std::int64_t times, Pointer t, Pointer displacement, Pointer velocity,
-             int threads) {
-    const AttentionSizes& of = blocks.front()->size;
-    const HeadSizes size{of.scalars - of.time_channels, of.time_channels, of.cutoff, time_cutoff, conserving};
+void add_motions(const Model& model, const Graph& graph, const Atoms& atoms, std::int64_t times, const double* t,
+                 double* moved, double* velocity, int threads) {
     const std::size_t rows = graph.atoms * times;
-    std::vector<T> scalars(rows * of.scalars), unread(velocity ? 0 : 3 * rows);
-    first_scalars<T>(size, as<T>(embedding), graph.atoms, as<std::int64_t>(atoms.species), times, as<T>(t), scalars.data(),
-                     threads);
-    const auto address = [](T* p) { return reinterpret_cast<Pointer>(p); };
-    stack<T>(blocks, running, graph, times, {address(scalars.data())}, {displacement},
-             {velocity ? velocity : address(unread.data())}, threads);
-    apply_head<T>(size, graph.view<T>(), atoms.view<T>(), times, as<T>(t), as<T>(displacement), as<T>(velocity), threads);
+    std::vector<T> scalars(rows * (model.head.species_channels + model.head.time_channels)), dx(3 * rows), dv(3 * rows);
+    const auto address = [](std::vector<T>& x) { return Pointers{reinterpret_cast<Pointer>(x.data())}; };
+    for (std::size_t k = 0; k < model.blocks.size(); ++k) {
+        first_scalars<T>(model.head, as<T>(model.embeddings.at(k)), graph.atoms, as<std::int64_t>(atoms.species), times, t,
+                         scalars.data());
+        stack<T>(model.blocks[k], model.running, graph, times, address(scalars), address(dx), address(dv), threads);
+        add_motion<T>(model.head, graph.view<T>(), atoms.view<T>(), times, t, dx.data(), dv.data(),
+                      1.0 / static_cast<double>(model.blocks.size()), moved, velocity, threads);
+    }
+}
+
+py::tuple predict(std::vector<std::vector<const Block*>> blocks, Pointers embeddings, std::int64_t species, bool running,
+                  bool conserving, double time_cutoff, const py::tuple& graph, const py::tuple& atoms,
+                  const py::array_t<double, py::array::c_style | py::array::forcecast>& t, int threads) {
+    const Graph g = graph_of(graph);
+    const Atoms a = atoms_of(atoms);
+    check_labels("species", a.species, g.atoms, species);
+    check_labels("components", a.component, g.atoms, a.components);
+    const Block& block = *blocks.at(0).at(0);
+    const AttentionSizes& of = block.size;
+    const HeadSizes head{of.scalars - of.time_channels, of.time_channels, of.cutoff, time_cutoff, conserving};
+    const Model model{std::move(blocks), std::move(embeddings), running, head};
+    const std::vector<py::ssize_t> shape = {t.size(), py::ssize_t(g.atoms), 3};
+    py::array_t<double> moved(shape), velocity(shape);
+    std::fill_n(moved.mutable_data(), moved.size(), 0.0);
+    std::fill_n(velocity.mutable_data(), velocity.size(), 0.0);
+    const double* times = t.data();
+    double *to_moved = moved.mutable_data(), *to_velocity = velocity.mutable_data();
+    {
+        py::gil_scoped_release release;
+        (block.real ? add_motions<double> : add_motions<float>)(model, g, a, shape[0], times, to_moved, to_velocity,
+                                                                threads);
+    }
+    return py::make_tuple(std::move(moved), std::move(velocity));
 }
 
 }  // namespace
@@ -279,18 +313,5 @@ void bind_attention(py::module_& module) {
                    (blocks.at(0)->real ? stack<double> : stack<float>)(blocks, running, g, times, scalars, displacement,
                                                                       velocity, threads);
                });
-
-    module.def("network",
-               [](const std::vector<const Block*>& blocks, bool running, bool conserving, double time_cutoff,
-                  Pointer embedding, std::int64_t species, const py::tuple& graph, const py::tuple& atoms,
-                  std::int64_t times, Pointer t, Pointer displacement, Pointer velocity, int threads) {
-                   const Graph g = graph_of(graph);
-                   const Atoms a = atoms_of(atoms);
-                   check_labels("species", a.species, g.atoms, species);
-                   check_labels("components", a.component, g.atoms, a.components);
-                   py::gil_scoped_release release;
-                   (blocks.at(0)->real ? network<double> : network<float>)(blocks, running, conserving, time_cutoff,
-                                                                          embedding, g, a, times, t, displacement,
-                                                                          velocity, threads);
-               });
+    module.def("predict", &predict);
 }

@@ -40,6 +40,7 @@ def conserve(
     isolated: NDArray[np.bool_],
     steps: int,
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]: ...
+def same_bytes(a: NDArray[Any], b: NDArray[Any]) -> bool: ...
 
 class VerletList:
     def __init__(self, cutoff: float, skin: float) -> None: ...
@@ -110,22 +111,19 @@ def attention_stack(
     /,
 ) -> None: ...
 
-def network(
-    blocks: list[AttentionBlock],
+def predict(
+    blocks: list[list[AttentionBlock]],
+    embeddings: list[int],
+    species: int,
     running: bool,
     conserving: bool,
     time_cutoff: float,
-    embedding: int,
-    species: int,
     graph: tuple[int, int, int, int, int],
     atoms: tuple[int, int, int, int, int],
-    times: int,
-    t: int,
-    displacement: int,
-    velocity: int,
+    t: NDArray[np.float64],
     threads: int,
     /,
-) -> None: ...
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]: ...
 
 class CudaSystems:
     def __init__(

@@ -17,6 +17,7 @@ from ase.data import atomic_numbers, chemical_symbols
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
+from . import _C
 from .config import ModelConfig, irreps_channels
 from .neighbors import Edges, neighbor_list
 from .ops import (
@@ -27,6 +28,7 @@ from .ops import (
     cutoff_envelope,
     fold,
     gaussian_basis,
+    predict,
 )
 from .system import System
 
@@ -136,17 +138,6 @@ class Network(nn.Module):
     def forward(self, graph: Graph, t: Tensor, blocks: Blocks) -> Motion:
         """The motion of the graph's atoms, each at its own time t [times x atoms] (fs)."""
         config = self.config
-        if blocks.serves_network(self.species_embedding, graph, t):  # the same in one native call
-            return Motion(
-                *blocks.network(
-                    self.species_embedding,
-                    graph,
-                    t,
-                    time_cutoff=config.time_cutoff,
-                    conserving=config.head == "conserving",
-                    velocity_readout=config.velocity_readout,
-                )
-            )
         times = t.shape[0] // max(1, graph.atoms)
 
         def each(x: Tensor) -> Tensor:  # time
@@ -185,22 +176,16 @@ def mean_velocity(graph: Graph, radial_cutoff: float) -> Tensor:
 
 @dataclass
 class _Kept:
-    """What was made of a configuration and weights, by what it is called."""
+    """What was made of a model, by what it is called, and of which model."""
 
     config: ModelConfig
-    weights: list[Tensor]
+    device: torch.device
+    weights: list[np.ndarray]
     made: dict[Any, Any]
 
 
 # Not attributes of the models: copies and files of a model have nothing of it.
 _KEPT: WeakKeyDictionary[MDtrajNet, _Kept] = WeakKeyDictionary()
-
-
-def _equal(a: list[Tensor], b: list[Tensor]) -> bool:
-    return len(a) == len(b) and all(
-        x.dtype == y.dtype and x.device == y.device and torch.equal(x, y)
-        for x, y in zip(a, b, strict=True)
-    )
 
 
 class MDtrajNet(nn.Module):
@@ -286,16 +271,20 @@ class MDtrajNet(nn.Module):
     def kept(self, key: Hashable, make: Callable[[], _T]) -> _T:
         """make(), or what it returned for this key before, if the weights are what they were then.
 
-        They are compared with a copy, whatever may have changed them. For what takes longer to
-        make: folded weights, their hash.
+        They are compared with a copy: it does not matter what may have changed them. For what takes
+        longer to make than that: folded weights, their hash.
         """
-        with torch.inference_mode(False), torch.no_grad():
-            weights = [x.detach() for x in self.parameters()]
-            kept = _KEPT.get(self)
-            if kept is None or kept.config != self.config or not _equal(kept.weights, weights):
-                kept = _Kept(self.config, [x.clone() for x in weights], {})
-                _KEPT[self] = kept
-            if key not in kept.made:
+        weights = [x.detach().cpu().numpy() for x in self.parameters()]
+        kept = _KEPT.get(self)
+        if (
+            kept is None
+            or (kept.config, kept.device) != (self.config, self.device)
+            or [x.dtype for x in kept.weights] != [x.dtype for x in weights]
+            or not all(map(_C.same_bytes, kept.weights, weights))
+        ):
+            kept = _KEPT[self] = _Kept(self.config, self.device, [x.copy() for x in weights], {})
+        if key not in kept.made:
+            with torch.inference_mode(False), torch.no_grad():
                 kept.made[key] = make()
         return kept.made[key]
 
@@ -338,7 +327,6 @@ class MDtrajNet(nn.Module):
             primal, tangent = forward_ad.unpack_dual(self(graph, dual, blocks).displacement)
         return primal, torch.zeros_like(primal) if tangent is None else tangent
 
-    @torch.no_grad()
     def displacements(
         self, graph: Graph, times: np.ndarray, blocks: list[Blocks] | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
@@ -348,16 +336,34 @@ class MDtrajNet(nn.Module):
         :meth:`forward`, but None for a :meth:`snapshot`.
         """
         blocks = self.snapshot() if blocks is None else blocks
-        moved, velocities = [], []
         step = max(1, _ROWS // graph.atoms)
-        for k in range(0, len(times), step):
-            some = np.asarray(times[k : k + step], dtype=np.float64)
-            t = torch.from_numpy(some.repeat(graph.atoms)).to(graph.r)
-            dx, v = self.motion(graph, t, blocks)
-            shape = (len(some), graph.atoms, 3)
-            moved.append(dx.double().cpu().numpy().reshape(shape))
-            velocities.append(v.double().cpu().numpy().reshape(shape))
+        parts = [times[k : k + step] for k in range(0, len(times), step)]
+        found = [self._displacements(graph, part, blocks) for part in parts]
+        if len(found) == 1:
+            return found[0]
+        moved, velocities = zip(*found, strict=True)
         return np.concatenate(moved), np.concatenate(velocities)
+
+    def _displacements(
+        self, graph: Graph, times: np.ndarray, blocks: list[Blocks]
+    ) -> tuple[np.ndarray, np.ndarray]:
+        config = self.config
+        if config.velocity_readout and blocks[0].backend == "cpu":  # the same in one native call
+            return predict(
+                blocks,
+                [member.species_embedding for member in self.members],  # type: ignore[misc]
+                graph,
+                times,
+                time_cutoff=config.time_cutoff,
+                conserving=config.head == "conserving",
+            )
+        with torch.no_grad():
+            t = torch.from_numpy(np.repeat(times, graph.atoms)).to(graph.r)
+            shape = (len(times), graph.atoms, 3)
+            moved, velocities = (
+                x.double().cpu().numpy().reshape(shape) for x in self.motion(graph, t, blocks)
+            )
+        return moved, velocities
 
     def check_times(self, times: Sequence[float] | np.ndarray) -> np.ndarray:
         """Times as a float64 array; refused outside 0 <= t <= time_cutoff."""

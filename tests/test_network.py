@@ -6,22 +6,24 @@ import numpy as np
 import pytest
 import torch
 
+from mdtrajnet_fast import _C, MDtrajNet
+from mdtrajnet_fast.model import _KEPT
+from mdtrajnet_fast.ops import cpu
+from mdtrajnet_fast.simulation import model_hash
 from mdtrajnet_fast.system import System
 
 HEADS = {
     "own": cases.OWN | {"envelope": True},
-    "conserving": {"head": "conserving"},
     "published": {"velocity_readout": True},
-    "displacement": {},
 }
 heads = pytest.mark.parametrize("options", HEADS.values(), ids=HEADS.keys())
-# largest differences in Å and Å/fs, of motions of some 0.1 Å and 0.05 Å/fs
-PRECISION = {torch.float64: 1e-12, torch.float32: 2e-6}
+# largest differences in Å and Å/fs, of motions of up to some 2 Å and 0.2 Å/fs
+PRECISION = {torch.float64: 1e-12, torch.float32: 3e-6}
 precisions = pytest.mark.parametrize("dtype", PRECISION, ids=["float64", "float32"])
 
 
-def drifting_mixture() -> list[ase.Atoms]:
-    """Isolated and periodic systems, atoms without neighbours, fragments out of sight."""
+def mixture() -> list[ase.Atoms]:
+    """Drifting: isolated and periodic systems, atoms without neighbours, fragments out of sight."""
     apart = cases.hot("CH3CN", seed=7)
     apart.positions[3:] += [9.0, 0.0, 0.0]
     atoms = [*cases.mixture(), apart]
@@ -30,78 +32,98 @@ def drifting_mixture() -> list[ase.Atoms]:
     return atoms
 
 
-def close(found, expected, tolerance):
-    for x, y in zip(found, expected, strict=True):
-        if y is None:
-            assert x is None
-        else:
-            assert x.dtype == y.dtype and x.shape == y.shape
-            assert x.isfinite().all()
-            assert float((x - y).abs().max()) < tolerance
-
-
 @heads
 @precisions
-def test_values(options, dtype):
+@pytest.mark.parametrize("members", [1, 3])
+def test_values(options, dtype, members):
+    times = [np.array([7.3]), np.array([0.0, 0.4, 3.1, 10.0])]
     for seed in range(3):
-        model = cases.model(seed, dtype, **options)
-        graph = model.graph(System.from_atoms(drifting_mixture()))
-        rng = torch.Generator().manual_seed(seed)
-        for times in (1, 3):  # every atom at a time of its own
-            t = 10 * torch.rand(times * graph.atoms, generator=rng, dtype=torch.float64).to(dtype)
-            with torch.no_grad():
-                found = model(graph, t, model.prepare("cpu"))
-                expected = model(graph, t, model.prepare("reference"))
-            close(found, expected, PRECISION[dtype])
+        torch.manual_seed(seed)
+        model = MDtrajNet(cases.config(**options), members=members).to(dtype)
+        graph = model.graph(System.from_atoms(mixture()))
+        for t in times:
+            found = model.displacements(graph, t)
+            expected = model.displacements(graph, t, model.prepare("reference"))
+            for x, y in zip(found, expected, strict=True):
+                assert x.dtype == y.dtype == np.float64
+                assert x.shape == y.shape == (len(t), graph.atoms, 3)
+                np.testing.assert_allclose(x, y, rtol=0, atol=PRECISION[dtype])
 
 
 @heads
-def test_only_values_are_native(options, monkeypatch):
-    """What is differentiated takes the torch code, whose gradients and tangents are known."""
-    model = cases.model(**options).requires_grad_(True)
-    graph = model.graph(System.from_atoms(cases.hot("CH3CH2OH")))
-    t = torch.full((graph.atoms,), 7.0, dtype=torch.float64)
-
-    def fail(*_, **__):
-        raise AssertionError("the native call has no derivatives")
-
-    with monkeypatch.context() as patch:
-        patch.setattr("mdtrajnet_fast.ops.cpu.network", fail)
-        model(graph, t).displacement.sum().backward()
-        assert model.members[0].species_embedding.grad.abs().max() > 0
-        with torch.no_grad(), torch.autograd.forward_ad.dual_level():
-            dual = torch.autograd.forward_ad.make_dual(t, torch.ones_like(t))
-            assert model(graph, dual).displacement.isfinite().all()
-        with torch.no_grad(), pytest.raises(AssertionError, match="no derivatives"):
-            model(graph, t)
-
-
 @precisions
-@pytest.mark.parametrize("threads", [1, 2])
-def test_times_are_predicted_independently(dtype, threads):
+def test_times_are_predicted_independently(options, dtype):
     """To the bit: a time does not see the others asked for with it, nor a result the threads."""
-    model = cases.model(dtype=dtype, **cases.OWN)
-    system = System.from_atoms(drifting_mixture())
-    times = np.linspace(0.7, 10.0, 11)
-    together = model.displacements(model.graph(system), times)
+    model = cases.model(dtype=dtype, **options)
+    graph = model.graph(System.from_atoms(3 * mixture()))
+    times = np.linspace(0.7, 10.0, 21)
+    together = model.displacements(graph, times)
     before = torch.get_num_threads()
-    torch.set_num_threads(threads)
     try:
-        for k, time in enumerate(times):
-            alone = model.displacements(model.graph(system), np.array([time]))
-            for one, many in zip(alone, together, strict=True):
-                np.testing.assert_array_equal(one[0], many[k])
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            for k, time in enumerate(times):
+                alone = model.displacements(graph, np.array([time]))
+                for one, many in zip(alone, together, strict=True):
+                    np.testing.assert_array_equal(one[0], many[k])
     finally:
         torch.set_num_threads(before)
 
 
-def test_labels_out_of_range():
+def test_refuses_what_the_kernels_would_misread():
     model = cases.model(**cases.OWN)
-    graph = model.graph(System.from_atoms(cases.hot("H2O")))
-    t = torch.ones(graph.atoms, dtype=torch.float64)
+    system = System.from_atoms(cases.hot("H2O"))
+    times = np.array([1.0])
     for name in ("species", "component"):
-        label = getattr(graph, name)
-        label[1] = 17
-        with torch.no_grad(), pytest.raises(ValueError, match="atom 1 has 17"):
-            model(graph, t)
-        label[1] = 0
+        graph = model.graph(system)
+        getattr(graph, name)[1] = 17
+        with pytest.raises(ValueError, match="atom 1 has 17"):
+            model.displacements(graph, times)
+    with pytest.raises(ValueError, match="float32 tensors"):
+        cases.model(dtype=torch.float32, **cases.OWN).displacements(model.graph(system), times)
+
+
+def test_weights_are_kept_until_they_change():
+    """Whatever changes them, even behind the back of torch's own counters."""
+    model = cases.model(**cases.OWN)
+    atoms = cases.hot("CH3CH2OH")
+    kept, name, found = model.snapshot(), model_hash(model), model.predict(atoms, [5.0])
+    assert model.snapshot() is kept and model.snapshot("reference") is not kept
+    weight = model.members[0].blocks[0].out_vector
+    weight.data[0, 0, 0] *= 1.5
+    assert model.snapshot() is not kept and model_hash(model) != name
+    assert abs(model.predict(atoms, [5.0])[0] - found[0]).max() > 1e-6
+    weight.data[0, 0, 0] /= 1.5
+    np.testing.assert_array_equal(model.predict(atoms, [5.0])[0], found[0])
+    assert model_hash(model) == name
+    single = model.float().snapshot()
+    assert single is not kept and model.predict(atoms, [5.0])[0] is not None
+    count = len(_KEPT)
+    del model
+    assert len(_KEPT) == count - 1
+
+
+def test_other_instruction_sets_pack_anew(monkeypatch):
+    model = cases.model(**cases.OWN)
+    best = model.snapshot()
+    monkeypatch.setenv("MDTRAJNET_INSTRUCTION_SET", "base")
+    assert _C.instruction_set() == "base" and model.snapshot() is not best
+
+
+def test_gradients_do_not_see_what_is_kept():
+    model = cases.model(**cases.OWN).requires_grad_(True)
+    graph = model.graph(System.from_atoms(cases.hot("CH3CH2OH")))
+    model.displacements(graph, np.array([5.0]))
+    t = torch.full((graph.atoms,), 7.0, dtype=torch.float64)
+    model(graph, t).displacement.square().sum().backward()
+    for name, x in model.named_parameters():
+        assert x.grad is not None, name
+
+
+def test_a_collection_takes_one_call(monkeypatch):
+    calls = []
+    native = cpu._C.predict
+    monkeypatch.setattr(cpu._C, "predict", lambda *a: calls.append(a) or native(*a))
+    model = MDtrajNet(cases.config(**cases.OWN), members=4).double()
+    model.predict(cases.mixture(), [1.0, 2.0])
+    assert len(calls) == 1

@@ -49,63 +49,60 @@ void remove_means(const HeadAtoms<T>& atoms, int64_t count, T* of, std::vector<d
 
 template <class T>
 void first_scalars(const HeadSizes& size, const T* embedding, int64_t atoms, const int64_t* species, int64_t times,
-                   const T* t, T* scalars, int threads) {
+                   const double* t, T* scalars) {
     const long channels = size.species_channels, centres = size.time_channels;
-    const T inverse_step = T((centres - 1) / size.time_cutoff);
-#pragma omp parallel for num_threads(threads) if (threads > 1)
-    for (int64_t row = 0; row < times * atoms; ++row) {
-        T* s = scalars + row * (channels + centres);
-        std::copy_n(embedding + species[row % atoms] * channels, channels, s);
-        for (long k = 0; k < centres; ++k) {
-            const T x = (t[row] - T(k * size.time_cutoff / (centres - 1))) * inverse_step;
-            s[channels + k] = std::exp(-x * x) / T(1.12);
+    const double step = size.time_cutoff / (centres - 1);
+    std::vector<T> basis(centres);
+    for (int64_t k = 0; k < times; ++k) {
+        for (long c = 0; c < centres; ++c) {
+            const double x = (t[k] - c * step) / step;
+            basis[c] = T(std::exp(-x * x) / 1.12);
+        }
+        for (int64_t i = 0; i < atoms; ++i) {
+            scalars = std::copy_n(embedding + species[i] * channels, channels, scalars);
+            scalars = std::copy(basis.begin(), basis.end(), scalars);
         }
     }
 }
 
 template <class T>
-void apply_head(const HeadSizes& size, const AttentionGraph<T>& graph, const HeadAtoms<T>& atoms, int64_t times,
-                const T* t, T* displacement, T* velocity, int threads) {
-    const int64_t count = graph.atoms;
-    const T* v = atoms.velocities;
-    if (!size.conserving) {
-        if (velocity)
-            for (int64_t k = 0; k < 3 * times * count; ++k) velocity[k] += v[k % (3 * count)];
-        return;
-    }
-    const std::vector<T> drift = drifts(graph, atoms.masses, T(size.radial_cutoff), threads);
+void add_motion(const HeadSizes& size, const AttentionGraph<T>& graph, const HeadAtoms<T>& atoms, int64_t times,
+                const double* t, T* dx, T* dv, double share, double* moved, double* velocity, int threads) {
+    const int64_t numbers = 3 * graph.atoms;
+    std::vector<T> drift;
+    if (size.conserving) drift = drifts(graph, atoms.masses, T(size.radial_cutoff), threads);
 #pragma omp parallel num_threads(threads) if (threads > 1)
     {
         std::vector<double> sum(3 * atoms.components), mass(atoms.components);
 #pragma omp for
         for (int64_t k = 0; k < times; ++k) {
-            const T* time = t + k * count;
-            T* dx = displacement + 3 * k * count;
-            T* dv = velocity ? velocity + 3 * k * count : nullptr;
-            for (int64_t i = 0; i < count; ++i) {
-                const T x = time[i] / T(size.time_cutoff);
-                const T carried = time[i] * (T(1) - std::exp(-(T(3) * x) * (T(3) * x)));
-                const T share = T(5) * x * x / (T(4) * x + T(1));
-                for (int64_t y = 3 * i; y < 3 * i + 3; ++y) {
-                    dx[y] = drift[y] * carried + share * dx[y];
-                    if (dv) dv[y] *= x;
+            T *x = dx + k * numbers, *y = dv + k * numbers;
+            if (size.conserving) {
+                const double part = t[k] / size.time_cutoff;
+                const T carried = T(t[k] * (1 - std::exp(-9 * part * part)));
+                const T rise = T(5 * part * part / (4 * part + 1)), slope = T(part);
+                for (int64_t n = 0; n < numbers; ++n) {
+                    x[n] = drift[n] * carried + rise * x[n];
+                    y[n] *= slope;
                 }
+                remove_means(atoms, graph.atoms, x, sum, mass);
+                remove_means(atoms, graph.atoms, y, sum, mass);
             }
-            remove_means(atoms, count, dx, sum, mass);
-            if (dv) remove_means(atoms, count, dv, sum, mass);
-            for (int64_t y = 0; y < 3 * count; ++y) {
-                dx[y] += v[y] * time[y / 3];
-                if (dv) dv[y] += v[y];
+            const double flight = size.conserving ? t[k] : 0;  // the published head leaves it to the rollout
+            for (int64_t n = 0; n < numbers; ++n) {
+                const double v = atoms.velocities[n];
+                moved[k * numbers + n] += share * (v * flight + x[n]);
+                velocity[k * numbers + n] += share * (v + y[n]);
             }
         }
     }
 }
 
-template void first_scalars(const HeadSizes&, const float*, int64_t, const int64_t*, int64_t, const float*, float*, int);
-template void first_scalars(const HeadSizes&, const double*, int64_t, const int64_t*, int64_t, const double*, double*, int);
-template void apply_head(const HeadSizes&, const AttentionGraph<float>&, const HeadAtoms<float>&, int64_t, const float*,
-                         float*, float*, int);
-template void apply_head(const HeadSizes&, const AttentionGraph<double>&, const HeadAtoms<double>&, int64_t,
-                         const double*, double*, double*, int);
+template void first_scalars(const HeadSizes&, const float*, int64_t, const int64_t*, int64_t, const double*, float*);
+template void first_scalars(const HeadSizes&, const double*, int64_t, const int64_t*, int64_t, const double*, double*);
+template void add_motion(const HeadSizes&, const AttentionGraph<float>&, const HeadAtoms<float>&, int64_t, const double*,
+                         float*, float*, double, double*, double*, int);
+template void add_motion(const HeadSizes&, const AttentionGraph<double>&, const HeadAtoms<double>&, int64_t,
+                         const double*, double*, double*, double, double*, double*, int);
 
 }  // namespace mdtrajnet

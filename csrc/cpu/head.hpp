@@ -1,8 +1,8 @@
 // What surrounds the attention blocks of a network on the CPU: the scalars that enter the first, and the head that makes
 // a motion of the last state.  The arithmetic of Network.forward in mdtrajnet_fast/model.py, which says what it does.
 //
-// `times` copies of the graph's atoms come one after another, a row for each atom; every row has a time of its own.  The
-// rows of one copy do not depend on the other copies, and no result on the number of threads.
+// `times` copies of the graph's atoms come one after another, a row for each atom.  The rows of one copy do not depend on
+// the other copies, and no result on the number of threads.
 #pragma once
 
 #include <cstdint>
@@ -28,15 +28,15 @@ struct HeadAtoms {
     std::int64_t components;
 };
 
-// scalars [times][atoms][species channels, then time channels]; embedding [species][species channels], t [times][atoms] fs.
+// scalars [times][atoms][species channels, then time channels]; embedding [species][species channels], t [times] fs.
 template <class T>
 void first_scalars(const HeadSizes& size, const T* embedding, std::int64_t atoms, const std::int64_t* species,
-                   std::int64_t times, const T* t, T* scalars, int threads);
+                   std::int64_t times, const double* t, T* scalars);
 
-// In place: displacement (Å) and velocity change (Å/fs), [times][atoms][3], of the last state become those of the motion,
-// displacement and velocity.  velocity may be null: there is no read-out.
+// Adds `share` of the motion to moved (Å) and velocity (Å/fs).  dx, dv: displacement and velocity change of the last state,
+// which are used up.  All four [times][atoms][3].
 template <class T>
-void apply_head(const HeadSizes& size, const AttentionGraph<T>& graph, const HeadAtoms<T>& atoms, std::int64_t times,
-                const T* t, T* displacement, T* velocity, int threads);
+void add_motion(const HeadSizes& size, const AttentionGraph<T>& graph, const HeadAtoms<T>& atoms, std::int64_t times,
+                const double* t, T* dx, T* dv, double share, double* moved, double* velocity, int threads);
 
 }  // namespace mdtrajnet

@@ -9,11 +9,12 @@ predict faster than Triton's is reasoned from counted instructions, not measured
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
@@ -118,7 +119,7 @@ class Blocks:
 
         scalars: [times x atoms, S], those of the first state, which is otherwise at rest at 0.
         """
-        if self.backend in ("cpu", "cuda") and not self._differentiated(graph, scalars):
+        if self.backend in ("cpu", "cuda") and not self._differentiated(scalars, graph):
             return self._native_stack(scalars, graph)
         if self.backend != "cpu":
             graph = graph.repeat(scalars.shape[0] // max(1, graph.atoms))
@@ -134,26 +135,14 @@ class Blocks:
                 scalars, dx, dv = start + increment[0], increment[1], increment[2]
         return dx, dv
 
-    def serves_network(self, embedding: Tensor, graph: Graph, t: Tensor) -> bool:
-        """Whether :meth:`network` can be asked: for values alone, on the CPU."""
-        if self.backend != "cpu" or self._differentiated(graph, embedding, t):
-            return False
-        return all(forward_ad.unpack_dual(x).tangent is None for x in (embedding, t))
-
-    def network(
-        self, embedding: Tensor, graph: Graph, t: Tensor, **options: Any
-    ) -> tuple[Tensor, Tensor | None]:
-        """A whole network around these blocks in one native call: see :func:`.cpu.network`."""
-        return cpu.network(self._native, self.running, embedding, graph, t, **options)
-
     @property
     def _options(self) -> dict[str, Any]:
         names = ("radial_cutoff", "distance_centres", "time_channels", "envelope")
         return {name: getattr(self, name) for name in names}
 
-    def _differentiated(self, graph: Graph, *inputs: Tensor) -> bool:
+    def _differentiated(self, scalars: Tensor, graph: Graph) -> bool:
         weights = (x for folded in self.folded for x in folded.tensors())
-        return _differentiated((*inputs, graph.r, graph.w, graph.velocities, *weights))
+        return _differentiated((scalars, graph.r, graph.w, *weights))
 
     @property
     def _library(self) -> Any:
@@ -171,3 +160,11 @@ class Blocks:
         if tangent is None:
             return dx[0], dv[0]
         return forward_ad.make_dual(*dx), forward_ad.make_dual(*dv)
+
+
+def predict(
+    members: Sequence[Blocks], embeddings: Sequence[Tensor], graph: Graph, times: np.ndarray, **head: Any
+) -> tuple[np.ndarray, np.ndarray]:
+    """Whole networks with backend "cpu" around these blocks in one call: see :func:`.cpu.predict`."""
+    native = [blocks._native for blocks in members]
+    return cpu.predict(native, embeddings, members[0].running, graph, times, **head)

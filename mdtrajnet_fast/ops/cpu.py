@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -73,8 +74,9 @@ class Block:
 
     def _check(self, tensors: Sequence[Tensor]) -> None:
         """Refuse what the kernels would misread: they see addresses alone."""
+        dtypes = (self.dtype, torch.int64)
         for x in tensors:
-            if x.device.type != "cpu" or x.dtype not in (self.dtype, torch.int64):
+            if not x.is_cpu or x.dtype not in dtypes:
                 raise ValueError(
                     f"the CPU kernels of a {self.dtype} model take {self.dtype} tensors on the "
                     f"CPU, but got {x.dtype} on {x.device}; convert one or the other"
@@ -155,41 +157,36 @@ def stack(
     return displacement, velocity
 
 
-def network(
-    blocks: Sequence[Block],
+def predict(
+    members: Sequence[Sequence[Block]],
+    embeddings: Sequence[Tensor],
     running: bool,
-    embedding: Tensor,
     graph: Graph,
-    t: Tensor,
+    times: np.ndarray,
     *,
     time_cutoff: float,
     conserving: bool,
-    velocity_readout: bool,
-) -> tuple[Tensor, Tensor | None]:
-    """A whole network: displacement (Å) and, if it is read out, velocity (Å/fs) of the motion.
+) -> tuple[np.ndarray, np.ndarray]:
+    """The mean motion of whole networks: displacements (Å) and velocities (Å/fs).
 
-    embedding: [species, channels]. t: [times x atoms] fs. What the options mean, and the equations:
-    :meth:`mdtrajnet_fast.model.Network.forward`.
+    embeddings: [species, channels] each. times: [times] fs; the results are float64 [times, atoms,
+    3], and each time's the same bits whatever the others. See :meth:`.Network.forward`, with
+    velocity_readout.
     """
     csr = CSR(*_ready(graph.csr))
     atoms = _ready((graph.species, graph.masses, graph.velocities, graph.component))
-    embedding, t = _ready((embedding, t))
-    blocks[0]._check((*csr, *atoms, embedding, t))
-    times = csr.times(t)
-    displacement = t.new_empty(t.shape[0], 3)
-    velocity = t.new_empty(t.shape[0], 3) if velocity_readout else None
+    embeddings = _ready(embeddings)
+    members[0][0]._check((*csr, *atoms, *embeddings))
     species, masses, velocities, component = _pointers(atoms)
-    _C.network(
-        [block.native for block in blocks],
+    return _C.predict(
+        [[block.native for block in member] for member in members],
+        _pointers(embeddings),
+        embeddings[0].shape[0],
         running,
         conserving,
         time_cutoff,
-        embedding.data_ptr(),
-        embedding.shape[0],
         _graph(csr),
         (species, masses, velocities, component, graph.components),
         times,
-        *_pointers((t, displacement, velocity)),
-        _threads(csr, times),
+        _threads(csr, len(times)),
     )
-    return displacement, velocity

@@ -85,25 +85,23 @@ class Graph:
             float64=dtype == torch.float64,
         )
         component = connected_components(edges)
+        on_cpu = device is None or torch.device(device).type == "cpu"
+        precision = np.float64 if dtype == torch.float64 else np.float32
 
-        def real(array: np.ndarray) -> Tensor:
-            return torch.from_numpy(np.ascontiguousarray(array)).to(device=device, dtype=dtype)
-
-        def index(array: np.ndarray) -> Tensor:
-            return torch.from_numpy(np.ascontiguousarray(array)).to(
-                device=device, dtype=torch.int64
-            )
+        def tensor(array: np.ndarray, kind: type) -> Tensor:
+            x = torch.from_numpy(np.ascontiguousarray(array, kind))
+            return x if on_cpu else x.to(device)
 
         return cls(
-            species=index(species),
-            masses=real(system.masses),
-            velocities=real(system.velocities),
-            component=index(component),
+            species=tensor(species, np.int64),
+            masses=tensor(system.masses, precision),
+            velocities=tensor(system.velocities, precision),
+            component=tensor(component, np.int64),
             components=int(component.max()) + 1,
-            row_ptr=index(edges.row_ptr),
-            neighbor=index(edges.neighbor),
-            r=real(r),
-            w=real(w),
+            row_ptr=tensor(edges.row_ptr, np.int64),
+            neighbor=tensor(edges.neighbor, np.int64),
+            r=tensor(r, precision),
+            w=tensor(w, precision),
         )
 
     @property
