@@ -245,12 +245,13 @@ class MDtrajNet(nn.Module):
                 pbc=system.pbc,
                 ptr=system.ptr,
             )
+        like = next(self.parameters())
         return Graph.build(
             system,
             self.species_index(system.numbers),
             edges,
-            dtype=self.dtype,
-            device=self.device,
+            dtype=like.dtype,
+            device=like.device,
         )
 
     def prepare(self, backend: str | None = None) -> list[Blocks]:
@@ -332,38 +333,47 @@ class MDtrajNet(nn.Module):
     ) -> tuple[np.ndarray, np.ndarray]:
         """Displacements (Å) and velocities (Å/fs), both float64 [times, atoms, 3].
 
-        The frames of a window share one neighbour list and are predicted together. blocks: as for
-        :meth:`forward`, but None for a :meth:`snapshot`.
+        The frames of a window share one neighbour list and are predicted together; the last time
+        has the same bits whatever the others. blocks: as for :meth:`forward`, but None for a
+        :meth:`snapshot`.
         """
         blocks = self.snapshot() if blocks is None else blocks
+        native = self.config.velocity_readout and blocks[0].backend == "cpu"
+        function = self._native_displacements if native else self._torch_displacements
         step = max(1, _ROWS // graph.atoms)
-        parts = [times[k : k + step] for k in range(0, len(times), step)]
-        found = [self._displacements(graph, part, blocks) for part in parts]
+        # natively no time has to do with another; in torch products of other shapes may round otherwise
+        parts = [times] if native else [times[:-1], times[-1:]]
+        found = [
+            function(graph, part[k : k + step], blocks)
+            for part in parts
+            for k in range(0, len(part), step)
+        ]
         if len(found) == 1:
             return found[0]
         moved, velocities = zip(*found, strict=True)
         return np.concatenate(moved), np.concatenate(velocities)
 
-    def _displacements(
+    def _native_displacements(
         self, graph: Graph, times: np.ndarray, blocks: list[Blocks]
     ) -> tuple[np.ndarray, np.ndarray]:
-        config = self.config
-        if config.velocity_readout and blocks[0].backend == "cpu":  # the same in one native call
-            return predict(
-                blocks,
-                [member.species_embedding for member in self.members],  # type: ignore[misc]
-                graph,
-                times,
-                time_cutoff=config.time_cutoff,
-                conserving=config.head == "conserving",
-            )
-        with torch.no_grad():
-            t = torch.from_numpy(np.repeat(times, graph.atoms)).to(graph.r)
-            shape = (len(times), graph.atoms, 3)
-            moved, velocities = (
-                x.double().cpu().numpy().reshape(shape) for x in self.motion(graph, t, blocks)
-            )
-        return moved, velocities
+        """What :meth:`forward` computes, in one call."""
+        return predict(
+            blocks,
+            [member.species_embedding for member in self.members],  # type: ignore[misc]
+            graph,
+            times,
+            time_cutoff=self.config.time_cutoff,
+            conserving=self.config.head == "conserving",
+        )
+
+    @torch.no_grad()
+    def _torch_displacements(
+        self, graph: Graph, times: np.ndarray, blocks: list[Blocks]
+    ) -> tuple[np.ndarray, np.ndarray]:
+        t = torch.from_numpy(np.repeat(times, graph.atoms)).to(graph.r)
+        moved, velocities = (x.double().cpu().numpy() for x in self.motion(graph, t, blocks))
+        shape = (len(times), graph.atoms, 3)
+        return moved.reshape(shape), velocities.reshape(shape)
 
     def check_times(self, times: Sequence[float] | np.ndarray) -> np.ndarray:
         """Times as a float64 array; refused outside 0 <= t <= time_cutoff."""

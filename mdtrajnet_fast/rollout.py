@@ -75,8 +75,8 @@ def rollout(
     system, momenta: state at the start of window number `start`; momenta [atoms, 3], ASE units
         (they, not system.velocities, are the state).
     dt: spacing of the frames (fs); they lie at its multiples, counted from window 0.
-    window: stride (fs); None for the model's own. The end of a window is predicted by itself, so
-        that it does not depend on dt.
+    window: stride (fs); None for the model's own. The end of a window does not depend on dt, to the
+        bit: see :meth:`MDtrajNet.displacements`.
     duration: time of the last frame at most (fs, counted from window 0); None for no end.
 
     Yields :class:`Frames`. Raises ValueError for times that are not positive or a window beyond the
@@ -97,7 +97,8 @@ def rollout(
     while limit is None or start * step < limit:
         begin, end = start * step, (start + 1) * step
         frames = range((begin // gap + 1) * gap, end + 1, gap)
-        inner = np.array([(t - begin) / ticks for t in frames if t < end])
+        # the end comes last, and is predicted whether it is a frame or not
+        times = np.array([t / ticks for t in (*(k - begin for k in frames if k < end), step)])
         try:
             edges = neighbors.update(system.positions, system.cell, system.pbc, system.ptr)
         except ValueError as error:
@@ -105,13 +106,7 @@ def rollout(
             broken = _coinciding(system, model.config.radial_cutoff)
             raise RolloutError(reason, broken, start, system.positions, momenta) from error
         graph = model.graph(system, edges)
-        times = np.array([float(stride)])
         moved, velocity = model.displacements(graph, times, blocks)
-        if len(inner):  # the end comes last, but is computed by itself: see above
-            moved_inner, velocity_inner = model.displacements(graph, inner, blocks)
-            times = np.concatenate([inner, times])
-            moved = np.concatenate([moved_inner, moved])
-            velocity = np.concatenate([velocity_inner, velocity])
         if (atom := _runaway(model, system, times, moved, velocity)) is not None:
             owner = int(system.system_index[atom])
             raise RolloutError(

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from mdtrajnet_fast import _C, MDtrajNet
+from mdtrajnet_fast import _C, MDtrajNet, load_model
 from mdtrajnet_fast.model import _KEPT
 from mdtrajnet_fast.ops import cpu
 from mdtrajnet_fast.simulation import model_hash
@@ -50,24 +50,48 @@ def test_values(options, dtype, members):
                 np.testing.assert_allclose(x, y, rtol=0, atol=PRECISION[dtype])
 
 
-@heads
-@precisions
-def test_times_are_predicted_independently(options, dtype):
+@pytest.mark.parametrize("instruction_set", _C.build_info()["instruction_sets"])
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+@pytest.mark.parametrize("name", ["small", "molecules-nve"])
+def test_times_are_predicted_independently(name, dtype, instruction_set, monkeypatch):
     """To the bit: a time does not see the others asked for with it, nor a result the threads."""
-    model = cases.model(dtype=dtype, **options)
-    graph = model.graph(System.from_atoms(3 * mixture()))
+    monkeypatch.setenv("MDTRAJNET_INSTRUCTION_SET", instruction_set)
+    try:
+        _C.instruction_set()
+    except ValueError:
+        pytest.skip("this processor has not got it")
+    if name == "small":
+        model = cases.model(dtype=getattr(torch, dtype), **cases.OWN)
+    else:
+        model = load_model(name, dtype)
+    graph = model.graph(System.from_atoms(mixture()))
     times = np.linspace(0.7, 10.0, 21)
     together = model.displacements(graph, times)
     before = torch.get_num_threads()
     try:
         for threads in (1, 2):
             torch.set_num_threads(threads)
-            for k, time in enumerate(times):
-                alone = model.displacements(graph, np.array([time]))
+            for k in (0, 1, 13, 20):
+                alone = model.displacements(graph, times[k : k + 1])
                 for one, many in zip(alone, together, strict=True):
                     np.testing.assert_array_equal(one[0], many[k])
     finally:
         torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("options", [cases.OWN, {}], ids=["own", "published"])
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+def test_the_last_time_does_not_depend_on_the_others(backend, options):
+    """To the bit, on every backend: the end of a window, whatever the frames before it."""
+    model = cases.model(dtype=torch.float32, **options)
+    model.backend = backend
+    graph = model.graph(System.from_atoms(mixture()))
+    alone = model.displacements(graph, np.array([10.0]))
+    for count in (1, 3, 9):
+        many = model.displacements(graph, np.append(np.linspace(0.5, 9.0, count), 10.0))
+        for one, several in zip(alone, many, strict=True):
+            assert several.shape[0] == count + 1
+            np.testing.assert_array_equal(one[0], several[-1])
 
 
 def test_refuses_what_the_kernels_would_misread():
