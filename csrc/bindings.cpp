@@ -276,17 +276,35 @@ py::tuple vectors_of_edges(const py::object& positions, const Array<double>& vel
                                                                        shift);
 }
 
+void expect(const py::array& array, std::initializer_list<py::ssize_t> shape, const char* name) {
+    if (!has_shape(array, shape))
+        throw py::value_error(std::string(name) + " must be of shape " +
+                              py::str(py::cast(std::vector<py::ssize_t>(shape))).cast<std::string>() +
+                              " for the atoms and times given, got a " + describe(array));
+}
+
+std::int64_t runaway_atom(const Array<double>& velocities, const Array<double>& t, const Array<double>& moved,
+                          const Array<double>& velocity, bool flight, double cutoff) {
+    const std::int64_t atoms = velocities.ndim() ? velocities.shape(0) : 0, times = t.size();
+    expect(velocities, {atoms, 3}, "velocities");
+    expect(t, {times}, "t");
+    expect(moved, {times, atoms, 3}, "moved");
+    expect(velocity, {times, atoms, 3}, "velocity");
+    Motion motion{};
+    motion.atoms = atoms;
+    motion.velocities = velocities.data();
+    motion.times = times;
+    motion.t = t.data();
+    motion.moved = const_cast<double*>(moved.data());
+    motion.velocity = const_cast<double*>(velocity.data());
+    return runaway(motion, flight, cutoff);
+}
+
 py::tuple conserve_momenta(const Array<double>& positions, const Array<double>& velocities,
                            const Array<double>& masses, const Array<double>& t, const Array<double>& moved,
                            const Array<double>& velocity, const Array<std::int64_t>& component,
                            const Array<bool>& isolated, int steps) {
     const std::int64_t atoms = masses.size(), times = t.size();
-    const auto expect = [](const py::array& array, std::initializer_list<py::ssize_t> shape, const char* name) {
-        if (!has_shape(array, shape))
-            throw py::value_error(std::string(name) + " must be of shape " +
-                                  py::str(py::cast(std::vector<py::ssize_t>(shape))).cast<std::string>() +
-                                  " for the masses and times given, got a " + describe(array));
-    };
     expect(masses, {atoms}, "masses");
     expect(t, {times}, "t");
     expect(positions, {atoms, 3}, "positions");
@@ -359,6 +377,9 @@ PYBIND11_MODULE(_C, m) {
     m.def("conserve", &conserve_momenta, py::arg("positions"), py::arg("velocities"), py::arg("masses"), py::arg("t"),
           py::arg("moved"), py::arg("velocity"), py::arg("component"), py::arg("isolated"), py::arg("steps"),
           "moved, velocity: see mdtrajnet_fast.conservation.conserve.");
+    m.def("runaway", &runaway_atom, py::arg("velocities"), py::arg("t"), py::arg("moved"), py::arg("velocity"),
+          py::arg("flight"), py::arg("cutoff"),
+          "The first atom that leaves its course by the cutoff or has a velocity that is not finite; or -1.");
     m.def("same_bytes", &same_bytes, py::arg("a"), py::arg("b"),
           "Whether two arrays, both in C order, hold the same bytes; of their types it knows nothing.");
     m.def("cuda_devices", &devices,

@@ -40,6 +40,14 @@ def conserve(
     isolated: NDArray[np.bool_],
     steps: int,
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]: ...
+def runaway(
+    velocities: NDArray[np.float64],
+    t: NDArray[np.float64],
+    moved: NDArray[np.float64],
+    velocity: NDArray[np.float64],
+    flight: bool,
+    cutoff: float,
+) -> int: ...
 def same_bytes(a: NDArray[Any], b: NDArray[Any]) -> bool: ...
 
 class VerletList:
@@ -110,7 +118,6 @@ def attention_stack(
     threads: int,
     /,
 ) -> None: ...
-
 def predict(
     blocks: list[list[AttentionBlock]],
     embeddings: list[int],

@@ -341,7 +341,7 @@ class MDtrajNet(nn.Module):
         native = self.config.velocity_readout and blocks[0].backend == "cpu"
         function = self._native_displacements if native else self._torch_displacements
         step = max(1, _ROWS // graph.atoms)
-        # natively no time has to do with another; in torch products of other shapes may round otherwise
+        # natively no time has to do with another; torch may round products of other shapes anew
         parts = [times] if native else [times[:-1], times[-1:]]
         found = [
             function(graph, part[k : k + step], blocks)

@@ -16,12 +16,13 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 import numpy as np
+from ase.units import fs
 
+from . import _C
 from .conservation import conserve
 from .model import MDtrajNet
 from .neighbors import NeighborList, neighbor_list
 from .system import System
-from .trajectory import momenta_from_velocities, velocities_from_momenta
 
 # Extra reach of the neighbour list (Å): it is built anew once an atom has moved half of this.
 SKIN = 0.6
@@ -86,14 +87,15 @@ def rollout(
     """
     stride, spacing = exact(model.stride(window)), exact(_positive(dt, "dt"))
     last = None if duration is None else exact(_positive(duration, "duration"))
-    # in ticks, of which each of these times has a whole number: integers are fast, and exact as well
+    # in ticks, of which each of these times has a whole number: integers are exact, too, and fast
     ticks = math.lcm(*(x.denominator for x in (stride, spacing, last) if x is not None))
     step, gap = int(stride * ticks), int(spacing * ticks)
     limit = None if last is None else int(last * ticks)
     neighbors = NeighborList(model.config.radial_cutoff, SKIN)
     blocks = model.snapshot()
     isolated = _isolated(system)
-    system = dataclasses.replace(system, velocities=velocities_from_momenta(momenta, system.masses))
+    masses = system.masses[:, None]
+    system = dataclasses.replace(system, velocities=momenta / masses * fs)
     while limit is None or start * step < limit:
         begin, end = start * step, (start + 1) * step
         frames = range((begin // gap + 1) * gap, end + 1, gap)
@@ -122,7 +124,7 @@ def rollout(
         component = graph.component.cpu().numpy()
         moved, velocity = conserve(system, times, moved, velocity, component, isolated)
         positions = system.positions + moved
-        p = momenta_from_velocities(velocity, system.masses)
+        p = velocity / fs * masses
         count = sum(limit is None or t <= limit for t in frames)
         yield Frames(
             times=np.array([t / ticks for t in frames[:count]]),
@@ -131,9 +133,7 @@ def rollout(
         )
         momenta = p[-1]
         system = dataclasses.replace(
-            system,
-            positions=positions[-1],
-            velocities=velocities_from_momenta(momenta, system.masses),
+            system, positions=positions[-1], velocities=momenta / masses * fs
         )
         start += 1
 
@@ -174,8 +174,7 @@ def _runaway(
     model: MDtrajNet, system: System, times: np.ndarray, moved: np.ndarray, velocity: np.ndarray
 ) -> int | None:
     """The first atom that no chemistry could have moved so far, if there is one."""
-    forced = moved
-    if model.config.head == "conserving":  # the published head leaves free flight to the rollout
-        forced = moved - system.velocities * times[:, None, None]
-    fine = (abs(forced) < model.config.radial_cutoff) & np.isfinite(velocity)
-    return None if fine.all() else int(np.argmin(fine.all(axis=(0, 2))))
+    config = model.config
+    flight = config.head == "conserving"  # the published head leaves free flight to the rollout
+    atom = _C.runaway(system.velocities, times, moved, velocity, flight, config.radial_cutoff)
+    return None if atom < 0 else atom

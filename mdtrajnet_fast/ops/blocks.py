@@ -163,8 +163,12 @@ class Blocks:
 
 
 def predict(
-    members: Sequence[Blocks], embeddings: Sequence[Tensor], graph: Graph, times: np.ndarray, **head: Any
+    members: Sequence[Blocks],
+    embeddings: Sequence[Tensor],
+    graph: Graph,
+    times: np.ndarray,
+    **head: Any,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Whole networks with backend "cpu" around these blocks in one call: see :func:`.cpu.predict`."""
+    """Whole networks around blocks of the backend "cpu" in one call: see :func:`.cpu.predict`."""
     native = [blocks._native for blocks in members]
     return cpu.predict(native, embeddings, members[0].running, graph, times, **head)
