@@ -228,8 +228,10 @@ py::tuple update_list(VerletList& list, const py::object& positions, const py::o
         [&](std::int32_t* neighbor, std::int32_t* shift) { list.fill(neighbor, shift); });
 }
 
-py::array_t<std::int64_t> components(const py::array_t<std::int64_t, py::array::c_style>& row_ptr,
-                                     const py::array_t<std::int32_t, py::array::c_style>& neighbor) {
+using RowPtr = py::array_t<std::int64_t, py::array::c_style>;
+using Neighbors = py::array_t<std::int32_t, py::array::c_style>;
+
+void check_edges(const RowPtr& row_ptr, const Neighbors& neighbor) {
     const std::int64_t atoms = row_ptr.size() - 1, edges = neighbor.size();
     bool sound = row_ptr.ndim() == 1 && neighbor.ndim() == 1 && atoms >= 0 && row_ptr.at(0) == 0 &&
                  row_ptr.at(atoms) == edges;
@@ -238,25 +240,71 @@ py::array_t<std::int64_t> components(const py::array_t<std::int64_t, py::array::
     if (!sound)
         throw py::value_error("edges are not compressed rows: row_ptr [atoms + 1] must rise from 0 to the length of "
                               "neighbor, whose entries are atoms; take them from neighbor_list");
-    py::array_t<std::int64_t> labels(atoms);
-    connected_components(atoms, row_ptr.data(), neighbor.data(), labels.mutable_data());
+}
+
+py::array_t<std::int64_t> components(const RowPtr& row_ptr, const Neighbors& neighbor) {
+    check_edges(row_ptr, neighbor);
+    py::array_t<std::int64_t> labels(row_ptr.size() - 1);
+    connected_components(labels.size(), row_ptr.data(), neighbor.data(), labels.mutable_data());
     return labels;
 }
 
 template <class T>
 using Array = py::array_t<T, py::array::c_style | py::array::forcecast>;
 
+template <class T>
+py::tuple edge_vectors_as(const Systems& systems, const Array<double>& velocities, const RowPtr& row_ptr,
+                          const Neighbors& neighbor, const Neighbors& shift) {
+    const std::vector<py::ssize_t> shape = {neighbor.size(), 3};
+    py::array_t<T> r(shape), w(shape);
+    edge_vectors<T>(systems, velocities.data(), row_ptr.data(), neighbor.data(), shift.data(), r.mutable_data(),
+                    w.mutable_data());
+    return py::make_tuple(std::move(r), std::move(w));
+}
+
+py::tuple vectors_of_edges(const py::object& positions, const Array<double>& velocities, const py::object& cell,
+                           const py::object& pbc, const py::object& ptr, const RowPtr& row_ptr,
+                           const Neighbors& neighbor, const Neighbors& shift, bool float64) {
+    const Input input(positions, cell, pbc, ptr);
+    check_edges(row_ptr, neighbor);
+    const std::int64_t atoms = input.systems.atoms;
+    if (!has_shape(velocities, {atoms, 3}) || row_ptr.size() != atoms + 1 || !has_shape(shift, {neighbor.size(), 3}))
+        throw py::value_error("velocities must be of shape [atoms, 3], row_ptr [atoms + 1] and shift [edges, 3] for the " +
+                              std::to_string(atoms) + " positions given, got a " + describe(velocities) + ", a " +
+                              describe(row_ptr) + " and a " + describe(shift));
+    return (float64 ? edge_vectors_as<double> : edge_vectors_as<float>)(input.systems, velocities, row_ptr, neighbor,
+                                                                       shift);
+}
+
+void expect(const py::array& array, std::initializer_list<py::ssize_t> shape, const char* name) {
+    if (!has_shape(array, shape))
+        throw py::value_error(std::string(name) + " must be of shape " +
+                              py::str(py::cast(std::vector<py::ssize_t>(shape))).cast<std::string>() +
+                              " for the atoms and times given, got a " + describe(array));
+}
+
+std::int64_t runaway_atom(const Array<double>& velocities, const Array<double>& t, const Array<double>& moved,
+                          const Array<double>& velocity, bool flight, double cutoff) {
+    const std::int64_t atoms = velocities.ndim() ? velocities.shape(0) : 0, times = t.size();
+    expect(velocities, {atoms, 3}, "velocities");
+    expect(t, {times}, "t");
+    expect(moved, {times, atoms, 3}, "moved");
+    expect(velocity, {times, atoms, 3}, "velocity");
+    Motion motion{};
+    motion.atoms = atoms;
+    motion.velocities = velocities.data();
+    motion.times = times;
+    motion.t = t.data();
+    motion.moved = const_cast<double*>(moved.data());
+    motion.velocity = const_cast<double*>(velocity.data());
+    return runaway(motion, flight, cutoff);
+}
+
 py::tuple conserve_momenta(const Array<double>& positions, const Array<double>& velocities,
                            const Array<double>& masses, const Array<double>& t, const Array<double>& moved,
                            const Array<double>& velocity, const Array<std::int64_t>& component,
                            const Array<bool>& isolated, int steps) {
     const std::int64_t atoms = masses.size(), times = t.size();
-    const auto expect = [](const py::array& array, std::initializer_list<py::ssize_t> shape, const char* name) {
-        if (!has_shape(array, shape))
-            throw py::value_error(std::string(name) + " must be of shape " +
-                                  py::str(py::cast(std::vector<py::ssize_t>(shape))).cast<std::string>() +
-                                  " for the masses and times given, got a " + describe(array));
-    };
     expect(masses, {atoms}, "masses");
     expect(t, {times}, "t");
     expect(positions, {atoms, 3}, "positions");
@@ -290,6 +338,11 @@ py::tuple conserve_momenta(const Array<double>& positions, const Array<double>& 
     return py::make_tuple(std::move(new_moved), std::move(new_velocity));
 }
 
+bool same_bytes(const py::array& a, const py::array& b) {
+    const bool comparable = a.nbytes() == b.nbytes() && (a.flags() & b.flags() & py::array::c_style);
+    return comparable && !std::memcmp(a.data(), b.data(), a.nbytes());
+}
+
 }  // namespace
 
 void bind_attention(py::module_&);
@@ -318,9 +371,17 @@ PYBIND11_MODULE(_C, m) {
         .def_property_readonly("builds", &VerletList::builds);
     m.def("connected_components", &components, py::arg("row_ptr"), py::arg("neighbor"),
           "Labels of the connected components, in the order of their first atoms.");
+    m.def("edge_vectors", &vectors_of_edges, py::arg("positions"), py::arg("velocities"), py::arg("cell"),
+          py::arg("pbc"), py::arg("ptr"), py::arg("row_ptr"), py::arg("neighbor"), py::arg("shift"), py::arg("float64"),
+          "r, w: see mdtrajnet_fast.neighbors.edge_vectors.");
     m.def("conserve", &conserve_momenta, py::arg("positions"), py::arg("velocities"), py::arg("masses"), py::arg("t"),
           py::arg("moved"), py::arg("velocity"), py::arg("component"), py::arg("isolated"), py::arg("steps"),
           "moved, velocity: see mdtrajnet_fast.conservation.conserve.");
+    m.def("runaway", &runaway_atom, py::arg("velocities"), py::arg("t"), py::arg("moved"), py::arg("velocity"),
+          py::arg("flight"), py::arg("cutoff"),
+          "The first atom that leaves its course by the cutoff or has a velocity that is not finite; or -1.");
+    m.def("same_bytes", &same_bytes, py::arg("a"), py::arg("b"),
+          "Whether two arrays, both in C order, hold the same bytes; of their types it knows nothing.");
     m.def("cuda_devices", &devices,
           "The CUDA devices seen: devices (a list of name, compute_capability, multiprocessors, memory in\n"
           "bytes) and error (None, or why there are none: no driver, no device, or built without CUDA).");

@@ -1,7 +1,9 @@
 // The attention block for Python: raw pointers in, checked by the caller, which knows the tensors.
+#include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <algorithm>
 #include <cstdint>
 #include <cstdlib>
 #include <memory>
@@ -9,6 +11,7 @@
 #include <vector>
 
 #include "cpu/attention.hpp"
+#include "cpu/head.hpp"
 
 namespace py = pybind11;
 using namespace mdtrajnet;
@@ -197,6 +200,78 @@ void stack(const std::vector<const Block*>& blocks, bool running, const Graph& g
     }
 }
 
+// Atoms of a graph as the head reads them: species, masses, velocities, component, components.
+struct Atoms {
+    Pointer species, masses, velocities, component;
+    std::int64_t components;
+
+    template <class T>
+    HeadAtoms<T> view() const {
+        return {as<std::int64_t>(species), as<T>(masses), as<T>(velocities), as<std::int64_t>(component), components};
+    }
+};
+
+Atoms atoms_of(const py::tuple& t) {
+    return {t[0].cast<Pointer>(), t[1].cast<Pointer>(), t[2].cast<Pointer>(), t[3].cast<Pointer>(),
+            t[4].cast<std::int64_t>()};
+}
+
+void check_labels(const char* name, Pointer labels, std::int64_t atoms, std::int64_t count) {
+    for (std::int64_t i = 0; i < atoms; ++i)
+        if (const std::int64_t label = as<std::int64_t>(labels)[i]; label < 0 || label >= count)
+            throw py::value_error(std::string("the graph's ") + name + " must lie in 0 .. " + std::to_string(count - 1) +
+                                  ", but atom " + std::to_string(i) + " has " + std::to_string(label));
+}
+
+// What makes up a model: the blocks and the embedding of each member.
+struct Model {
+    std::vector<std::vector<const Block*>> blocks;
+    Pointers embeddings;
+    bool running;
+    HeadSizes head;
+};
+
+// Adds the members' mean motion to moved and velocity: embedding and time basis, all blocks, the head.
+template <class T>
+void add_motions(const Model& model, const Graph& graph, const Atoms& atoms, std::int64_t times, const double* t,
+                 double* moved, double* velocity, int threads) {
+    const std::size_t rows = graph.atoms * times;
+    std::vector<T> scalars(rows * (model.head.species_channels + model.head.time_channels)), dx(3 * rows), dv(3 * rows);
+    const auto address = [](std::vector<T>& x) { return Pointers{reinterpret_cast<Pointer>(x.data())}; };
+    for (std::size_t k = 0; k < model.blocks.size(); ++k) {
+        first_scalars<T>(model.head, as<T>(model.embeddings.at(k)), graph.atoms, as<std::int64_t>(atoms.species), times, t,
+                         scalars.data());
+        stack<T>(model.blocks[k], model.running, graph, times, address(scalars), address(dx), address(dv), threads);
+        add_motion<T>(model.head, graph.view<T>(), atoms.view<T>(), times, t, dx.data(), dv.data(),
+                      1.0 / static_cast<double>(model.blocks.size()), moved, velocity, threads);
+    }
+}
+
+py::tuple predict(std::vector<std::vector<const Block*>> blocks, Pointers embeddings, std::int64_t species, bool running,
+                  bool conserving, double time_cutoff, const py::tuple& graph, const py::tuple& atoms,
+                  const py::array_t<double, py::array::c_style | py::array::forcecast>& t, int threads) {
+    const Graph g = graph_of(graph);
+    const Atoms a = atoms_of(atoms);
+    check_labels("species", a.species, g.atoms, species);
+    check_labels("components", a.component, g.atoms, a.components);
+    const Block& block = *blocks.at(0).at(0);
+    const AttentionSizes& of = block.size;
+    const HeadSizes head{of.scalars - of.time_channels, of.time_channels, of.cutoff, time_cutoff, conserving};
+    const Model model{std::move(blocks), std::move(embeddings), running, head};
+    const std::vector<py::ssize_t> shape = {t.size(), py::ssize_t(g.atoms), 3};
+    py::array_t<double> moved(shape), velocity(shape);
+    std::fill_n(moved.mutable_data(), moved.size(), 0.0);
+    std::fill_n(velocity.mutable_data(), velocity.size(), 0.0);
+    const double* times = t.data();
+    double *to_moved = moved.mutable_data(), *to_velocity = velocity.mutable_data();
+    {
+        py::gil_scoped_release release;
+        (block.real ? add_motions<double> : add_motions<float>)(model, g, a, shape[0], times, to_moved, to_velocity,
+                                                                threads);
+    }
+    return py::make_tuple(std::move(moved), std::move(velocity));
+}
+
 }  // namespace
 
 void bind_attention(py::module_& module) {
@@ -238,4 +313,5 @@ void bind_attention(py::module_& module) {
                    (blocks.at(0)->real ? stack<double> : stack<float>)(blocks, running, g, times, scalars, displacement,
                                                                       velocity, threads);
                });
+    module.def("predict", &predict);
 }

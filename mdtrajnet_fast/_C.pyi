@@ -18,6 +18,17 @@ def neighbor_list(
 def connected_components(
     row_ptr: NDArray[np.int64], neighbor: NDArray[np.int32]
 ) -> NDArray[np.int64]: ...
+def edge_vectors(
+    positions: ArrayLike,
+    velocities: NDArray[np.float64],
+    cell: ArrayLike | None,
+    pbc: ArrayLike | None,
+    ptr: ArrayLike | None,
+    row_ptr: NDArray[np.int64],
+    neighbor: NDArray[np.int32],
+    shift: NDArray[np.int32],
+    float64: bool,
+) -> tuple[NDArray[np.floating], NDArray[np.floating]]: ...
 def conserve(
     positions: NDArray[np.float64],
     velocities: NDArray[np.float64],
@@ -29,6 +40,15 @@ def conserve(
     isolated: NDArray[np.bool_],
     steps: int,
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]: ...
+def runaway(
+    velocities: NDArray[np.float64],
+    t: NDArray[np.float64],
+    moved: NDArray[np.float64],
+    velocity: NDArray[np.float64],
+    flight: bool,
+    cutoff: float,
+) -> int: ...
+def same_bytes(a: NDArray[Any], b: NDArray[Any]) -> bool: ...
 
 class VerletList:
     def __init__(self, cutoff: float, skin: float) -> None: ...
@@ -98,6 +118,19 @@ def attention_stack(
     threads: int,
     /,
 ) -> None: ...
+def predict(
+    blocks: list[list[AttentionBlock]],
+    embeddings: list[int],
+    species: int,
+    running: bool,
+    conserving: bool,
+    time_cutoff: float,
+    graph: tuple[int, int, int, int, int],
+    atoms: tuple[int, int, int, int, int],
+    t: NDArray[np.float64],
+    threads: int,
+    /,
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]: ...
 
 class CudaSystems:
     def __init__(

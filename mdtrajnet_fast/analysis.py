@@ -22,6 +22,10 @@ from .trajectory import Trajectory, velocities_from_momenta
 
 Array = NDArray[np.float64]
 
+# Frames of small systems are looked at together, so many that they have about this many atoms: each
+# by itself takes longer to hand over than to look at. More would wake threads for the search.
+FRAME_ROWS = 2000
+
 WAVENUMBER = 33356.40951981521  # cm^-1 per fs^-1: 1 / (speed of light in cm/fs)
 EV = 1 / fs**2  # eV per amu (Å/fs)^2
 
@@ -274,8 +278,9 @@ def bond_changes(trajectory: Trajectory) -> BondChanges:
     periodic image.
     """
     watch = BondWatch(trajectory.atoms, trajectory.positions[0])
-    for time, positions in zip(trajectory.times, trajectory.positions, strict=True):
-        watch.update(float(time), positions)
+    step = max(1, FRAME_ROWS // len(trajectory.atoms))
+    for k in range(0, len(trajectory), step):
+        watch.update(trajectory.times[k : k + step], trajectory.positions[k : k + step])
     return watch.changes()
 
 
@@ -306,37 +311,57 @@ class BondWatch:
         elements = (self.symbols[i], self.symbols[j])
         return BondChange((int(i), int(j)), elements, time, float(length))
 
-    def update(self, time: float, positions: Array) -> None:
-        """Look at positions [atoms, 3] (Å) at a time (fs)."""
+    def update(self, times: Array, positions: Array) -> None:
+        """Look at frames: times [k] fs, positions [k, atoms, 3] Å.
+
+        Raises ValueError, with nothing noted, if the neighbour list refuses one of the frames.
+        """
+        flat = positions.reshape(-1, 3)
+        edges = self.near.update(flat, *frames_as_systems(positions, self.cell, self.pbc))
+
         i, j = self.pairs.T
         lengths = _lengths(positions, i, j, self.shifts, self.cell)
-        for k in np.flatnonzero(lengths > self.limits).tolist():
+        for frame, k in np.argwhere(lengths > self.limits).tolist():
             if k not in self.broken:
-                self.broken[k] = self._change(i[k], j[k], time, lengths[k])
+                self.broken[k] = self._change(i[k], j[k], float(times[frame]), lengths[frame, k])
 
-        edges = self.near.update(positions, self.cell, self.pbc)
-        i = np.repeat(np.arange(len(positions)), np.diff(edges.row_ptr))
+        i = np.repeat(np.arange(len(flat)), np.diff(edges.row_ptr))
         j = edges.neighbor
         half = i < j
         i, j, shift = i[half], j[half], edges.shift[half]
-        lengths = _lengths(positions, i, j, shift, self.cell)
+        lengths = _lengths(flat, i, j, shift, self.cell)
+        frames, i = np.divmod(i, len(self.radii))
+        j = j % len(self.radii)
         keys = self._key(i, j)
         known = self.keys[np.searchsorted(self.keys, keys)] == keys
         close = ~known & (lengths < FORMED * (self.radii[i] + self.radii[j]))
         for k in np.flatnonzero(close).tolist():
             if (key := int(keys[k])) not in self.formed:
-                self.formed[key] = self._change(i[k], j[k], time, lengths[k])
+                self.formed[key] = self._change(i[k], j[k], float(times[frames[k]]), lengths[k])
 
     def changes(self) -> BondChanges:
         """The first time each bond was seen broken, and each new one formed."""
         return BondChanges(tuple(self.broken.values()), tuple(self.formed.values()))
 
 
+def frames_as_systems(
+    positions: Array, cell: ArrayLike | None, pbc: ArrayLike | None
+) -> tuple[Array | None, NDArray | None, NDArray[np.int64]]:
+    """cell, pbc and ptr that make one neighbour search of frames [k, atoms, 3]."""
+    k, atoms = positions.shape[:2]
+    ptr = atoms * np.arange(k + 1)
+    if cell is None or pbc is None:
+        return None, None, ptr
+    return np.broadcast_to(cell, (k, 3, 3)), np.broadcast_to(pbc, (k, 3)), ptr
+
+
 def _lengths(x: Array, i: NDArray, j: NDArray, shift: NDArray, cell: ArrayLike | None) -> Array:
-    r = x[j] - x[i]
+    """Lengths [.., pairs] of the pairs i, j of x [.., atoms, 3]."""
+    r = x.take(j, -2) - x.take(i, -2)
     if cell is not None:
         r += shift @ np.asarray(cell)
-    return np.sqrt(np.einsum("ij,ij->i", r, r))
+    r *= r  # summed by hand: the same bits whatever the number of frames
+    return np.sqrt(r[..., 0] + r[..., 1] + r[..., 2])
 
 
 # ---------------------------------------------------------------------------------- conservation

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+import os
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import NamedTuple
+from dataclasses import dataclass
+from typing import Any, NamedTuple, TypeVar
+from weakref import WeakKeyDictionary
 
 import ase
 import numpy as np
@@ -14,6 +17,7 @@ from ase.data import atomic_numbers, chemical_symbols
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
+from . import _C
 from .config import ModelConfig, irreps_channels
 from .neighbors import Edges, neighbor_list
 from .ops import (
@@ -24,8 +28,11 @@ from .ops import (
     cutoff_envelope,
     fold,
     gaussian_basis,
+    predict,
 )
 from .system import System
+
+_T = TypeVar("_T")
 
 # Rows (times x atoms) of one forward pass of `predict`: bounds memory for long lists of times.
 _ROWS = 1 << 17
@@ -167,6 +174,20 @@ def mean_velocity(graph: Graph, radial_cutoff: float) -> Tensor:
     return graph.velocities + (mass[..., None] * p.w).sum(1) / total[:, None]
 
 
+@dataclass
+class _Kept:
+    """What was made of a model, by what it is called, and of which model."""
+
+    config: ModelConfig
+    device: torch.device
+    weights: list[np.ndarray]
+    made: dict[Any, Any]
+
+
+# Not attributes of the models: copies and files of a model have nothing of it.
+_KEPT: WeakKeyDictionary[MDtrajNet, _Kept] = WeakKeyDictionary()
+
+
 class MDtrajNet(nn.Module):
     """A model: one network, or a collection of equal networks whose mean it predicts.
 
@@ -224,22 +245,49 @@ class MDtrajNet(nn.Module):
                 pbc=system.pbc,
                 ptr=system.ptr,
             )
+        like = next(self.parameters())
         return Graph.build(
             system,
             self.species_index(system.numbers),
             edges,
-            dtype=self.dtype,
-            device=self.device,
+            dtype=like.dtype,
+            device=like.device,
         )
 
     def prepare(self, backend: str | None = None) -> list[Blocks]:
         """The members' weights as they are now, in the form that their kernels read.
 
-        A rollout makes this snapshot once and passes it to :meth:`displacements` for every window.
-        backend: None for the model's own.
+        For predictions :meth:`snapshot` is faster. backend: None for the model's own.
         """
         chosen = choose_backend(backend or self.backend, self.device, self.dtype)
         return [member.prepare(chosen) for member in self.members]  # type: ignore[operator]
+
+    def snapshot(self, backend: str | None = None) -> list[Blocks]:
+        """What :meth:`prepare` returns, for predictions: without gradients, and :meth:`kept`."""
+        chosen = choose_backend(backend or self.backend, self.device, self.dtype)
+        # the kernels for CPUs of this name are chosen when the weights are packed
+        key = (chosen, os.environ.get("MDTRAJNET_INSTRUCTION_SET"))
+        return self.kept(key, lambda: self.prepare(chosen))
+
+    def kept(self, key: Hashable, make: Callable[[], _T]) -> _T:
+        """make(), or what it returned for this key before, if the weights are what they were then.
+
+        They are compared with a copy: it does not matter what may have changed them. For what takes
+        longer to make than that: folded weights, their hash.
+        """
+        weights = [x.detach().cpu().numpy() for x in self.parameters()]
+        kept = _KEPT.get(self)
+        if (
+            kept is None
+            or (kept.config, kept.device) != (self.config, self.device)
+            or [x.dtype for x in kept.weights] != [x.dtype for x in weights]
+            or not all(map(_C.same_bytes, kept.weights, weights))
+        ):
+            kept = _KEPT[self] = _Kept(self.config, self.device, [x.copy() for x in weights], {})
+        if key not in kept.made:
+            with torch.inference_mode(False), torch.no_grad():
+                kept.made[key] = make()
+        return kept.made[key]
 
     def forward(self, graph: Graph, t: Tensor, blocks: list[Blocks] | None = None) -> Motion:
         """The mean motion of the members, each atom at its own time t [times x atoms] (fs).
@@ -280,25 +328,52 @@ class MDtrajNet(nn.Module):
             primal, tangent = forward_ad.unpack_dual(self(graph, dual, blocks).displacement)
         return primal, torch.zeros_like(primal) if tangent is None else tangent
 
-    @torch.no_grad()
     def displacements(
         self, graph: Graph, times: np.ndarray, blocks: list[Blocks] | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
         """Displacements (Å) and velocities (Å/fs), both float64 [times, atoms, 3].
 
-        The frames of a window share one neighbour list and are predicted together. blocks: as for
-        :meth:`forward`.
+        The frames of a window share one neighbour list and are predicted together; the last time
+        has the same bits whatever the others. blocks: as for :meth:`forward`, but None for a
+        :meth:`snapshot`.
         """
-        moved, velocities = [], []
+        blocks = self.snapshot() if blocks is None else blocks
+        native = self.config.velocity_readout and blocks[0].backend == "cpu"
+        function = self._native_displacements if native else self._torch_displacements
         step = max(1, _ROWS // graph.atoms)
-        for k in range(0, len(times), step):
-            some = np.asarray(times[k : k + step], dtype=np.float64)
-            t = torch.from_numpy(some.repeat(graph.atoms)).to(graph.r)
-            dx, v = self.motion(graph, t, blocks)
-            shape = (len(some), graph.atoms, 3)
-            moved.append(dx.double().cpu().numpy().reshape(shape))
-            velocities.append(v.double().cpu().numpy().reshape(shape))
+        # natively no time has to do with another; torch may round products of other shapes anew
+        parts = [times] if native else [times[:-1], times[-1:]]
+        found = [
+            function(graph, part[k : k + step], blocks)
+            for part in parts
+            for k in range(0, len(part), step)
+        ]
+        if len(found) == 1:
+            return found[0]
+        moved, velocities = zip(*found, strict=True)
         return np.concatenate(moved), np.concatenate(velocities)
+
+    def _native_displacements(
+        self, graph: Graph, times: np.ndarray, blocks: list[Blocks]
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """What :meth:`forward` computes, in one call."""
+        return predict(
+            blocks,
+            [member.species_embedding for member in self.members],  # type: ignore[misc]
+            graph,
+            times,
+            time_cutoff=self.config.time_cutoff,
+            conserving=self.config.head == "conserving",
+        )
+
+    @torch.no_grad()
+    def _torch_displacements(
+        self, graph: Graph, times: np.ndarray, blocks: list[Blocks]
+    ) -> tuple[np.ndarray, np.ndarray]:
+        t = torch.from_numpy(np.repeat(times, graph.atoms)).to(graph.r)
+        moved, velocities = (x.double().cpu().numpy() for x in self.motion(graph, t, blocks))
+        shape = (len(times), graph.atoms, 3)
+        return moved.reshape(shape), velocities.reshape(shape)
 
     def check_times(self, times: Sequence[float] | np.ndarray) -> np.ndarray:
         """Times as a float64 array; refused outside 0 <= t <= time_cutoff."""

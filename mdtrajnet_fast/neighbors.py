@@ -106,6 +106,36 @@ class NeighborList:
         return Edges(*self._list.update(positions, cell, pbc, ptr, threads))
 
 
+def edge_vectors(
+    edges: Edges,
+    positions: NDArray[np.float64],
+    velocities: NDArray[np.float64],
+    cell: ArrayLike,
+    pbc: ArrayLike,
+    ptr: ArrayLike,
+    *,
+    float64: bool,
+) -> tuple[NDArray[np.floating], NDArray[np.floating]]:
+    """r and w [edges, 3]: where (Å) and how fast (Å/fs) the neighbours move, seen from the centres.
+
+    positions, cell, pbc and ptr as in :func:`neighbor_list` of many systems; velocities [atoms, 3].
+    The differences are taken in float64; float64=False rounds them to float32 afterwards.
+
+    Raises ValueError for shapes that do not match, or edges that are no compressed rows.
+    """
+    return _C.edge_vectors(
+        positions,
+        velocities,
+        cell,
+        pbc,
+        ptr,
+        edges.row_ptr,
+        edges.neighbor,
+        edges.shift,
+        float64,
+    )
+
+
 def connected_components(edges: Edges) -> NDArray[np.int64]:
     """Labels [atoms] of the connected components, numbered 0.. in the order of their first atoms.
 

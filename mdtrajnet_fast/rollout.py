@@ -10,17 +10,19 @@ model does, and an atom without neighbours moves by v0 t.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 
 import numpy as np
+from ase.units import fs
 
+from . import _C
 from .conservation import conserve
 from .model import MDtrajNet
 from .neighbors import NeighborList, neighbor_list
 from .system import System
-from .trajectory import momenta_from_velocities, velocities_from_momenta
 
 # Extra reach of the neighbour list (Å): it is built anew once an atom has moved half of this.
 SKIN = 0.6
@@ -74,8 +76,8 @@ def rollout(
     system, momenta: state at the start of window number `start`; momenta [atoms, 3], ASE units
         (they, not system.velocities, are the state).
     dt: spacing of the frames (fs); they lie at its multiples, counted from window 0.
-    window: stride (fs); None for the model's own. The end of a window is predicted by itself, so
-        that it does not depend on dt.
+    window: stride (fs); None for the model's own. The end of a window does not depend on dt, to the
+        bit: see :meth:`MDtrajNet.displacements`.
     duration: time of the last frame at most (fs, counted from window 0); None for no end.
 
     Yields :class:`Frames`. Raises ValueError for times that are not positive or a window beyond the
@@ -85,34 +87,32 @@ def rollout(
     """
     stride, spacing = exact(model.stride(window)), exact(_positive(dt, "dt"))
     last = None if duration is None else exact(_positive(duration, "duration"))
+    # in ticks, of which each of these times has a whole number: integers are exact, too, and fast
+    ticks = math.lcm(*(x.denominator for x in (stride, spacing, last) if x is not None))
+    step, gap = int(stride * ticks), int(spacing * ticks)
+    limit = None if last is None else int(last * ticks)
     neighbors = NeighborList(model.config.radial_cutoff, SKIN)
-    blocks = model.prepare()
+    blocks = model.snapshot()
     isolated = _isolated(system)
-    while last is None or start * stride < last:
-        begin, end = start * stride, (start + 1) * stride
-        frames = [k * spacing for k in range(begin // spacing + 1, end // spacing + 1)]
-        inner = np.array([float(t - begin) for t in frames if t < end])
-        system = dataclasses.replace(
-            system, velocities=velocities_from_momenta(momenta, system.masses)
-        )
+    masses = system.masses[:, None]
+    system = dataclasses.replace(system, velocities=momenta / masses * fs)
+    while limit is None or start * step < limit:
+        begin, end = start * step, (start + 1) * step
+        frames = range((begin // gap + 1) * gap, end + 1, gap)
+        # the end comes last, and is predicted whether it is a frame or not
+        times = np.array([t / ticks for t in (*(k - begin for k in frames if k < end), step)])
         try:
             edges = neighbors.update(system.positions, system.cell, system.pbc, system.ptr)
         except ValueError as error:
-            reason = f"the trajectory broke at {float(begin):g} fs: {error}"
+            reason = f"the trajectory broke at {begin / ticks:g} fs: {error}"
             broken = _coinciding(system, model.config.radial_cutoff)
             raise RolloutError(reason, broken, start, system.positions, momenta) from error
         graph = model.graph(system, edges)
-        times = np.array([float(stride)])
         moved, velocity = model.displacements(graph, times, blocks)
-        if len(inner):  # the end comes last, but is computed by itself: see above
-            moved_inner, velocity_inner = model.displacements(graph, inner, blocks)
-            times = np.concatenate([inner, times])
-            moved = np.concatenate([moved_inner, moved])
-            velocity = np.concatenate([velocity_inner, velocity])
         if (atom := _runaway(model, system, times, moved, velocity)) is not None:
             owner = int(system.system_index[atom])
             raise RolloutError(
-                f"the trajectory broke before {float(end):g} fs: atom {atom - system.ptr[owner]} "
+                f"the trajectory broke before {end / ticks:g} fs: atom {atom - system.ptr[owner]} "
                 f"leaves its course by more than {model.config.radial_cutoff:g} Å in one window, "
                 "or its velocity is not finite. The model left the chemistry it was trained on; "
                 "start from a lower temperature or a relaxed geometry",
@@ -124,14 +124,17 @@ def rollout(
         component = graph.component.cpu().numpy()
         moved, velocity = conserve(system, times, moved, velocity, component, isolated)
         positions = system.positions + moved
-        p = momenta_from_velocities(velocity, system.masses)
-        count = sum(last is None or t <= last for t in frames)
+        p = velocity / fs * masses
+        count = sum(limit is None or t <= limit for t in frames)
         yield Frames(
-            times=np.array([float(t) for t in frames[:count]]),
+            times=np.array([t / ticks for t in frames[:count]]),
             positions=positions[:count],
             momenta=p[:count],
         )
-        system, momenta = dataclasses.replace(system, positions=positions[-1]), p[-1]
+        momenta = p[-1]
+        system = dataclasses.replace(
+            system, positions=positions[-1], velocities=momenta / masses * fs
+        )
         start += 1
 
 
@@ -171,8 +174,7 @@ def _runaway(
     model: MDtrajNet, system: System, times: np.ndarray, moved: np.ndarray, velocity: np.ndarray
 ) -> int | None:
     """The first atom that no chemistry could have moved so far, if there is one."""
-    forced = moved
-    if model.config.head == "conserving":  # the published head leaves free flight to the rollout
-        forced = moved - system.velocities * times[:, None, None]
-    fine = (abs(forced) < model.config.radial_cutoff) & np.isfinite(velocity)
-    return None if fine.all() else int(np.argmin(fine.all(axis=(0, 2))))
+    config = model.config
+    flight = config.head == "conserving"  # the published head leaves free flight to the rollout
+    atom = _C.runaway(system.velocities, times, moved, velocity, flight, config.radial_cutoff)
+    return None if atom < 0 else atom

@@ -15,6 +15,7 @@ import ase
 import numpy as np
 from tqdm import tqdm
 
+from .analysis import FRAME_ROWS
 from .checkpoint import load_model
 from .device import device_rollout
 from .ensembles import set_velocities, thermal_velocities
@@ -175,21 +176,32 @@ class _Recorder:
                 self._writer.write(held.times, held.positions, held.momenta)
         self._times, self._positions, self._momenta = [held.times], [held.positions], [held.momenta]
         self._monitor = TrustMonitor(atoms, cutoff)
-        self._monitor.update(held.times, held.positions, held.momenta)
+        self._watched = 0  # parts
+        self._watch()
 
     def add(self, frames: Frames, own: slice) -> None:
         """Take in this system's share of a window, less the frames that are there already."""
-        new = frames.times > self._times[-1][-1]
-        if not new.any():
+        first = int(np.searchsorted(frames.times, self._times[-1][-1], side="right"))
+        if first == len(frames.times):
             return
-        times = frames.times[new]
-        positions, momenta = frames.positions[new, own], frames.momenta[new, own]
+        times = frames.times[first:]
+        positions, momenta = frames.positions[first:, own], frames.momenta[first:, own]
         self._times.append(times)
         self._positions.append(positions)
         self._momenta.append(momenta)
-        self._monitor.update(times, positions, momenta)
+        self._waiting += momenta.size // 3
+        if self._waiting >= FRAME_ROWS:
+            self._watch()
         if self._writer is not None:
             self._writer.write(times, positions, momenta)
+
+    def _watch(self) -> None:
+        """Show the monitor what it has not seen yet."""
+        new = slice(self._watched, None)
+        if self._times[new]:
+            parts = (self._times, self._positions, self._momenta)
+            self._monitor.update(*(np.concatenate(part[new]) for part in parts))
+        self._watched, self._waiting = len(self._times), 0
 
     def trajectory(self, duration: float) -> Trajectory:
         """The frames up to `duration`, with the trust summary of all that there are."""
@@ -204,6 +216,7 @@ class _Recorder:
             momenta[wanted],
             self._held.metadata,
         )
+        self._watch()
         trust = self._monitor.summary()
         if self.failure is not None:
             trust = dataclasses.replace(trust, warnings=(self.failure, *trust.warnings))
@@ -271,6 +284,10 @@ def model_hash(model: MDtrajNet) -> str:
 
     Tells which function made a trajectory.
     """
+    return model.kept("hash", lambda: _hash(model))
+
+
+def _hash(model: MDtrajNet) -> str:
     digest = hashlib.sha256(json.dumps(model.config.to_dict()).encode())
     for name, value in sorted(model.state_dict().items()):
         digest.update(name.encode())

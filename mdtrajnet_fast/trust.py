@@ -21,11 +21,13 @@ from scipy.special import fdtri
 
 from .analysis import (
     EV,
+    FRAME_ROWS,
     Array,
     BondChange,
     BondWatch,
     atomic_degrees_of_freedom,
     centre_of_mass,
+    frames_as_systems,
     kinetic_temperature,
     off_a_straight_line,
     relative_angular_momentum,
@@ -187,22 +189,37 @@ class TrustMonitor:
                 )
             self._begin(float(t[0]), x[0], v[0])
         usable = len(t) if np.all(finite) else int(np.argmin(finite))
-        for k in range(usable):
-            if t[k] < self._next_look:
-                continue
-            self._next_look = float(t[k]) + _LOOK_EVERY_FS
-            try:
-                self._bonds.update(float(t[k]), x[k])
-                if self._near is not None:
-                    edges = self._near.update(x[k], self._bonds.cell, self._bonds.pbc)
-                    self._lonely |= np.diff(edges.row_ptr) == 0
-            except ValueError:  # the neighbour list refuses atoms that sit on each other
-                usable = k
+        looks = []
+        for k, time in enumerate(t[:usable].tolist()):
+            if time >= self._next_look:
+                self._next_look = time + _LOOK_EVERY_FS
+                looks.append(k)
+        step = max(1, FRAME_ROWS // len(self._atoms))
+        for k in range(0, len(looks), step):
+            some = looks[k : k + step]
+            if (count := self._look(t[some], x[some])) < len(some):
+                usable = some[count]
                 break
         if usable < len(t):
             self._unusable = float(t[usable])
         if usable:
             self._add(t[:usable], x[:usable], v[:usable])
+
+    def _look(self, t: Array, x: Array) -> int:
+        """Look for bonds and lonely atoms; how many frames there are before one that is refused."""
+        try:
+            self._bonds.update(t, x)
+            if self._near is not None:
+                systems = frames_as_systems(x, self._bonds.cell, self._bonds.pbc)
+                edges = self._near.update(x.reshape(-1, 3), *systems)
+                degrees = np.diff(edges.row_ptr).reshape(len(t), -1)
+                self._lonely |= (degrees == 0).any(axis=0)
+        except ValueError:  # the neighbour list refuses atoms that sit on each other
+            half = len(t) // 2
+            if half == 0 or (first := self._look(t[:half], x[:half])) == 0:
+                return 0
+            return first if first < half else half + self._look(t[half:], x[half:])
+        return len(t)
 
     def _begin(self, time: float, positions: Array, velocities: Array) -> None:
         m = self._masses

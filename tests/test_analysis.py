@@ -12,6 +12,7 @@ from ase.build import bulk, molecule
 from mdtrajnet_fast import analysis
 from mdtrajnet_fast.analysis import (
     WAVENUMBER,
+    BondWatch,
     atomic_degrees_of_freedom,
     bond_changes,
     bonds,
@@ -420,6 +421,25 @@ def test_bonds_are_reported() -> None:
     assert exact.time_fs <= change.time_fs < exact.time_fs + 5
     assert any(w.startswith("1 bond broke: O0-H1 at") for w in summary.warnings)
     assert summary.lonely_atoms == ()
+
+
+@pytest.mark.parametrize("pbc", [False, True])
+def test_frames_are_watched_together_as_one_by_one(pbc: bool) -> None:
+    atoms = molecule("CH3CH2OH", cell=[7, 8, 9], pbc=pbc)
+    rng = np.random.default_rng(0)
+    steps = rng.normal(scale=0.04, size=(60, 9, 3))
+    x, t = atoms.positions + np.cumsum(steps, axis=0), 10.0 * np.arange(60)
+    together, single = BondWatch(atoms, x[0]), BondWatch(atoms, x[0])
+    together.update(t, x)
+    for k in range(60):
+        single.update(t[k : k + 1], x[k : k + 1])
+    changes = together.changes()
+    assert changes == single.changes() and changes.broken and changes.formed
+    x[40, 3] = x[40, 4]
+    refused = BondWatch(atoms, x[0])
+    with pytest.raises(ValueError, match="coincide"):
+        refused.update(t, x)
+    assert refused.changes() == ((), ())
 
 
 @pytest.mark.parametrize("pbc", [False, True])

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from scipy.spatial.transform import Rotation
 
+from mdtrajnet_fast import _C
 from mdtrajnet_fast.conservation import conserve
 from mdtrajnet_fast.neighbors import connected_components, neighbor_list
 from mdtrajnet_fast.system import System
@@ -193,3 +194,25 @@ def test_wrong_shapes_are_refused(change, message):
     given = dict(zip(names, inputs([cases.hot("CH3CH2OH")], 0), strict=True))
     with pytest.raises(ValueError, match=message):
         conserve(**(given | change))
+
+
+@pytest.mark.parametrize("flight", [False, True])
+def test_runaway(flight):
+    rng = np.random.default_rng(3)
+    v, t = rng.normal(scale=0.1, size=(7, 3)), np.array([1.0, 40.0])
+    start = v * t[:, None, None] if flight else 0.0
+    moved = start + rng.uniform(-3.9, 3.9, (2, 7, 3))
+    velocity = rng.normal(size=(2, 7, 3))
+
+    def found():
+        return _C.runaway(v, t, moved, velocity, flight, 4.0)
+
+    assert found() == -1
+    velocity[0, 6, 1] = np.inf
+    assert found() == 6
+    moved[1, 5, 2] = np.nan
+    assert found() == 5
+    moved[0, 3] = (start[0, 3] if flight else 0.0) + np.array([0.0, -4.1, 0.0])
+    assert found() == 3
+    with pytest.raises(ValueError, match=r"moved must be of shape \[1, 7, 3\]"):
+        _C.runaway(v, t[:1], moved, velocity, flight, 4.0)

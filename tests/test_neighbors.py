@@ -24,7 +24,13 @@ from neighbor_cases import (
 )
 from scipy.spatial.transform import Rotation
 
-from mdtrajnet_fast.neighbors import Edges, NeighborList, connected_components, neighbor_list
+from mdtrajnet_fast.neighbors import (
+    Edges,
+    NeighborList,
+    connected_components,
+    edge_vectors,
+    neighbor_list,
+)
 
 each_system = pytest.mark.parametrize("name", SYSTEMS)
 
@@ -273,6 +279,29 @@ def test_connected_components():
     assert connected_components(neighbor_list(np.empty((0, 3)), 1.0)).tolist() == []
     chain = np.outer(np.arange(5000.0), [1, 0, 0])[::-1]
     assert not connected_components(neighbor_list(chain, 1.1)).any()
+
+
+@pytest.mark.parametrize("float64", [True, False])
+def test_edge_vectors(float64):
+    """Two systems, one of them periodic in a small, skewed cell, far from the origin."""
+    rng = np.random.default_rng(5)
+    positions = rng.uniform(0, 6, (30, 3)) + 1e4
+    velocities = rng.normal(size=(30, 3))
+    cells = np.stack([np.zeros((3, 3)), 5 * np.eye(3) + rng.uniform(0, 1, (3, 3))])
+    system = cells, np.array([[False] * 3, [True] * 3]), np.array([0, 12, 30])
+    edges = neighbor_list(positions, 4.0, *system)
+    r, w = edge_vectors(edges, positions, velocities, *system, float64=float64)
+    i, j = np.repeat(np.arange(30), np.diff(edges.row_ptr)), edges.neighbor
+    image = np.einsum("ei,eij->ej", edges.shift, cells[(i >= 12).astype(int)])
+    assert abs(edges.shift).max() > 0 and r.dtype == w.dtype == np.dtype(f"f{8 if float64 else 4}")
+    tolerance = 1e-12 if float64 else 1e-6
+    np.testing.assert_allclose(r, positions[j] - positions[i] + image, rtol=0, atol=tolerance)
+    np.testing.assert_allclose(w, velocities[j] - velocities[i], rtol=0, atol=tolerance)
+    with pytest.raises(ValueError, match="velocities must be of shape"):
+        edge_vectors(edges, positions, velocities[1:], *system, float64=float64)
+    with pytest.raises(ValueError, match="compressed rows"):
+        wrong = Edges(edges.row_ptr, edges.neighbor + np.int32(30), edges.shift)
+        edge_vectors(wrong, positions, velocities, *system, float64=float64)
 
 
 P = np.arange(12.0).reshape(4, 3)

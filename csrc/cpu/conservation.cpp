@@ -184,6 +184,18 @@ void conserve_component(const Motion& m, const int64_t* begin, const int64_t* en
 
 }  // namespace
 
+int64_t runaway(const Motion& m, bool flight, double cutoff) {
+    int64_t first = m.atoms;
+    for (int64_t k = 0; k < m.times; ++k)
+        for (int64_t i = 0; i < first; ++i)
+            for (int64_t x = 3 * i; x < 3 * i + 3; ++x) {
+                const int64_t at = 3 * m.atoms * k + x;
+                const double away = m.moved[at] - (flight ? m.t[k] * m.velocities[x] : 0);
+                if (!(std::abs(away) < cutoff && std::isfinite(m.velocity[at]))) first = i;
+            }
+    return first < m.atoms ? first : -1;
+}
+
 void conserve(const Motion& motion, int steps) {
     // the atoms in the order of their labels
     std::vector<int64_t> ptr(motion.atoms + 1), order(motion.atoms);

@@ -23,6 +23,10 @@ struct Motion {
     double* velocity;  // [times][atoms][3], Å/fs
 };
 
+// The first atom that moves by `cutoff` (Å) or more from where it started (with `flight`, from where it would be in free
+// flight), or has a number that is not finite; -1 if there is none.  Reads neither positions, masses nor components.
+std::int64_t runaway(const Motion& motion, bool flight, double cutoff);
+
 // steps: the most Newton steps on an angular momentum.
 void conserve(const Motion& motion, int steps);
 

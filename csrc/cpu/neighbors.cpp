@@ -732,6 +732,29 @@ void VerletList::fill(int32_t* neighbor, int32_t* shift) const {
     for (int t = 0; t < team; ++t) work(atoms * t / team, atoms * (t + 1) / team);
 }
 
+template <class T>
+void edge_vectors(const Systems& systems, const double* velocities, const int64_t* row_ptr, const int32_t* neighbor,
+                  const int32_t* shift, T* r, T* w) {
+    for (int64_t s = 0; s < systems.count; ++s) {
+        const double* cell = systems.cells ? systems.cells + 9 * s : nullptr;
+        for (int64_t i = systems.ptr[s]; i < systems.ptr[s + 1]; ++i)
+            for (int64_t e = row_ptr[i]; e < row_ptr[i + 1]; ++e) {
+                const int64_t j = neighbor[e];
+                for (int x = 0; x < 3; ++x) {
+                    double away = systems.positions[3 * j + x] - systems.positions[3 * i + x];
+                    if (cell)
+                        away += shift[3 * e] * cell[x] + shift[3 * e + 1] * cell[3 + x] + shift[3 * e + 2] * cell[6 + x];
+                    r[3 * e + x] = static_cast<T>(away);
+                    w[3 * e + x] = static_cast<T>(velocities[3 * j + x] - velocities[3 * i + x]);
+                }
+            }
+    }
+}
+
+template void edge_vectors(const Systems&, const double*, const int64_t*, const int32_t*, const int32_t*, float*, float*);
+template void edge_vectors(const Systems&, const double*, const int64_t*, const int32_t*, const int32_t*, double*,
+                           double*);
+
 void connected_components(int64_t atoms, const int64_t* row_ptr, const int32_t* neighbor, int64_t* labels) {
     // Union-find whose roots are the first atoms of their components.
     std::vector<int64_t> parent(atoms);

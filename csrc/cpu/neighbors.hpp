@@ -75,6 +75,12 @@ class VerletList {
     const std::int64_t* kept_row_ptr_ = nullptr;
 };
 
+// r [edges][3] (Å) of each edge, as above, and w [edges][3] (Å/fs), the velocity of the neighbour less that of the centre:
+// differences in double precision, then rounded to T.
+template <class T>
+void edge_vectors(const Systems& systems, const double* velocities, const std::int64_t* row_ptr,
+                  const std::int32_t* neighbor, const std::int32_t* shift, T* r, T* w);
+
 // Labels 0.. of the connected components, in the order of their first atoms.
 void connected_components(std::int64_t atoms, const std::int64_t* row_ptr, const std::int32_t* neighbor,
                           std::int64_t* labels);

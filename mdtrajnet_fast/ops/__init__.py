@@ -1,6 +1,6 @@
 """The operations a model is made of. Nothing here knows of models or files."""
 
-from .blocks import BACKENDS, Blocks, choose_backend, edge_attention
+from .blocks import BACKENDS, Blocks, choose_backend, edge_attention, predict
 from .graph import Graph
 from .reference import BlockWeights, FoldedWeights, cutoff_envelope, fold, gaussian_basis
 
@@ -15,4 +15,5 @@ __all__ = [
     "edge_attention",
     "fold",
     "gaussian_basis",
+    "predict",
 ]

@@ -9,11 +9,12 @@ predict faster than Triton's is reasoned from counted instructions, not measured
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
@@ -159,3 +160,15 @@ class Blocks:
         if tangent is None:
             return dx[0], dv[0]
         return forward_ad.make_dual(*dx), forward_ad.make_dual(*dv)
+
+
+def predict(
+    members: Sequence[Blocks],
+    embeddings: Sequence[Tensor],
+    graph: Graph,
+    times: np.ndarray,
+    **head: Any,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Whole networks around blocks of the backend "cpu" in one call: see :func:`.cpu.predict`."""
+    native = [blocks._native for blocks in members]
+    return cpu.predict(native, embeddings, members[0].running, graph, times, **head)

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from .. import _C
-from .graph import CSR
+from .graph import CSR, Graph
 from .reference import FoldedWeights
 
 # Atoms times neighbours of one thread: below, waking another takes longer than it saves.
@@ -73,8 +74,9 @@ class Block:
 
     def _check(self, tensors: Sequence[Tensor]) -> None:
         """Refuse what the kernels would misread: they see addresses alone."""
+        dtypes = (self.dtype, torch.int64)
         for x in tensors:
-            if x.device.type != "cpu" or x.dtype not in (self.dtype, torch.int64):
+            if not x.is_cpu or x.dtype not in dtypes:
                 raise ValueError(
                     f"the CPU kernels of a {self.dtype} model take {self.dtype} tensors on the "
                     f"CPU, but got {x.dtype} on {x.device}; convert one or the other"
@@ -153,3 +155,38 @@ def stack(
         _threads(graph, times),
     )
     return displacement, velocity
+
+
+def predict(
+    members: Sequence[Sequence[Block]],
+    embeddings: Sequence[Tensor],
+    running: bool,
+    graph: Graph,
+    times: np.ndarray,
+    *,
+    time_cutoff: float,
+    conserving: bool,
+) -> tuple[np.ndarray, np.ndarray]:
+    """The mean motion of whole networks: displacements (Å) and velocities (Å/fs).
+
+    embeddings: [species, channels] each. times: [times] fs; the results are float64 [times, atoms,
+    3], and each time's the same bits whatever the others. See :meth:`.Network.forward`, with
+    velocity_readout.
+    """
+    csr = CSR(*_ready(graph.csr))
+    atoms = _ready((graph.species, graph.masses, graph.velocities, graph.component))
+    embeddings = _ready(embeddings)
+    members[0][0]._check((*csr, *atoms, *embeddings))
+    species, masses, velocities, component = _pointers(atoms)
+    return _C.predict(
+        [[block.native for block in member] for member in members],
+        _pointers(embeddings),
+        embeddings[0].shape[0],
+        running,
+        conserving,
+        time_cutoff,
+        _graph(csr),
+        (species, masses, velocities, component, graph.components),
+        times,
+        _threads(csr, len(times)),
+    )

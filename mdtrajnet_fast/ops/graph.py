@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..neighbors import Edges, connected_components
+from ..neighbors import Edges, connected_components, edge_vectors
 from ..system import System
 
 
@@ -75,32 +75,33 @@ class Graph:
         device: torch.device | str | None = None,
     ) -> Graph:
         """The graph of a system with its neighbour list; species: [atoms] indices."""
-        center = np.repeat(np.arange(len(system.numbers)), np.diff(edges.row_ptr))
-        r = system.positions[edges.neighbor] - system.positions[center]
-        if system.pbc.any():
-            cell = system.cell[system.system_index[center]]
-            r += np.einsum("ei,eij->ej", edges.shift, cell)
-        w = system.velocities[edges.neighbor] - system.velocities[center]
+        r, w = edge_vectors(
+            edges,
+            system.positions,
+            system.velocities,
+            system.cell,
+            system.pbc,
+            system.ptr,
+            float64=dtype == torch.float64,
+        )
         component = connected_components(edges)
+        on_cpu = device is None or torch.device(device).type == "cpu"
+        precision = np.float64 if dtype == torch.float64 else np.float32
 
-        def real(array: np.ndarray) -> Tensor:
-            return torch.from_numpy(np.ascontiguousarray(array)).to(device=device, dtype=dtype)
-
-        def index(array: np.ndarray) -> Tensor:
-            return torch.from_numpy(np.ascontiguousarray(array)).to(
-                device=device, dtype=torch.int64
-            )
+        def tensor(array: np.ndarray, kind: type) -> Tensor:
+            x = torch.from_numpy(np.ascontiguousarray(array, kind))
+            return x if on_cpu else x.to(device)
 
         return cls(
-            species=index(species),
-            masses=real(system.masses),
-            velocities=real(system.velocities),
-            component=index(component),
+            species=tensor(species, np.int64),
+            masses=tensor(system.masses, precision),
+            velocities=tensor(system.velocities, precision),
+            component=tensor(component, np.int64),
             components=int(component.max()) + 1,
-            row_ptr=index(edges.row_ptr),
-            neighbor=index(edges.neighbor),
-            r=real(r),
-            w=real(w),
+            row_ptr=tensor(edges.row_ptr, np.int64),
+            neighbor=tensor(edges.neighbor, np.int64),
+            r=tensor(r, precision),
+            w=tensor(w, precision),
         )
 
     @property

@@ -1,0 +1,108 @@
+#include "cpu/head.hpp"
+
+#include <algorithm>
+#include <cmath>
+#include <vector>
+
+#include "math/edge.hpp"
+
+namespace mdtrajnet {
+namespace {
+
+using std::int64_t;
+
+// The mean velocity of each atom and its neighbours, less its own: [atoms][3].
+template <class T>
+std::vector<T> drifts(const AttentionGraph<T>& graph, const T* masses, T cutoff, int threads) {
+    std::vector<T> drift(3 * graph.atoms);
+#pragma omp parallel for num_threads(threads) if (threads > 1)
+    for (int64_t i = 0; i < graph.atoms; ++i) {
+        T total = masses[i], sum[3] = {};
+        for (int64_t e = graph.row_ptr[i]; e < graph.row_ptr[i + 1]; ++e) {
+            const T *r = graph.r + 3 * e, *w = graph.w + 3 * e;
+            const T mass = masses[graph.neighbor[e]] * envelope(std::sqrt(r[0] * r[0] + r[1] * r[1] + r[2] * r[2]), cutoff);
+            total += mass;
+            for (int x = 0; x < 3; ++x) sum[x] += mass * w[x];
+        }
+        for (int x = 0; x < 3; ++x) drift[3 * i + x] = sum[x] / total;
+    }
+    return drift;
+}
+
+// Takes from `of` [atoms][3] its mass-weighted mean in each component.  sum, mass: memory [components][3], [components].
+template <class T>
+void remove_means(const HeadAtoms<T>& atoms, int64_t count, T* of, std::vector<double>& sum, std::vector<double>& mass) {
+    std::fill(sum.begin(), sum.end(), 0.0);
+    std::fill(mass.begin(), mass.end(), 0.0);
+    for (int64_t i = 0; i < count; ++i) {
+        const int64_t c = atoms.component[i];
+        mass[c] += atoms.masses[i];
+        for (int x = 0; x < 3; ++x) sum[3 * c + x] += double(atoms.masses[i]) * of[3 * i + x];
+    }
+    for (int64_t i = 0; i < count; ++i) {
+        const int64_t c = atoms.component[i];
+        for (int x = 0; x < 3; ++x) of[3 * i + x] -= T(sum[3 * c + x] / mass[c]);
+    }
+}
+
+}  // namespace
+
+template <class T>
+void first_scalars(const HeadSizes& size, const T* embedding, int64_t atoms, const int64_t* species, int64_t times,
+                   const double* t, T* scalars) {
+    const long channels = size.species_channels, centres = size.time_channels;
+    const double step = size.time_cutoff / (centres - 1);
+    std::vector<T> basis(centres);
+    for (int64_t k = 0; k < times; ++k) {
+        for (long c = 0; c < centres; ++c) {
+            const double x = (t[k] - c * step) / step;
+            basis[c] = T(std::exp(-x * x) / 1.12);
+        }
+        for (int64_t i = 0; i < atoms; ++i) {
+            scalars = std::copy_n(embedding + species[i] * channels, channels, scalars);
+            scalars = std::copy(basis.begin(), basis.end(), scalars);
+        }
+    }
+}
+
+template <class T>
+void add_motion(const HeadSizes& size, const AttentionGraph<T>& graph, const HeadAtoms<T>& atoms, int64_t times,
+                const double* t, T* dx, T* dv, double share, double* moved, double* velocity, int threads) {
+    const int64_t numbers = 3 * graph.atoms;
+    std::vector<T> drift;
+    if (size.conserving) drift = drifts(graph, atoms.masses, T(size.radial_cutoff), threads);
+#pragma omp parallel num_threads(threads) if (threads > 1)
+    {
+        std::vector<double> sum(3 * atoms.components), mass(atoms.components);
+#pragma omp for
+        for (int64_t k = 0; k < times; ++k) {
+            T *x = dx + k * numbers, *y = dv + k * numbers;
+            if (size.conserving) {
+                const double part = t[k] / size.time_cutoff;
+                const T carried = T(t[k] * (1 - std::exp(-9 * part * part)));
+                const T rise = T(5 * part * part / (4 * part + 1)), slope = T(part);
+                for (int64_t n = 0; n < numbers; ++n) {
+                    x[n] = drift[n] * carried + rise * x[n];
+                    y[n] *= slope;
+                }
+                remove_means(atoms, graph.atoms, x, sum, mass);
+                remove_means(atoms, graph.atoms, y, sum, mass);
+            }
+            const double flight = size.conserving ? t[k] : 0;  // the published head leaves it to the rollout
+            for (int64_t n = 0; n < numbers; ++n) {
+                const double v = atoms.velocities[n];
+                moved[k * numbers + n] += share * (v * flight + x[n]);
+                velocity[k * numbers + n] += share * (v + y[n]);
+            }
+        }
+    }
+}
+
+template void first_scalars(const HeadSizes&, const float*, int64_t, const int64_t*, int64_t, const double*, float*);
+template void first_scalars(const HeadSizes&, const double*, int64_t, const int64_t*, int64_t, const double*, double*);
+template void add_motion(const HeadSizes&, const AttentionGraph<float>&, const HeadAtoms<float>&, int64_t, const double*,
+                         float*, float*, double, double*, double*, int);
+template void add_motion(const HeadSizes&, const AttentionGraph<double>&, const HeadAtoms<double>&, int64_t,
+                         const double*, double*, double*, double, double*, double*, int);
+
+}  // namespace mdtrajnet
