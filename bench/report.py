@@ -18,7 +18,8 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from operator import attrgetter
 from pathlib import Path
@@ -401,31 +402,38 @@ def markdown(report: dict[str, Any]) -> str:
     return "\n".join(out) + "\n"
 
 
-def plot(report: dict[str, Any], path: Path) -> None:
-    """Time of a pass against the number of atoms, both logarithmic."""
+@contextmanager
+def loglog(path: Path) -> Iterator[Any]:
+    """Axes for curves in logarithmic scales, which become a picture with grid and legend."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(figsize=(6.4, 4.8), layout="constrained")
-    for series, rows in report["scaling"]["series"].items():
-        exponent = report["scaling"]["exponents"].get(series)
-        label = series + (f", exponent {exponent['median']:.2f}" if exponent else "")
-        axes.loglog(
-            [row["atoms"] for row in rows],
-            [row["median"] for row in rows],
-            marker="o",
-            linestyle="-" if series.startswith("diamond") else "--",
-            label=label,
-        )
-    axes.set_xlabel("atoms")
-    axes.set_ylabel("s per pass (positions)")
-    axes.set_title(f"{report['processor']['name']}, {report['threads']} thread(s)")
+    yield axes
     axes.grid(True, which="both", alpha=0.3)
     axes.legend()
     figure.savefig(path, dpi=120)
     plt.close(figure)
+
+
+def plot(report: dict[str, Any], path: Path) -> None:
+    """Time of a pass against the number of atoms, both logarithmic."""
+    with loglog(path) as axes:
+        for series, rows in report["scaling"]["series"].items():
+            exponent = report["scaling"]["exponents"].get(series)
+            label = series + (f", exponent {exponent['median']:.2f}" if exponent else "")
+            axes.loglog(
+                [row["atoms"] for row in rows],
+                [row["median"] for row in rows],
+                marker="o",
+                linestyle="-" if series.startswith("diamond") else "--",
+                label=label,
+            )
+        axes.set_xlabel("atoms")
+        axes.set_ylabel("s per pass (positions)")
+        axes.set_title(f"{report['processor']['name']}, {report['threads']} thread(s)")
 
 
 def main() -> None:

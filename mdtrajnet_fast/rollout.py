@@ -16,13 +16,13 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 import numpy as np
-from ase.units import fs
 
 from . import _C
 from .conservation import conserve
 from .model import MDtrajNet
 from .neighbors import NeighborList, neighbor_list
 from .system import System
+from .trajectory import momenta_from_velocities, velocities_from_momenta
 
 # Extra reach of the neighbour list (Å): it is built anew once an atom has moved half of this.
 SKIN = 0.6
@@ -94,8 +94,8 @@ def rollout(
     neighbors = NeighborList(model.config.radial_cutoff, SKIN)
     blocks = model.snapshot()
     isolated = _isolated(system)
-    masses = system.masses[:, None]
-    system = dataclasses.replace(system, velocities=momenta / masses * fs)
+    masses = system.masses
+    system = dataclasses.replace(system, velocities=velocities_from_momenta(momenta, masses))
     while limit is None or start * step < limit:
         begin, end = start * step, (start + 1) * step
         frames = range((begin // gap + 1) * gap, end + 1, gap)
@@ -124,7 +124,7 @@ def rollout(
         component = graph.component.cpu().numpy()
         moved, velocity = conserve(system, times, moved, velocity, component, isolated)
         positions = system.positions + moved
-        p = velocity / fs * masses
+        p = momenta_from_velocities(velocity, masses)
         count = sum(limit is None or t <= limit for t in frames)
         yield Frames(
             times=np.array([t / ticks for t in frames[:count]]),
@@ -133,7 +133,7 @@ def rollout(
         )
         momenta = p[-1]
         system = dataclasses.replace(
-            system, positions=positions[-1], velocities=momenta / masses * fs
+            system, positions=positions[-1], velocities=velocities_from_momenta(momenta, masses)
         )
         start += 1
 

@@ -470,13 +470,16 @@ def _deferred_interrupt() -> Iterator[Callable[[], bool]]:
         signal.signal(signal.SIGINT, before)
 
 
+# Settings of how a run is carried out, not of what comes out.
+_RUNNING = ("output", "processes", "threads", "device", "checkpoint_minutes")
+
+
 def _same_run(saved: dict[str, Any], now: dict[str, Any], path: Path) -> None:
-    free = {"output", "processes", "threads", "device", "checkpoint_minutes"}
     defaults = {f.name: f.default for f in dataclasses.fields(TrainConfig)}
     different = [
         name
         for name in now
-        if name not in free and _plain(saved.get(name, defaults.get(name))) != _plain(now[name])
+        if name not in _RUNNING and _plain(saved.get(name, defaults.get(name))) != _plain(now[name])
     ]
     if different:
         raise ValueError(
@@ -488,7 +491,7 @@ def _same_run(saved: dict[str, Any], now: dict[str, Any], path: Path) -> None:
 def _provenance(config: TrainConfig, step: int) -> dict[str, Any]:
     """What made the weights, free of paths: the settings, and the data by their file names."""
     settings = dataclasses.asdict(config)
-    for name in ("output", "validation", "processes", "threads", "device", "checkpoint_minutes"):
+    for name in (*_RUNNING, "validation"):
         del settings[name]
     for name in ("data", "more_data"):
         settings[name] = [Path(path).name for path in settings[name]]
