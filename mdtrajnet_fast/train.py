@@ -34,6 +34,7 @@ from .report import plot_training
 from .resident import ResidentPairs, TensorBatch
 from .rollout import one_window
 from .soap import SOAP
+from .system import System
 from .team import Member, team
 
 
@@ -65,8 +66,9 @@ class TrainConfig:
         only.
     time_reversal: half of the pairs run backwards, velocities negated: as true for NVE data.
     own_starts: share of the pairs that start from the averaged model's own prediction of their
-        start, one window earlier, as all windows of a rollout but the first do: it teaches a
-        trained model (`initial`) to stay on course. Such batches are drawn on the CPU.
+        start, as all windows of a rollout but the first do: it teaches a trained model (`initial`)
+        to stay on course. Such batches are drawn on the CPU.
+    own_windows: the predictions of those starts are 1 to own_windows windows long, equally often.
     ema_decay: decay of the averaged weights, the ones that are validated and saved.
     validate_every, validation_pairs: steps between validations, and pairs of each set, all at the
         model's window.
@@ -98,6 +100,7 @@ class TrainConfig:
     velocity_weight_fs: float = 0.0
     time_reversal: bool = False
     own_starts: float = 0.0
+    own_windows: int = 1
     ema_decay: float = 0.999
     validate_every: int = 1000
     validation_pairs: int = 1000
@@ -114,7 +117,8 @@ class TrainConfig:
         if not self.data:
             raise ValueError("a training run needs at least one data file")
         object.__setattr__(self, "validation", _validation_sets(self.validation))
-        for name in ("steps", "batch_size", "processes", "validate_every", "validation_pairs"):
+        counts = ("steps", "batch_size", "processes", "own_windows", "validate_every")
+        for name in (*counts, "validation_pairs"):
             value = getattr(self, name)
             if not isinstance(value, int) or value < 1:
                 raise ValueError(f"{name} must be a whole number, at least 1, got {value!r}")
@@ -384,17 +388,25 @@ class _Run:
             whole = self.source.draw(rng, config.batch_size, self.max_lag, **options)
             return whole, whole.displacement.numel()
         own = round(config.own_starts * config.batch_size)
+        windows = config.own_windows if own else 0
         window = self.model.stride()
         choice = self.pairs.choose(
-            rng, config.batch_size, self.max_lag, history_fs=window if own else 0.0, **options
+            rng, config.batch_size, self.max_lag, history_fs=windows * window, **options
         )
         atoms = self.pairs.atoms[choice.record]
         mine = self.member.share(atoms)
         choice = choice.part(mine)
         batch = self.pairs.batch(choice)
-        if own := int((mine < own).sum()):
-            earlier = self.pairs.before(choice.part(slice(own)), window)
-            batch = batch.moved(one_window(self.average, self.pairs.batch(earlier).system))
+        moved: System | None = None
+        for back in range(windows, 0, -1):  # the first pairs set out earliest, others join them
+            joined = int((mine < own * (windows - back + 1) // windows).sum())
+            if joined:
+                earlier = self.pairs.before(choice.part(slice(joined)), back * window)
+                start = self.pairs.batch(earlier)
+                start = start if moved is None else start.moved(moved)
+                moved = one_window(self.average, start.system)
+        if moved is not None:
+            batch = batch.moved(moved)
         return batch, 3 * int(atoms.sum())
 
     def validate(self) -> dict[str, float]:

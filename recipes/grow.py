@@ -1,11 +1,12 @@
-"""Makes larger.smi and larger-2.smi: molecules larger than any that the models are judged on.
+"""Makes larger.smi, larger-2.smi and smaller.smi: more molecules to train on.
 
     python recipes/grow.py recipes/molecules.csv > recipes/larger.smi
     python recipes/grow.py recipes/molecules.csv --count 848 | tail -348 > recipes/larger-2.smi
+    python recipes/grow.py recipes/molecules.csv --atoms 5 9 > recipes/smaller.smi
 
 molecules.csv has columns smiles and split. In a training molecule one hydrogen is replaced by a
-group; what has 10 to 12 atoms is kept, a few per parent, so that every kind of bond gets new
-neighbours. As the molecules that measure transfer have at most nine atoms, none of them can be
+group; what has the right number of atoms is kept, a few per parent, so that every kind of bond gets
+new neighbours. The molecules of molecules.csv, and with them those that measure transfer, are never
 among these.
 """
 
@@ -34,11 +35,10 @@ GROUPS = (
     "C(=O)O",
     "C(N)=O",
 )
-SIZES = range(10, 13)
 
 
-def grown(parent: str) -> list[str]:
-    """Canonical SMILES of the right size that differ from the parent in one group."""
+def grown(parent: str, sizes: range) -> list[str]:
+    """Canonical SMILES of these numbers of atoms that differ from the parent in one group."""
     molecule = Chem.AddHs(Chem.MolFromSmiles(parent))
     found = set()
     for hydrogen in (a for a in molecule.GetAtoms() if a.GetSymbol() == "H"):
@@ -55,7 +55,7 @@ def grown(parent: str) -> list[str]:
             for index in sorted((hydrogen.GetIdx(), spare), reverse=True):
                 pair.RemoveAtom(index)
             whole = pair.GetMol()
-            if Chem.SanitizeMol(whole, catchErrors=True) or whole.GetNumAtoms() not in SIZES:
+            if Chem.SanitizeMol(whole, catchErrors=True) or whole.GetNumAtoms() not in sizes:
                 continue
             found.add(Chem.MolToSmiles(Chem.RemoveHs(whole)))
     return sorted(found)
@@ -64,14 +64,18 @@ def grown(parent: str) -> list[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("molecules")
+    parser.add_argument("--atoms", type=int, nargs=2, default=(10, 12), metavar=("LEAST", "MOST"))
     parser.add_argument("--count", type=int, default=500)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     RDLogger.DisableLog("rdApp.*")
     with open(arguments.molecules, newline="") as file:
-        parents = [row["smiles"] for row in csv.DictReader(file) if row["split"] == "train"]
+        molecules = list(csv.DictReader(file))
+    known = {Chem.CanonSmiles(row["smiles"]) for row in molecules}
+    parents = [row["smiles"] for row in molecules if row["split"] == "train"]
     rng = random.Random(arguments.seed)
-    of_parent = {parent: grown(parent) for parent in parents}
+    sizes = range(arguments.atoms[0], arguments.atoms[1] + 1)
+    of_parent = {p: [s for s in grown(p, sizes) if s not in known] for p in parents}
     chosen: dict[str, None] = {}
     while len(chosen) < arguments.count and any(of_parent.values()):
         for parent in rng.sample(parents, len(parents)):

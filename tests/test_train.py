@@ -279,7 +279,7 @@ def test_files_of_a_run(config, tmp_path):
         (7, {}),
         (20, {}),
         (17, {"optimizer": "soap", "own_starts": 0.5}),
-        (7, {"processes": 2, "own_starts": 0.5}),
+        (7, {"processes": 2, "own_starts": 0.5, "own_windows": 2}),
     ],
 )
 def test_resume_is_exact(config, tmp_path, stop, options):
@@ -402,30 +402,39 @@ def test_exact_velocity_loss(config):
     )
 
 
-def test_own_starts_are_the_windows_of_a_rollout(config, data):
-    """Half of a batch starts where a rollout of the averaged model is after its first window."""
-    run = train._Run(dataclasses.replace(config, own_starts=0.5, exclude_trajectories=()))
+@pytest.mark.parametrize("windows", [(1, 1, 1, 1), (2, 2, 1, 1), (3, 2, 1, 1)])
+def test_own_starts_are_the_windows_of_a_rollout(config, data, windows):
+    """Half of a batch starts where rollouts of the averaged model are after some windows."""
+    most = max(windows)
+    config = dataclasses.replace(config, own_starts=0.5, own_windows=most, exclude_trajectories=())
+    run = train._Run(config)
     batch, components = run._draw(np.random.default_rng(5))
     assert components == batch.displacement.size
-    choice = run.pairs.choose(np.random.default_rng(5), 8, 10.0, history_fs=10.0)
+    choice = run.pairs.choose(np.random.default_rng(5), 8, 10.0, history_fs=10.0 * most)
     plain = run.pairs.batch(choice)
     half = plain.system.ptr[4]
     np.testing.assert_array_equal(batch.system.positions[half:], plain.system.positions[half:])
-    before = run.pairs.batch(run.pairs.before(choice, 10.0)).system
-    atoms = ase.Atoms(before.numbers, before.positions)[: before.ptr[1]]
-    result = simulate(
-        atoms,
-        dt=10.0,
-        duration=10.0,
-        model=run.average.eval(),
-        velocities=before.velocities[: before.ptr[1]],
-    )
     np.testing.assert_allclose(
-        batch.system.positions[: before.ptr[1]], result.positions[-1], atol=1e-6
+        batch.system.positions + batch.displacement,
+        plain.system.positions + plain.displacement,
+        atol=1e-12,
     )
-    np.testing.assert_allclose(
-        batch.system.velocities[: before.ptr[1]], result.velocities[-1], atol=1e-7
-    )
+    for k, back in enumerate(windows):
+        before = run.pairs.batch(run.pairs.before(choice, 10.0 * back)).system
+        atoms = slice(*before.ptr[k : k + 2])
+        result = simulate(
+            ase.Atoms(before.numbers[atoms], before.positions[atoms]),
+            dt=10.0,
+            duration=10.0 * back,
+            model=run.average.eval(),
+            velocities=before.velocities[atoms],
+        )
+        np.testing.assert_allclose(
+            batch.system.positions[atoms], result.positions[-1], atol=1e-6 * back
+        )
+        np.testing.assert_allclose(
+            batch.system.velocities[atoms], result.velocities[-1], atol=1e-7 * back
+        )
 
 
 def test_more_data_is_not_held_out(config, tmp_path, data):
