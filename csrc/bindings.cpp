@@ -300,6 +300,14 @@ std::int64_t runaway_atom(const Array<double>& velocities, const Array<double>& 
     return runaway(motion, flight, cutoff);
 }
 
+void check_components(const Array<std::int64_t>& component, std::int64_t atoms) {
+    expect(component, {atoms}, "component");
+    for (std::int64_t i = 0; i < atoms; ++i)
+        if (component.data()[i] < 0 || component.data()[i] >= atoms)
+            throw py::value_error("component must hold labels from 0 to the number of atoms less 1, got " +
+                                  std::to_string(component.data()[i]) + "; take them from connected_components");
+}
+
 py::tuple conserve_momenta(const Array<double>& positions, const Array<double>& velocities,
                            const Array<double>& masses, const Array<double>& t, const Array<double>& moved,
                            const Array<double>& velocity, const Array<std::int64_t>& component,
@@ -311,12 +319,8 @@ py::tuple conserve_momenta(const Array<double>& positions, const Array<double>& 
     expect(velocities, {atoms, 3}, "velocities");
     expect(moved, {times, atoms, 3}, "moved");
     expect(velocity, {times, atoms, 3}, "velocity");
-    expect(component, {atoms}, "component");
+    check_components(component, atoms);
     expect(isolated, {atoms}, "isolated");
-    for (std::int64_t i = 0; i < atoms; ++i)
-        if (component.data()[i] < 0 || component.data()[i] >= atoms)
-            throw py::value_error("component must hold labels from 0 to the number of atoms less 1, got " +
-                                  std::to_string(component.data()[i]) + "; take them from connected_components");
     const std::vector<py::ssize_t> shape = {times, atoms, 3};
     py::array_t<double> new_moved(shape), new_velocity(shape);
     const Motion motion{atoms,
@@ -336,6 +340,27 @@ py::tuple conserve_momenta(const Array<double>& positions, const Array<double>& 
         conserve(motion, steps);
     }
     return py::make_tuple(std::move(new_moved), std::move(new_velocity));
+}
+
+py::array internal_velocities_of(const Array<double>& positions, const Array<double>& velocity, const Array<double>& masses,
+                                 const Array<std::int64_t>& component, const Array<bool>& isolated) {
+    const std::int64_t atoms = masses.size(), times = atoms ? positions.size() / (3 * atoms) : 0;
+    expect(masses, {atoms}, "masses");
+    expect(positions, {times, atoms, 3}, "positions");
+    expect(velocity, {times, atoms, 3}, "velocity");
+    check_components(component, atoms);
+    expect(isolated, {atoms}, "isolated");
+    py::array_t<double> internal(std::vector<py::ssize_t>{times, atoms, 3});
+    Motion motion{};
+    motion.atoms = atoms;
+    motion.masses = masses.data();
+    motion.component = component.data();
+    motion.isolated = isolated.data();
+    motion.times = times;
+    motion.velocity = internal.mutable_data();
+    std::copy_n(velocity.data(), velocity.size(), motion.velocity);
+    internal_velocities(motion, positions.data());
+    return internal;
 }
 
 bool same_bytes(const py::array& a, const py::array& b) {
@@ -377,6 +402,9 @@ PYBIND11_MODULE(_C, m) {
     m.def("conserve", &conserve_momenta, py::arg("positions"), py::arg("velocities"), py::arg("masses"), py::arg("t"),
           py::arg("moved"), py::arg("velocity"), py::arg("component"), py::arg("isolated"), py::arg("steps"),
           "moved, velocity: see mdtrajnet_fast.conservation.conserve.");
+    m.def("internal_velocities", &internal_velocities_of, py::arg("positions"), py::arg("velocity"), py::arg("masses"),
+          py::arg("component"), py::arg("isolated"),
+          "Velocities [times, atoms, 3] less those of each component as a rigid body.");
     m.def("runaway", &runaway_atom, py::arg("velocities"), py::arg("t"), py::arg("moved"), py::arg("velocity"),
           py::arg("flight"), py::arg("cutoff"),
           "The first atom that leaves its course by the cutoff or has a velocity that is not finite; or -1.");

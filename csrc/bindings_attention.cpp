@@ -272,6 +272,25 @@ py::tuple predict(std::vector<std::vector<const Block*>> blocks, Pointers embedd
     return py::make_tuple(std::move(moved), std::move(velocity));
 }
 
+template <class T>
+void potential_energies(const PotentialSizes& size, const Pointers& weights, const Graph& graph, Pointer species,
+                        Pointer energy, int threads) {
+    PotentialWeights<T> w;
+    std::size_t k = 0;
+    for (T** p : {&w.maps, &w.scale, &w.first, &w.first_bias, &w.second, &w.second_bias, &w.last})
+        *p = as<T>(weights.at(k++));
+    functions<T>(chosen_kernels()).potential(size, w, graph.view<T>(), as<std::int64_t>(species), as<T>(energy), threads);
+}
+
+void potential(bool float64, long species, long radial, long products, long hidden, double cutoff,
+               const Pointers& weights, const py::tuple& graph, Pointer atoms_species, Pointer energy, int threads) {
+    const Graph g = graph_of(graph);
+    check_labels("species", atoms_species, g.atoms, species);
+    const PotentialSizes size{species, radial, products, hidden, cutoff};
+    py::gil_scoped_release release;
+    (float64 ? potential_energies<double> : potential_energies<float>)(size, weights, g, atoms_species, energy, threads);
+}
+
 }  // namespace
 
 void bind_attention(py::module_& module) {
@@ -314,4 +333,7 @@ void bind_attention(py::module_& module) {
                                                                       velocity, threads);
                });
     module.def("predict", &predict);
+    module.def("potential", &potential, py::arg("float64"), py::arg("species"), py::arg("radial"), py::arg("products"),
+               py::arg("hidden"), py::arg("cutoff"), py::arg("weights"), py::arg("graph"), py::arg("atoms_species"),
+               py::arg("energy"), py::arg("threads"));
 }

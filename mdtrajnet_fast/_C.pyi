@@ -48,6 +48,13 @@ def runaway(
     flight: bool,
     cutoff: float,
 ) -> int: ...
+def internal_velocities(
+    positions: NDArray[np.float64],
+    velocity: NDArray[np.float64],
+    masses: NDArray[np.float64],
+    component: NDArray[np.integer],
+    isolated: NDArray[np.bool_],
+) -> NDArray[np.float64]: ...
 def same_bytes(a: NDArray[Any], b: NDArray[Any]) -> bool: ...
 
 class VerletList:
@@ -131,6 +138,19 @@ def predict(
     threads: int,
     /,
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]: ...
+def potential(
+    float64: bool,
+    species: int,
+    radial: int,
+    products: int,
+    hidden: int,
+    cutoff: float,
+    weights: list[int],
+    graph: tuple[int, int, int, int, int],
+    atoms_species: int,
+    energy: int,
+    threads: int,
+) -> None: ...
 
 class CudaSystems:
     def __init__(

@@ -29,6 +29,27 @@ def irreps_channels(irreps: str, name: str = "irreps") -> tuple[int, int]:
 
 
 @dataclasses.dataclass(frozen=True)
+class PotentialConfig:
+    """Sizes of a :class:`~mdtrajnet_fast.potential.Potential`.
+
+    radial: Gaussians of the distance, for each element of the neighbours.
+    products: invariants of each harmonic. hidden: width of the layers that follow.
+    """
+
+    radial: int = 14
+    products: int = 48
+    hidden: int = 64
+
+    def __post_init__(self) -> None:
+        least = {"radial": 2, "products": 1, "hidden": 1}
+        for name, value in least.items():
+            if not isinstance(getattr(self, name), int) or getattr(self, name) < value:
+                raise ValueError(
+                    f"{name} must be a whole number, at least {value}, got {getattr(self, name)!r}"
+                )
+
+
+@dataclasses.dataclass(frozen=True)
 class ModelConfig:
     """Sizes and options of an :class:`~mdtrajnet_fast.model.MDtrajNet`.
 
@@ -61,6 +82,8 @@ class ModelConfig:
         momentum and Galilean covariance hold exactly.
     velocity_readout: report v(t) from the last block's velocity channel (with "conserving":
         v(0) = v0 and exact total momentum) in place of the time derivative of the positions.
+    potential: sizes of the potential energy, with which rollouts conserve the total energy; None
+        for a model without one.
     """
 
     species: tuple[str, ...]
@@ -82,6 +105,7 @@ class ModelConfig:
     envelope: bool = False
     head: str = "published"
     velocity_readout: bool = False
+    potential: PotentialConfig | None = None
 
     def __post_init__(self) -> None:
         for name in ("species", "key_weight_hidden_neurons", "value_weight_hidden_neurons"):
@@ -135,4 +159,6 @@ class ModelConfig:
         unknown = sorted(set(values) - known)
         if unknown:
             raise ValueError(f"unknown model settings {unknown}; known are {sorted(known)}")
+        if isinstance(sizes := values.get("potential"), dict):
+            values = values | {"potential": PotentialConfig(**sizes)}
         return cls(**values)

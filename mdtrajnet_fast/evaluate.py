@@ -16,6 +16,8 @@ from .model import MDtrajNet
 from .pairs import Batch, Pairs
 from .resident import TensorBatch, tensor_batch
 
+_AT_ONCE = 64  # pairs of a forward pass
+
 COLUMNS = (
     "position",
     "velocity",
@@ -37,6 +39,37 @@ def errors(
         dx, v = model.motion(graph, t)
         return dx - displacement, v - velocity
     return model(graph, t).displacement - displacement, None
+
+
+def energy_errors(model: MDtrajNet, batch: Batch) -> Tensor:
+    """Changes of the total energy (eV) from start to end that the potential sees in each pair.
+
+    float64 [pairs], differentiable; 0 for data of constant energy and a potential without error.
+    Raises ValueError for a model without a potential.
+    """
+    start, end = batch.system, batch.end
+    gain = end.kinetic_energy() - start.kinetic_energy()
+    potential = model.potential_energy(end) - model.potential_energy(start)
+    return potential + torch.from_numpy(gain).to(potential)
+
+
+@torch.no_grad()
+def rms_energy_errors(
+    model: MDtrajNet, pairs: Pairs, count: int, lag_fs: float, *, seed: int = 0
+) -> dict[str, float]:
+    """Root mean square of :func:`energy_errors` over `count` random pairs at one lag.
+
+    Returns energy (eV), and unchanged: what it is where no potential energy changes. Raises
+    ValueError as :meth:`~mdtrajnet_fast.pairs.Pairs.draw` and :func:`energy_errors`.
+    """
+    rng = np.random.default_rng(seed)
+    wrong, gains = [], []
+    for done in range(0, count, _AT_ONCE):
+        batch = pairs.draw(rng, min(_AT_ONCE, count - done), lag_fs, lag_fs=lag_fs)
+        wrong.append(energy_errors(model, batch).cpu().numpy())
+        gains.append(batch.end.kinetic_energy() - batch.system.kinetic_energy())
+    rms = [float(np.sqrt(np.mean(np.concatenate(x) ** 2))) for x in (wrong, gains)]
+    return {"energy": rms[0], "unchanged": rms[1]}
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,8 +106,8 @@ def atom_errors(
     lag = model.stride(lag_fs)
     rng = np.random.default_rng([seed, 0x7A11DA7E])
     squares, numbers, record = [], [], []
-    for k in range(0, count, 64):
-        choice = pairs.choose(rng, min(64, count - k), lag, lag_fs=lag)
+    for k in range(0, count, _AT_ONCE):
+        choice = pairs.choose(rng, min(_AT_ONCE, count - k), lag, lag_fs=lag)
         batch = pairs.batch(choice)
         system = batch.system
         dx, dv = errors(model, batch)

@@ -30,6 +30,7 @@ from .ops import (
     gaussian_basis,
     predict,
 )
+from .potential import Potential
 from .system import System
 
 _T = TypeVar("_T")
@@ -210,6 +211,10 @@ class MDtrajNet(nn.Module):
         self.name = name
         self.backend = backend
         self.members = nn.ModuleList(Network(config) for _ in range(members))
+        self.potential: Potential | None = None
+        if config.potential is not None:
+            cutoff = config.radial_cutoff
+            self.potential = Potential(config.potential, len(config.species), cutoff)
         self._index = np.full(len(chemical_symbols), -1)
         for k, symbol in enumerate(config.species):
             self._index[atomic_numbers[symbol]] = k
@@ -217,12 +222,17 @@ class MDtrajNet(nn.Module):
     @property
     def dtype(self) -> torch.dtype:
         """Precision of the weights, and so of what is predicted."""
-        return next(self.parameters()).dtype
+        return self._first.dtype
 
     @property
     def device(self) -> torch.device:
         """Where the weights are."""
-        return next(self.parameters()).device
+        return self._first.device
+
+    @property
+    def _first(self) -> Tensor:
+        """One of the weights, of whose kind all are. (The first of parameters() takes longer.)"""
+        return self.members[0].species_embedding  # type: ignore[return-value]
 
     def species_index(self, numbers: np.ndarray) -> np.ndarray:
         """Embedding indices [atoms] of atomic numbers; elements the model lacks are refused."""
@@ -245,7 +255,7 @@ class MDtrajNet(nn.Module):
                 pbc=system.pbc,
                 ptr=system.ptr,
             )
-        like = next(self.parameters())
+        like = self._first
         return Graph.build(
             system,
             self.species_index(system.numbers),
@@ -308,6 +318,41 @@ class MDtrajNet(nn.Module):
             return Motion(displacement, None)
         return Motion(displacement, torch.stack([m.velocity for m in motions]).mean(0))
 
+    def potential_snapshot(self) -> Callable[[Graph], Tensor]:
+        """What computes atomic energies [atoms] (eV), for predictions: as :meth:`snapshot`.
+
+        Raises ValueError for a model without a potential.
+        """
+        if self.potential is None:
+            raise ValueError(
+                f"model {self.name!r} has no potential energy; train one with "
+                'target = "potential" in a recipe'
+            )
+        if choose_backend(self.backend, self.device, self.dtype) != "cpu":
+            return self.potential
+        return self.kept("potential", self.potential.native)
+
+    def potential_energy(
+        self,
+        system: System,
+        edges: Edges | None = None,
+        atomic: Callable[[Graph], Tensor] | None = None,
+    ) -> Tensor:
+        """Potential energies of systems: float64 [systems], eV.
+
+        Each up to a constant that depends on its molecule. edges default to a fresh neighbour list.
+        atomic: what :meth:`potential_snapshot` returned, to use again; by default, where gradients
+        are asked for, plain torch. Raises ValueError for a model without a potential.
+        """
+        if atomic is None:
+            atomic = self.potential_snapshot()
+            if torch.is_grad_enabled() and self._first.requires_grad:
+                assert self.potential is not None
+                atomic = self.potential
+        energy = atomic(self.graph(system, edges)).double()
+        owner = torch.from_numpy(system.system_index).to(energy.device)
+        return energy.new_zeros(len(system)).index_add(0, owner, energy)
+
     def motion(
         self, graph: Graph, t: Tensor, blocks: list[Blocks] | None = None
     ) -> tuple[Tensor, Tensor]:
@@ -321,7 +366,7 @@ class MDtrajNet(nn.Module):
         if self.config.velocity_readout:
             displacement, velocity = self(graph, t, blocks)
             return displacement, velocity
-        if torch.is_grad_enabled() and next(self.parameters()).requires_grad:
+        if torch.is_grad_enabled() and self._first.requires_grad:
             blocks = self.prepare("reference")
         with forward_ad.dual_level():
             dual = forward_ad.make_dual(t, torch.ones_like(t))

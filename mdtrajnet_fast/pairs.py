@@ -21,6 +21,12 @@ class Batch:
     displacement: np.ndarray  # [atoms, 3] Å
     velocity: np.ndarray  # [atoms, 3] Å/fs
 
+    @property
+    def end(self) -> System:
+        """The systems as they are after the lags."""
+        positions = self.system.positions + self.displacement
+        return replace(self.system, positions=positions, velocities=self.velocity)
+
     def moved(self, start: System) -> Batch:
         """The same ends from other starts: `start` replaces the first of the systems."""
         system = self.system

@@ -80,30 +80,44 @@ def plot_training(csv_path: str | Path, png_path: str | Path) -> None:
 
     The log has columns samples, lr and loss, and for a validation set NAME any of ``val_NAME``
     (error of positions, Å), ``val_NAME_velocity`` (Å/fs), ``val_NAME_static`` and
-    ``val_NAME_ballistic`` (errors of the two guesses that need no model, Å, drawn as level lines).
+    ``val_NAME_ballistic`` (errors of the two guesses that need no model, Å, drawn as level lines);
+    for a potential ``val_NAME_energy`` and ``val_NAME_unchanged``, the guess that it is constant
+    (eV).
     Cells may be empty, and a last line that is still being written is left out.
 
     Raises ValueError if a column is missing or there is no complete row.
     """
     log = _read_log(Path(csv_path))
-    suffixes = ("_static", "_ballistic", "_velocity")
-    sets = [k for k in log if k.startswith("val_") and not k.endswith(suffixes)]
-    speeds = [k for k in log if k.startswith("val_") and k.endswith("_velocity")]
+    measured = {  # what is drawn in one panel: label, suffix of the columns, and of the guesses
+        "position error (Å)": ("", ("_static", "_ballistic")),
+        "velocity error (Å/fs)": ("_velocity", ()),
+        "energy error (eV)": ("_energy", ("_unchanged",)),
+    }
+    known = [x for suffix, guesses in measured.values() for x in (suffix, *guesses) if x]
+    columns = [k for k in log if k.startswith("val_")]
 
-    figure, panels = _figure(2 + bool(sets) + bool(speeds), width=9.0, height=2.2, share=True)
+    def of(suffix: str) -> list[str]:
+        if suffix:
+            return [k for k in columns if k.endswith(suffix)]
+        return [k for k in columns if not k.endswith(tuple(known))]
+
+    shown = {label: of(suffix) for label, (suffix, _) in measured.items() if of(suffix)}
+    figure, panels = _figure(2 + len(shown), width=9.0, height=2.2, share=True)
     panels_left = iter(panels)
     top = next(panels_left)
     _curve(top, log["samples"], log["loss"], 0, None)
     top.set_ylabel("training loss")
     top.set_yscale("log")
-    if sets:
+    for what, names in shown.items():
+        suffix, guesses = measured[what]
         axes = next(panels_left)
         axes.set_yscale("log")
-        for k, name in enumerate(sets):
+        for k, column in enumerate(names):
+            name = column.removesuffix(suffix)
             label = name.removeprefix("val_")
-            _curve(axes, log["samples"], log[name], k, label)
-            for guess, dash in (("static", ":"), ("ballistic", "--")):
-                level = log.get(f"{name}_{guess}", np.empty(0))
+            _curve(axes, log["samples"], log[column], k, label)
+            for guess, dash in zip(guesses, (":", "--"), strict=False):
+                level = log.get(name + guess, np.empty(0))
                 level = level[np.isfinite(level)]
                 if len(level):
                     axes.axhline(
@@ -111,17 +125,9 @@ def plot_training(csv_path: str | Path, png_path: str | Path) -> None:
                         color=COLOURS[k % len(COLOURS)],
                         linestyle=dash,
                         linewidth=1.0,
-                        label=f"{label}, {guess} guess",
+                        label=f"{label}, {guess.removeprefix('_')} guess",
                     )
-        axes.set_ylabel("position error (Å)")
-        _legend(axes)
-    if speeds:
-        axes = next(panels_left)
-        axes.set_yscale("log")
-        for k, name in enumerate(speeds):
-            label = name.removeprefix("val_").removesuffix("_velocity")
-            _curve(axes, log["samples"], log[name], k, label)
-        axes.set_ylabel("velocity error (Å/fs)")
+        axes.set_ylabel(what)
         _legend(axes)
     bottom = next(panels_left)
     _curve(bottom, log["samples"], log["lr"], 0, None)

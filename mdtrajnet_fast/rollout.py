@@ -2,9 +2,10 @@
 
 The state between windows is what ASE's Atoms hold, positions (Å) and momenta (ASE units), in
 float64. A window adds the model's displacement to it, then restores what the dynamics conserves:
-the momentum of every connected component of the neighbour graph and, for isolated systems, its
-angular momentum. The centre of mass of a component therefore moves ballistically, whatever the
-model does, and an atom without neighbours moves by v0 t.
+the momentum of every connected component of the neighbour graph, for isolated systems its angular
+momentum and, where the model has a potential, the energy of every system. The centre of mass of a
+component therefore moves ballistically, whatever the model does, and an atom without neighbours
+moves by v0 t.
 """
 
 from __future__ import annotations
@@ -16,11 +17,12 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 import numpy as np
+import torch
 
 from . import _C
-from .conservation import conserve
+from .conservation import conserve, conserve_energy
 from .model import MDtrajNet
-from .neighbors import NeighborList, neighbor_list
+from .neighbors import Edges, NeighborList, neighbor_list
 from .system import System
 from .trajectory import momenta_from_velocities, velocities_from_momenta
 
@@ -70,6 +72,7 @@ def rollout(
     window: float | None = None,
     duration: float | None = None,
     start: int = 0,
+    energy: np.ndarray | None = None,
 ) -> Iterator[Frames]:
     """Predict one or many systems, window by window, as long as asked for (or for ever).
 
@@ -79,6 +82,8 @@ def rollout(
     window: stride (fs); None for the model's own. The end of a window does not depend on dt, to the
         bit: see :meth:`MDtrajNet.displacements`.
     duration: time of the last frame at most (fs, counted from window 0); None for no end.
+    energy: [systems] eV, the total energies to keep (:func:`total_energy`), of a model with a
+        potential; None for those of the state at the start of this call.
 
     Yields :class:`Frames`. Raises ValueError for times that are not positive or a window beyond the
     model's, and :class:`RolloutError` when a state is no longer a geometry: it has a coordinate
@@ -96,17 +101,25 @@ def rollout(
     isolated = _isolated(system)
     masses = system.masses
     system = dataclasses.replace(system, velocities=velocities_from_momenta(momenta, masses))
+    atomic = None if model.potential is None else model.potential_snapshot()
+    if energy is None and atomic is not None:
+        energy = total_energy(model, system)
+
+    def edges_at(there: System, tick: int) -> Edges:
+        try:
+            return neighbors.update(there.positions, there.cell, there.pbc, there.ptr)
+        except ValueError as error:
+            reason = f"the trajectory broke at {tick / ticks:g} fs: {error}"
+            broken = _coinciding(there, model.config.radial_cutoff)
+            raise RolloutError(reason, broken, start, system.positions, momenta) from error
+
     while limit is None or start * step < limit:
         begin, end = start * step, (start + 1) * step
         frames = range((begin // gap + 1) * gap, end + 1, gap)
         # the end comes last, and is predicted whether it is a frame or not
         times = np.array([t / ticks for t in (*(k - begin for k in frames if k < end), step)])
-        try:
-            edges = neighbors.update(system.positions, system.cell, system.pbc, system.ptr)
-        except ValueError as error:
-            reason = f"the trajectory broke at {begin / ticks:g} fs: {error}"
-            broken = _coinciding(system, model.config.radial_cutoff)
-            raise RolloutError(reason, broken, start, system.positions, momenta) from error
+
+        edges = edges_at(system, begin)
         graph = model.graph(system, edges)
         moved, velocity = model.displacements(graph, times, blocks)
         if (atom := _runaway(model, system, times, moved, velocity)) is not None:
@@ -124,6 +137,14 @@ def rollout(
         component = graph.component.cpu().numpy()
         moved, velocity = conserve(system, times, moved, velocity, component, isolated)
         positions = system.positions + moved
+        if energy is not None:
+            there = dataclasses.replace(system, positions=positions[-1])
+            with torch.no_grad():
+                potential = model.potential_energy(there, edges_at(there, end), atomic)
+            left = energy - potential.cpu().numpy()
+            velocity = conserve_energy(
+                system, left, times, positions, velocity, component, isolated
+            )
         p = momenta_from_velocities(velocity, masses)
         count = sum(limit is None or t <= limit for t in frames)
         yield Frames(
@@ -147,6 +168,12 @@ def one_window(model: MDtrajNet, system: System) -> System:
     )
     positions = system.positions + moved[0]
     return dataclasses.replace(system, positions=positions, velocities=velocity[0])
+
+
+@torch.no_grad()
+def total_energy(model: MDtrajNet, system: System) -> np.ndarray:
+    """Kinetic and potential energies [systems] (eV) as the model has them."""
+    return system.kinetic_energy() + model.potential_energy(system).cpu().numpy()
 
 
 def _isolated(system: System) -> np.ndarray:

@@ -6,7 +6,7 @@ import dataclasses
 import hashlib
 import json
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -20,9 +20,9 @@ from .checkpoint import load_model
 from .device import device_rollout
 from .ensembles import set_velocities, thermal_velocities
 from .model import MDtrajNet
-from .rollout import Frames, RolloutError, exact, rollout
+from .rollout import Frames, RolloutError, exact, rollout, total_energy
 from .system import System
-from .trajectory import Trajectory, count_frames, open_writer
+from .trajectory import Trajectory, count_frames, open_writer, velocities_from_momenta
 from .trust import TrustMonitor
 
 
@@ -62,8 +62,9 @@ def simulate(
     progress: show a progress bar.
 
     Returns a :class:`~mdtrajnet_fast.Trajectory` (a list of them for a list) with frames at 0, dt,
-    2 dt, ... up to duration, and its `trust` summary. Momentum, and angular momentum of isolated
-    molecules, are those of the start; positions are unwrapped.
+    2 dt, ... up to duration, and its `trust` summary. Momentum, angular momentum of isolated
+    molecules and, with a model that has a potential, the total energy at the end of every window
+    are those of the start; positions are unwrapped.
 
     Raises TypeError and ValueError for what is not an ase.Atoms that can be simulated
     (:func:`~mdtrajnet_fast.system.check_atoms`), elements that the model does not know, atoms that
@@ -104,6 +105,16 @@ def simulate(
     start = int(boundary * exact(dt) / exact(stride))
     positions = np.concatenate([part.positions[boundary] for part in parts])
     momenta = np.concatenate([part.momenta[boundary] for part in parts])
+    energy = None  # of frame 0: a run that is resumed keeps what it began with
+    if network.potential is not None:
+        first = dataclasses.replace(
+            system,
+            positions=np.concatenate([part.positions[0] for part in parts]),
+            velocities=velocities_from_momenta(
+                np.concatenate([part.momenta[0] for part in parts]), system.masses
+            ),
+        )
+        energy = total_energy(network, first)
     going = list(range(len(many)))
     with ExitStack() as stack:
         recorders = [
@@ -116,10 +127,18 @@ def simulate(
         while going:
             system = System.from_atoms([many[k] for k in going])
             system = dataclasses.replace(system, positions=positions)
-            run = device_rollout if network.device.type == "cuda" else rollout
-            windows = run(
-                network, system, momenta, dt=dt, window=window, duration=duration, start=start
-            )
+            times: dict[str, Any] = {
+                "dt": dt,
+                "window": window,
+                "duration": duration,
+                "start": start,
+            }
+            windows: Iterator[Frames]
+            if energy is None and network.device.type == "cuda":
+                windows = device_rollout(network, system, momenta, **times)
+            else:
+                left = None if energy is None else energy[going]
+                windows = rollout(network, system, momenta, **times, energy=left)
             try:
                 for frames in windows:
                     for k, a, b in zip(going, system.ptr, system.ptr[1:], strict=False):

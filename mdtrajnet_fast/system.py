@@ -97,3 +97,11 @@ class System:
     def system_index(self) -> np.ndarray:
         """[atoms] int64, the system each atom belongs to."""
         return np.repeat(np.arange(len(self)), np.diff(self.ptr))
+
+    def per_system(self, values: np.ndarray) -> np.ndarray:
+        """Sums [systems] over the atoms of each system of values [atoms]."""
+        return np.add.reduceat(values, self.ptr[:-1])
+
+    def kinetic_energy(self) -> np.ndarray:
+        """Kinetic energies [systems] (eV)."""
+        return self.per_system(0.5 / units.fs**2 * self.masses * (self.velocities**2).sum(1))

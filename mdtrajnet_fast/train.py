@@ -1,4 +1,7 @@
-"""Training: random pairs of frames, AdamW or SOAP, averaged weights, validation, exact resume."""
+"""Training: random pairs of frames, AdamW or SOAP, averaged weights, validation, exact resume.
+
+What is trained is the motion, or the potential energy with which rollouts conserve the energy.
+"""
 
 from __future__ import annotations
 
@@ -21,13 +24,14 @@ from typing import Any
 import numpy as np
 import torch
 from ase.data import chemical_symbols
+from torch import Tensor
 from tqdm import tqdm
 
 from . import __version__
 from .checkpoint import bundled_models, load_model, provenance, save_model
-from .config import ModelConfig
+from .config import ModelConfig, PotentialConfig
 from .data import load_records
-from .evaluate import errors, rms_errors
+from .evaluate import energy_errors, errors, rms_energy_errors, rms_errors
 from .model import MDtrajNet
 from .pairs import Batch, Pairs
 from .report import plot_training
@@ -50,8 +54,13 @@ class TrainConfig:
     validation: sets by name, each with "data" and, optionally, "molecules", "trajectories".
     model: sizes and options (:class:`~mdtrajnet_fast.config.ModelConfig`); "species" defaults to
         the elements of the data.
+    target: "motion", or "potential": the potential energy of the model `initial`, whose motion
+        stays as it is. The loss is then <|error of V(R') - V(R)|^2> in eV^2, from data of constant
+        energy.
     initial: a model to start from (fine-tuning): a bundled name, or a path. Its sizes replace
         `model`.
+    potential: sizes of the potential (:class:`~mdtrajnet_fast.config.PotentialConfig`), unless
+        `initial` has one to go on from.
     steps, batch_size: optimiser steps, and pairs of frames in each.
     processes: how many share each batch, on the CPU: with one thread each they use the cores of a
         machine far better than threads do. The pairs of a step do not depend on it.
@@ -85,7 +94,9 @@ class TrainConfig:
     more_data: tuple[str, ...] = ()
     validation: dict[str, dict[str, Any]] = field(default_factory=dict)
     frame_fs: float | None = None
+    target: str = "motion"
     initial: str | None = None
+    potential: dict[str, Any] = field(default_factory=dict)
     steps: int = 10_000
     batch_size: int = 32
     processes: int = 1
@@ -139,6 +150,10 @@ class TrainConfig:
             raise ValueError(
                 f"optimizer must be one of {', '.join(_OPTIMIZERS)}, got {self.optimizer!r}"
             )
+        if self.target not in ("motion", "potential"):
+            raise ValueError(f'target must be "motion" or "potential", got {self.target!r}')
+        if self.target == "potential" and self.initial is None:
+            raise ValueError('target = "potential" needs the model whose potential it is: initial')
         if self.lag_power < 0:
             raise ValueError(f"lag_power must not be negative, got {self.lag_power}")
         if not 0 <= self.own_starts <= 1:
@@ -255,7 +270,8 @@ def fit(config: TrainConfig, *, progress: bool = True, stop_after: int | None = 
                 bar.update()
                 if run.step % config.validate_every == 0 or run.step == config.steps:
                     errors_now = run.validate()
-                    bar.set_postfix({name: f"{error:.4f} Å" for name, error in errors_now.items()})
+                    unit = "eV" if run.energies else "Å"
+                    bar.set_postfix({name: f"{x:.4f} {unit}" for name, x in errors_now.items()})
                 if interrupted() or time.perf_counter() - saved > 60 * config.checkpoint_minutes:
                     run.save()
                     saved = time.perf_counter()
@@ -282,6 +298,7 @@ def _set_threads(config: TrainConfig) -> None:
 
 
 _ALONE = Member()
+_ENERGY = ("_energy", "_unchanged")  # columns of the log, for each validation set
 
 
 class _Run:
@@ -311,8 +328,11 @@ class _Run:
         }
         self.folder = Path(config.output)
         torch.manual_seed(config.seed)
+        self.energies = config.target == "potential"
         if config.initial is not None:
             self.model = load_model(config.initial).train().requires_grad_(True)
+            if self.energies and self.model.potential is None:
+                self.model = _with_potential(self.model, PotentialConfig(**config.potential))
         else:
             sizes = dict(config.model)
             elements = sorted({int(z) for r in records for z in np.unique(r.numbers)})
@@ -321,14 +341,16 @@ class _Run:
         for pairs in (self.pairs, *self.checks.values()):
             for record in pairs.records:
                 self.model.species_index(record.numbers)
-        self.max_lag = self.model.stride(
+        self.max_lag = (
             self.model.config.time_cutoff if config.max_lag_fs is None else config.max_lag_fs
         )
+        if not self.energies:
+            self.max_lag = self.model.stride(self.max_lag)
         self.model.to(config.device)
         # molecules stay on the GPU; crystals are drawn on the CPU, and so is all for the CPU
         self.source: Pairs | ResidentPairs = self.pairs
-        periodic = any(r.pbc.any() for r in records)
-        if self.model.device.type == "cuda" and not periodic and not config.own_starts:
+        drawn = self.energies or config.own_starts or any(r.pbc.any() for r in records)
+        if self.model.device.type == "cuda" and not drawn:
             self.source = ResidentPairs(self.pairs, self.model)
         self.average = copy.deepcopy(self.model).requires_grad_(False)
         self.optimizer = _OPTIMIZERS[config.optimizer](
@@ -342,8 +364,9 @@ class _Run:
         if self.checkpoint.exists():
             self._restore()
         columns = ["step", "samples", "seconds", "lr", "loss"]
+        kinds = ("", "_static", "_ballistic", "_velocity")
         for name in self.checks:
-            columns += [f"val_{name}{x}" for x in ("", "_static", "_ballistic", "_velocity")]
+            columns += [f"val_{name}{x}" for x in (_ENERGY if self.energies else kinds)]
         if member.rank == 0:
             self.log = _Log(self.folder / "log.csv", columns, self.step)
 
@@ -352,14 +375,10 @@ class _Run:
         config, begun = self.config, time.perf_counter()
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(config, self.step)
-        batch, components = self._draw(np.random.default_rng([config.seed, self.step]))
-        dx, dv = errors(self.model, batch, velocities=config.velocity_weight_fs > 0)
-        loss = dx.square().sum() / components
-        if dv is not None:
-            loss = loss + config.velocity_weight_fs**2 * dv.square().sum() / components
+        loss = self._loss(np.random.default_rng([config.seed, self.step]))
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        loss = loss.detach()
+        loss = loss.detach().to(self.model.dtype)
         self.member.sum([loss, *(x.grad for x in self.model.parameters() if x.grad is not None)])
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.gradient_clip)
         value = loss.item()
@@ -376,6 +395,23 @@ class _Run:
         )
         self.losses.append(value)
         self.seconds += time.perf_counter() - begun
+
+    def _loss(self, rng: np.random.Generator) -> Tensor:
+        """This process's share of the loss of the next batch."""
+        config = self.config
+        if self.energies:
+            choice = self.pairs.choose(
+                rng, config.batch_size, self.max_lag, lag_power=config.lag_power
+            )
+            mine = choice.part(self.member.share(self.pairs.atoms[choice.record]))
+            wrong = energy_errors(self.model, self.pairs.batch(mine))
+            return wrong.square().sum() / config.batch_size
+        batch, components = self._draw(rng)
+        dx, dv = errors(self.model, batch, velocities=config.velocity_weight_fs > 0)
+        loss = dx.square().sum() / components
+        if dv is not None:
+            loss = loss + config.velocity_weight_fs**2 * dv.square().sum() / components
+        return loss
 
     def _draw(self, rng: np.random.Generator) -> tuple[Batch | TensorBatch, int]:
         """This process's share of the next batch, and the Cartesian components in all of it."""
@@ -410,7 +446,7 @@ class _Run:
         return batch, 3 * int(atoms.sum())
 
     def validate(self) -> dict[str, float]:
-        """Log the mean loss since the last time and the errors on the validation sets (Å)."""
+        """Log the mean loss since the last time and the errors on the validation sets (Å; eV)."""
         row: dict[str, Any] = {
             "step": self.step,
             "samples": self.step * self.config.batch_size,
@@ -419,16 +455,21 @@ class _Run:
             "loss": float(np.mean(self.losses)),
         }
         self.losses.clear()
+        count, seed = self.config.validation_pairs, self.config.seed
         for name, pairs in self.checks.items():
-            result = rms_errors(
-                self.average, pairs, self.config.validation_pairs, seed=self.config.seed
-            )
+            if self.energies:
+                energy = rms_energy_errors(self.average, pairs, count, self.max_lag, seed=seed)
+                row[f"val_{name}_energy"] = energy["energy"]
+                row[f"val_{name}_unchanged"] = energy["unchanged"]
+                continue
+            result = rms_errors(self.average, pairs, count, seed=seed)
             row[f"val_{name}"] = result["position"]
             row[f"val_{name}_static"] = result["static"]
             row[f"val_{name}_ballistic"] = result["ballistic"]
             row[f"val_{name}_velocity"] = result["velocity"]
         self.log.write(row)
-        return {name: row[f"val_{name}"] for name in self.checks}
+        kind = _ENERGY[0] if self.energies else ""
+        return {name: row[f"val_{name}{kind}"] for name in self.checks}
 
     def save(self) -> None:
         """Replace the checkpoint by the state now."""
@@ -498,6 +539,14 @@ def _same_run(saved: dict[str, Any], now: dict[str, Any], path: Path) -> None:
             f"{path} belongs to a run with other settings ({', '.join(different)}); choose another "
             "output folder, or delete the checkpoint to start over"
         )
+
+
+def _with_potential(model: MDtrajNet, sizes: PotentialConfig) -> MDtrajNet:
+    """The model with an untrained potential."""
+    config = dataclasses.replace(model.config, potential=sizes)
+    new = MDtrajNet(config, members=len(model.members), name=model.name).to(model.dtype)
+    new.load_state_dict(model.state_dict(), strict=False)
+    return new
 
 
 def _provenance(config: TrainConfig, step: int) -> dict[str, Any]:

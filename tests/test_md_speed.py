@@ -53,7 +53,8 @@ def test_missing_peers_are_named(md_speed, monkeypatch, tmp_path):
     text = table.read_text()
     for name in names:
         assert f"| {name} | missing: ModuleNotFoundError: No module named 'torchani' |" in text
-    assert f"| {md_speed.END} | 500 (500) | no peer | at least 100 |" in text
+    assert f"| {md_speed.FAST}: {md_speed.END} | 500 (500) | no peer | at least 100 |" in text
+    assert table.with_suffix(".png").stat().st_size > 1000
 
 
 def test_bare_loop_is_ase_loop(md_speed):

@@ -19,8 +19,22 @@ INSTRUCTIONS = {
 }
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++ with its sanitizers")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++ with its sanitizers"),
+]
+
+
+def run(tmp_path, *sources, flags=()):
+    """What a program of these sources prints."""
+    program = tmp_path / "program"
+    subprocess.run(["g++", *FLAGS, *flags, *SANITIZE, *sources, "-o", program], check=True)
+    environment = {k: v for k, v in os.environ.items() if k != "LD_PRELOAD"}
+    result = subprocess.run([program], capture_output=True, text=True, env=environment)
+    assert result.returncode == 0, result.stdout + result.stderr[-4000:]
+    return result.stdout
+
+
 def test_attention(tmp_path):
     """The best instruction set that there is: its vectors reach farthest."""
     name = _C.instruction_set()
@@ -32,10 +46,12 @@ def test_attention(tmp_path):
     )
     unit = ROOT / "csrc" / "cpu" / f"attention_{name}.cpp"
     main = ROOT / "csrc" / "testing" / "attention_main.cpp"
-    program = tmp_path / "attention"
-    command = ["g++", *FLAGS, *INSTRUCTIONS[name], *SANITIZE, main, choice, unit, "-o", program]
-    subprocess.run(command, check=True)
-    environment = {k: v for k, v in os.environ.items() if k != "LD_PRELOAD"}
-    result = subprocess.run([program], capture_output=True, text=True, env=environment)
-    assert result.returncode == 0, result.stderr[-4000:]
-    assert result.stdout == f"{name}: 144 of 144 finite\n"
+    printed = run(tmp_path, main, choice, unit, flags=INSTRUCTIONS[name])
+    assert printed == f"{name}: 144 of 144 finite\n"
+
+
+def test_head(tmp_path):
+    """What surrounds the blocks of a network."""
+    head = ROOT / "csrc" / "cpu" / "head.cpp"
+    printed = run(tmp_path, ROOT / "csrc" / "testing" / "head_main.cpp", head)
+    assert printed == "48 of 48 right\n"

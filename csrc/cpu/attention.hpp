@@ -1,4 +1,4 @@
-// The attention block on the CPU: what the bindings see.  One table of functions for each instruction set.
+// The attention block and the potential on the CPU: what the bindings see.  One table of functions for each instruction set.
 #pragma once
 
 #include <cstdint>
@@ -56,6 +56,23 @@ struct AttentionEdgeGradients {
     T *r, *w;  // [edges, 3], summed over times
 };
 
+struct PotentialSizes {
+    long species, radial, products, hidden;
+    double cutoff;  // Å
+};
+
+// Weights of a potential; all rows but scale's are padded with zeros to whole vectors of any instruction set, 64 bytes.
+template <class T>
+struct PotentialWeights {
+    T* maps;         // [3][species radial][2 products]: of each l the left one, then the right one, each padded
+    T* scale;        // [species][features]
+    T* first;        // [features][hidden]
+    T* first_bias;   // [species][hidden]
+    T* second;       // [hidden][hidden]
+    T* second_bias;  // [hidden]
+    T* last;         // [hidden]
+};
+
 template <class T>
 struct AttentionFunctions {
     // Weights in the layout of this instruction set; `gradients` adds what backward needs.
@@ -71,6 +88,9 @@ struct AttentionFunctions {
                      const AttentionState<T>& increment_gradient, const AttentionState<T>& state_gradient,
                      const AttentionWeights<T>& weight_gradient, const AttentionEdgeGradients<T>& edge_gradient,
                      int threads);
+    // atomic energies [atoms] (eV), of species [atoms]; reads no w of the graph
+    void (*potential)(const PotentialSizes&, const PotentialWeights<T>&, const AttentionGraph<T>&,
+                      const std::int64_t* species, T* energy, int threads);
 };
 
 struct AttentionKernels {

@@ -182,6 +182,18 @@ void conserve_component(const Motion& m, const int64_t* begin, const int64_t* en
     }
 }
 
+// Calls of(begin, end) with the atoms of each component.
+template <class F>
+void for_each_component(int64_t atoms, const int64_t* component, const F& of) {
+    std::vector<int64_t> ptr(atoms + 1), order(atoms);  // the atoms in the order of their labels
+    for (int64_t i = 0; i < atoms; ++i) ++ptr[component[i] + 1];
+    std::partial_sum(ptr.begin(), ptr.end(), ptr.begin());
+    std::vector<int64_t> next(ptr.begin(), ptr.end() - 1);
+    for (int64_t i = 0; i < atoms; ++i) order[next[component[i]]++] = i;
+    for (int64_t c = 0; c < atoms; ++c)
+        if (ptr[c] < ptr[c + 1]) of(order.data() + ptr[c], order.data() + ptr[c + 1]);
+}
+
 }  // namespace
 
 int64_t runaway(const Motion& m, bool flight, double cutoff) {
@@ -197,17 +209,39 @@ int64_t runaway(const Motion& m, bool flight, double cutoff) {
 }
 
 void conserve(const Motion& motion, int steps) {
-    // the atoms in the order of their labels
-    std::vector<int64_t> ptr(motion.atoms + 1), order(motion.atoms);
-    for (int64_t i = 0; i < motion.atoms; ++i) ++ptr[motion.component[i] + 1];
-    std::partial_sum(ptr.begin(), ptr.end(), ptr.begin());
-    std::vector<int64_t> next(ptr.begin(), ptr.end() - 1);
-    for (int64_t i = 0; i < motion.atoms; ++i) order[next[motion.component[i]]++] = i;
-
     std::vector<Particle> particles;
-    for (int64_t c = 0; c < motion.atoms; ++c)
-        if (ptr[c] < ptr[c + 1])
-            conserve_component(motion, &order[ptr[c]], order.data() + ptr[c + 1], steps, particles);
+    for_each_component(motion.atoms, motion.component, [&](const int64_t* begin, const int64_t* end) {
+        conserve_component(motion, begin, end, steps, particles);
+    });
+}
+
+void internal_velocities(const Motion& motion, const double* positions) {
+    const double* masses = motion.masses;
+    for_each_component(motion.atoms, motion.component, [&](const int64_t* begin, const int64_t* end) {
+        for (int64_t k = 0; k < motion.times; ++k) {
+            const double* x = positions + 3 * motion.atoms * k;
+            double *v = motion.velocity + 3 * motion.atoms * k, mass = 0;
+            Vector centre{}, drift{}, spin{}, omega{};
+            for (const int64_t* i = begin; i < end; ++i) {
+                mass += masses[*i];
+                centre = centre + masses[*i] * load(x + 3 * *i);
+                drift = drift + masses[*i] * load(v + 3 * *i);
+            }
+            centre = (1 / mass) * centre;
+            drift = (1 / mass) * drift;
+            if (motion.isolated[*begin] && end - begin > 1) {
+                Matrix inertia{};
+                for (const int64_t* i = begin; i < end; ++i) {
+                    const Vector r = load(x + 3 * *i) - centre;
+                    spin = spin + masses[*i] * cross(r, load(v + 3 * *i) - drift);
+                    add_inertia(masses[*i], r, inertia);
+                }
+                omega = pseudo_inverse(inertia) * spin;
+            }
+            for (const int64_t* i = begin; i < end; ++i)
+                store(load(v + 3 * *i) - drift - cross(omega, load(x + 3 * *i) - centre), v + 3 * *i);
+        }
+    });
 }
 
 }  // namespace mdtrajnet

@@ -27,6 +27,10 @@ struct Motion {
 // flight), or has a number that is not finite; -1 if there is none.  Reads neither positions, masses nor components.
 std::int64_t runaway(const Motion& motion, bool flight, double cutoff);
 
+// Takes from the velocities afterwards, at positions [times][atoms][3] (Å), what moves and, where it is isolated, turns each
+// component as a rigid body.  Reads neither positions and velocities at the start, nor t and moved.
+void internal_velocities(const Motion& motion, const double* positions);
+
 // steps: the most Newton steps on an angular momentum.
 void conserve(const Motion& motion, int steps);
 

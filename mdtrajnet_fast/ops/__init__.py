@@ -1,5 +1,6 @@
 """The operations a model is made of. Nothing here knows of models or files."""
 
+from . import cpu
 from .blocks import BACKENDS, Blocks, choose_backend, edge_attention, predict
 from .graph import Graph
 from .reference import BlockWeights, FoldedWeights, cutoff_envelope, fold, gaussian_basis
@@ -11,6 +12,7 @@ __all__ = [
     "FoldedWeights",
     "Graph",
     "choose_backend",
+    "cpu",
     "cutoff_envelope",
     "edge_attention",
     "fold",

@@ -157,6 +157,61 @@ def stack(
     return displacement, velocity
 
 
+class Potential:
+    """The weights of a :class:`~mdtrajnet_fast.potential.Potential` as the kernels read them.
+
+    radial, products, hidden, cutoff: sizes, and Å. left, right: [3, species radial, products];
+    scale: [species, features]; first: [features, hidden], its bias [species, hidden]; second:
+    [hidden, hidden], its bias [hidden]; last: [hidden]. A copy, made once.
+    """
+
+    def __init__(
+        self,
+        radial: int,
+        cutoff: float,
+        *,
+        left: Tensor,
+        right: Tensor,
+        scale: Tensor,
+        first: tuple[Tensor, Tensor],
+        second: tuple[Tensor, Tensor],
+        last: Tensor,
+    ):
+        self.dtype = scale.dtype
+        self.sizes = len(scale), radial, left.shape[2], len(last), cutoff
+        whole = 64 // scale.element_size()
+
+        def padded(x: Tensor) -> Tensor:
+            return torch.nn.functional.pad(x.detach(), (0, -x.shape[-1] % whole)).contiguous()
+
+        self.weights = [
+            torch.cat([padded(left), padded(right)], 2).contiguous(),
+            scale.detach().clone(),
+            *map(padded, (*first, *second, last)),
+        ]
+
+    def __call__(self, graph: Graph) -> Tensor:
+        """Atomic energies [atoms] (eV)."""
+        csr, species = CSR(*_ready(graph.csr)), graph.species.contiguous()
+        for x in (csr.r, species):
+            if not x.is_cpu or x.dtype not in (self.dtype, torch.int64):
+                raise ValueError(
+                    f"the CPU kernels of a {self.dtype} model take {self.dtype} tensors on the "
+                    f"CPU, but got {x.dtype} on {x.device}; convert one or the other"
+                )
+        energy = torch.empty(graph.atoms, dtype=self.dtype)
+        _C.potential(
+            self.dtype == torch.float64,
+            *self.sizes,
+            _pointers(self.weights),
+            _graph(csr),
+            species.data_ptr(),
+            energy.data_ptr(),
+            _threads(csr, 1),
+        )
+        return energy
+
+
 def predict(
     members: Sequence[Sequence[Block]],
     embeddings: Sequence[Tensor],

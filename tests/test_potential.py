@@ -1,0 +1,285 @@
+"""The potential energy: its symmetries, its training, and rollouts that conserve the energy."""
+
+import csv
+import dataclasses
+
+import ase
+import cases
+import numpy as np
+import pytest
+import torch
+from scipy.spatial.transform import Rotation
+
+from mdtrajnet_fast import _C, TrainConfig, fit, load_model, save_model, simulate, train
+from mdtrajnet_fast.analysis import total_angular_momentum, total_momentum
+from mdtrajnet_fast.conservation import conserve_energy
+from mdtrajnet_fast.data import load_records
+from mdtrajnet_fast.evaluate import energy_errors, rms_energy_errors
+from mdtrajnet_fast.generate import generate
+from mdtrajnet_fast.pairs import Pairs
+from mdtrajnet_fast.rollout import total_energy
+from mdtrajnet_fast.system import System
+
+SIZES = {"radial": 5, "products": 4, "hidden": 7}
+
+
+def model(**options):
+    """A random model with gentle increments and a random potential, in float64."""
+    made = cases.model(**cases.OWN, potential=SIZES, **options)
+    for block in made.members[0].blocks:
+        block.out_vector *= 0.03
+    made.potential.last.weight *= 0.2
+    return made
+
+
+def energy(of, atoms):
+    return of.potential_energy(System.from_atoms(atoms)).numpy()
+
+
+def test_symmetries():
+    """Rotation with reflection, translation and the order of the atoms change nothing."""
+    atoms, of = cases.hot("CH3CH2OH"), model()
+    (value,) = energy(of, atoms)
+    other = atoms[np.random.default_rng(1).permutation(len(atoms))]
+    other.positions = -Rotation.random(random_state=2).apply(other.positions) + [40.0, -3.0, 7.0]
+    np.testing.assert_allclose(energy(of, other), value, atol=1e-10)
+    other.positions[2] += 0.1
+    assert abs(energy(of, other) - value) > 1e-4
+
+
+def test_systems_are_their_own_and_neighbours_leave_smoothly():
+    of, many = model(), [cases.hot("CH3CH2OH"), cases.hot("CO2"), cases.diamond()]
+    alone = [energy(of, one)[0] for one in many]
+    np.testing.assert_allclose(energy(of, many), alone, atol=1e-10)
+    cutoff = of.config.radial_cutoff
+    far = [ase.Atoms("CO", [[0, 0, 0], [0, 0, cutoff + d]]) for d in (1e-3, -1e-3)]
+    apart, together = energy(of, far)
+    assert apart == pytest.approx(together, abs=1e-7)
+    (near,) = energy(of, ase.Atoms("CO", [[0, 0, 0], [0, 0, 1.2]]))
+    assert abs(near - apart) > 1e-4
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("sizes", [SIZES, {}], ids=["small", "default"])
+@pytest.mark.parametrize("threads", [1, 2])
+def test_kernel_is_plain_torch(dtype, sizes, threads):
+    of = cases.model(dtype=dtype, **cases.OWN, potential=sizes)
+    system = System.from_atoms([*cases.mixture(), cases.hot("CH3CH2OH")])
+    graph = of.graph(system)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        kernel = of.potential_snapshot()(graph)
+    finally:
+        torch.set_num_threads(before)
+    torch.testing.assert_close(kernel, of.potential(graph))
+    assert kernel.abs().max() > 0.01
+    of.backend = "reference"
+    assert of.potential_snapshot() is of.potential
+    with torch.no_grad():  # a snapshot is of the weights as they are
+        of.backend = None
+        of.potential.last.weight *= 2
+    torch.testing.assert_close(of.potential_snapshot()(graph), 2 * kernel)
+    other = torch.float64 if dtype == torch.float32 else torch.float32
+    with pytest.raises(ValueError, match="the CPU kernels of a"):
+        of.potential_snapshot()(cases.model(dtype=other, **cases.OWN).graph(system))
+
+
+def test_internal_velocities():
+    """What is left has neither momentum nor, in molecules, angular momentum; energies add up."""
+    many = [cases.hot("CH3CH2OH"), cases.hot("CO2"), ase.Atoms("O", momenta=[[1.0, 2.0, 3.0]])]
+    straight = ase.Atoms("CNN", [[0, 0, 0], [0, 0, 1.2], [0, 0, 2.4]])
+    straight.set_momenta(np.random.default_rng(0).normal(size=(3, 3)))
+    drifting = cases.diamond()
+    drifting.set_momenta(drifting.get_momenta() + [1.0, 0.0, -2.0])
+    many += [straight, drifting]
+    system = System.from_atoms(many)
+    isolated = ~system.pbc.all(1)[system.system_index]
+    x, v = (np.stack([y, y[::-1]]) for y in (system.positions, system.velocities))
+    internal = _C.internal_velocities(x, v, system.masses, system.system_index, isolated)
+    np.testing.assert_allclose(internal[0][system.system_index == 2], 0, atol=1e-15)
+    for k, (a, b) in enumerate(zip(system.ptr, system.ptr[1:], strict=False)):
+        mass = system.masses[a:b]
+        for positions, velocities, inner in zip(x, v, internal, strict=True):
+            r, u, w = positions[a:b], velocities[a:b], inner[a:b]
+            np.testing.assert_allclose(mass @ w, 0, atol=1e-12)
+            if k < 4:
+                np.testing.assert_allclose(mass @ np.cross(r, w), 0, atol=1e-11)
+            total, rigid, inside = (mass @ (y**2).sum(1) for y in (u, u - w, w))
+            assert total == pytest.approx(rigid + inside)
+            if k == 4:
+                drift = np.broadcast_to(mass @ u / mass.sum(), u.shape)
+                np.testing.assert_allclose(u - w, drift, atol=1e-14)
+    with pytest.raises(ValueError, match="component must hold labels"):
+        _C.internal_velocities(x, v, system.masses, system.system_index + 10**6, isolated)
+
+
+@pytest.mark.parametrize("dt", [10.0, 2.5])
+def test_rollouts_conserve_the_energy(dt):
+    of, many = model(), [cases.hot("CH3CH2OH"), cases.hot("CO2"), cases.hot("NH3")]
+    done = simulate(many, dt, duration=200, model=of)
+    drift = dataclasses.replace(of.config, potential=None)
+    without = cases.model(**cases.OWN)
+    without.load_state_dict(of.state_dict(), strict=False)
+    assert without.config == drift
+    free = simulate(many, dt, duration=200, model=without)
+    for k, atoms in enumerate(many):
+        ends = done[k][:: round(10 / dt)]
+        energies = np.concatenate([total_energy(of, System.from_atoms(frame)) for frame in ends])
+        np.testing.assert_allclose(energies, energies[0], atol=1e-9)
+        others = [total_energy(of, System.from_atoms(frame))[0] for frame in free[k]]
+        assert np.ptp(others) > 1e-3
+        masses = atoms.get_masses()
+        x, v = done[k].positions, done[k].velocities
+        momentum = total_momentum(v, masses)
+        np.testing.assert_allclose(
+            momentum, np.broadcast_to(momentum[0], momentum.shape), atol=1e-9
+        )
+        spin = total_angular_momentum(x, v, masses)
+        np.testing.assert_allclose(spin[:: round(10 / dt)] - spin[0], 0, atol=1e-8)
+    if dt == 2.5:  # the frames within a window lead to its end, which does not depend on them
+        ends = simulate(many, 10.0, duration=200, model=of)
+        for one, other in zip(done, ends, strict=True):
+            np.testing.assert_array_equal(one.momenta[::4], other.momenta)
+
+
+def test_scaling_has_a_limit():
+    """An energy that cannot be had is approached window by window."""
+    atoms = cases.hot("CH3CH2OH")
+    system = System.from_atoms(atoms)
+    v = np.stack([0.9 * system.velocities, system.velocities])
+    x, component = np.stack([atoms.positions] * 2), np.zeros(9, int)
+    for kinetic, scale in ((-5.0, 0.7), (50.0, 1.3)):
+        new = conserve_energy(
+            system, np.array([kinetic]), np.array([5.0, 10.0]), x, v, component, np.ones(9, bool)
+        )
+        internal = _C.internal_velocities(x, v, system.masses, component, np.ones(9, bool))
+        np.testing.assert_allclose(new[1], v[1] + (scale - 1) * internal[1], atol=1e-14)
+        np.testing.assert_allclose(new[0], v[0] + (scale - 1) / 2 * internal[0], atol=1e-14)
+
+
+def test_restart_is_exact(tmp_path):
+    atoms, of = cases.hot("CH3CH2OH"), model()
+    whole = simulate(atoms, 2.0, duration=100, model=of)
+    simulate(atoms, 2.0, duration=37, model=of, trajectory=tmp_path / "a.h5")
+    resumed = simulate(
+        atoms, 2.0, duration=100, model=of, trajectory=tmp_path / "a.h5", resume=True
+    )
+    for a, b in ((whole.positions, resumed.positions), (whole.momenta, resumed.momenta)):
+        np.testing.assert_array_equal(a, b)
+    other = model()
+    other.potential.last.weight *= 1.1
+    with pytest.raises(ValueError, match="model_hash"):
+        simulate(atoms, 2.0, duration=120, model=other, trajectory=tmp_path / "a.h5", resume=True)
+
+
+def test_others_keep_their_energy_when_one_breaks(monkeypatch):
+    of, many, calls = model(), [cases.hot("CO2"), cases.hot("CH3CH2OH"), cases.hot("NH3")], []
+    predicted = of.displacements
+
+    def breaks_in_the_third_window(graph, times, blocks):
+        calls.append(times)
+        moved, velocity = predicted(graph, times, blocks)
+        if len(calls) > 2 and graph.atoms > 7:
+            moved[:, 5] += 10.0
+        return moved, velocity
+
+    monkeypatch.setattr(of, "displacements", breaks_in_the_third_window)
+    with pytest.warns(RuntimeWarning, match="system 1: the trajectory broke"):
+        done = simulate(many, 10.0, duration=100, model=of)
+    for k in (0, 2):
+        energies = [total_energy(of, System.from_atoms(frame))[0] for frame in done[k]]
+        assert len(energies) == 11
+        np.testing.assert_allclose(energies, energies[0], atol=1e-9)
+
+
+def test_a_model_without_a_potential_says_so():
+    with pytest.raises(ValueError, match='has no potential energy.*target = "potential"'):
+        cases.model().potential_energy(System.from_atoms(cases.hot("CO2")))
+    with pytest.raises(ValueError, match="radial must be a whole number, at least 2, got 1"):
+        cases.config(potential={"radial": 1})
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    path = tmp_path_factory.mktemp("data") / "data.h5"
+    generate(["O", "N"], path, trajectories=2, duration_fs=100, equilibration_fs=20, conformers=1)
+    return path
+
+
+@pytest.fixture
+def config(data, tmp_path):
+    start = cases.model(dtype=torch.float32, **cases.OWN, species=("H", "N", "O"))
+    save_model(start, tmp_path / "motion")
+    return TrainConfig(
+        output=str(tmp_path / "run"),
+        data=(str(data),),
+        exclude_trajectories=("traj01",),
+        validation={"held": {"data": [str(data)], "trajectories": ["traj01"]}},
+        target="potential",
+        initial=str(tmp_path / "motion"),
+        potential={"radial": 12, "products": 16, "hidden": 32},
+        steps=300,
+        batch_size=16,
+        max_lag_fs=30.0,
+        learning_rate=0.01,
+        warmup_steps=5,
+        ema_decay=0.95,
+        validate_every=100,
+        validation_pairs=128,
+        threads=1,
+    )
+
+
+def test_training(config, data, tmp_path):
+    """Energies are learned from velocities alone; the motion stays as it is; files hold both."""
+    trained = fit(config, progress=False)
+    with (tmp_path / "run" / "log.csv").open() as file:
+        last = list(csv.DictReader(file))[-1]
+    assert float(last["val_held_energy"]) < 0.3 * float(last["val_held_unchanged"])
+    motion = load_model(tmp_path / "motion").state_dict()
+    saved = load_model(tmp_path / "run" / "model")
+    assert saved.config.potential == trained.config.potential
+    assert saved.config.potential.products == 16
+    for name, value in saved.state_dict().items():
+        torch.testing.assert_close(value, trained.state_dict()[name], rtol=0, atol=0)
+        if not name.startswith("potential"):
+            torch.testing.assert_close(value, motion[name], rtol=0, atol=0)
+    assert (tmp_path / "run" / "curves.png").stat().st_size > 1000
+
+    pairs = Pairs(load_records(data, trajectories=["traj01"]))
+    found = rms_energy_errors(saved, pairs, 128, 30.0)
+    assert found["energy"] == pytest.approx(float(last["val_held_energy"]), rel=1e-5)
+    batch = pairs.draw(np.random.default_rng(0), 5, 30.0)
+    wrong = energy_errors(saved, batch).numpy()
+    start, end = batch.system, batch.end
+    change = [total_energy(saved, x) for x in (start, end)]
+    np.testing.assert_allclose(wrong, change[1] - change[0], atol=1e-5)
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_resume_is_exact(config, tmp_path, processes):
+    config = dataclasses.replace(config, steps=20, validate_every=10, processes=processes)
+    whole = fit(config, progress=False).state_dict()
+    parts = dataclasses.replace(config, output=str(tmp_path / "parts"))
+    fit(parts, progress=False, stop_after=7)
+    for name, value in fit(parts, progress=False).state_dict().items():
+        torch.testing.assert_close(value, whole[name], rtol=0, atol=0)
+
+
+def test_processes_share_a_batch(config, tmp_path):
+    """Their number changes the order of sums and nothing else."""
+    config = dataclasses.replace(config, steps=4)
+    runs = [
+        train._Run(dataclasses.replace(config, output=str(tmp_path / str(size))), member)
+        for size, member in ((1, train.Member()), (2, train.Member(0, 2)), (3, train.Member(1, 2)))
+    ]
+    whole, *parts = (run._loss(np.random.default_rng(3)).item() for run in runs)
+    assert sum(parts) == pytest.approx(whole, rel=1e-5)
+
+
+def test_bad_settings_are_refused(config):
+    with pytest.raises(ValueError, match='target must be "motion" or "potential", got .energy'):
+        dataclasses.replace(config, target="energy")
+    with pytest.raises(ValueError, match="needs the model whose potential it is: initial"):
+        dataclasses.replace(config, initial=None)
