@@ -23,7 +23,7 @@ from .analysis import WAVENUMBER, peaks, vibrational_density_of_states
 from .checkpoint import bundled_models, load_model, provenance, save_model, training_logs
 from .data import load_records
 from .ensembles import thermal_velocities
-from .evaluate import atom_errors, error_table, grouped_tables
+from .evaluate import atom_errors, error_table, grouped_tables, rms_energy_errors
 from .generate import TEMPERATURES_K, generate
 from .import_mlatom import load_mlatom
 from .model import MDtrajNet
@@ -367,6 +367,12 @@ def _evaluate(options: argparse.Namespace) -> None:
     _print_errors(groups["elements"], "element")
     _print_errors(groups["temperatures"], "target (K)")
     _print_errors(groups["molecules"], "molecule", at_most=10)
+    if model.potential is not None:
+        energy = rms_energy_errors(model, pairs, options.pairs, longest, seed=options.seed)
+        print(
+            f"\nPotential energy: changes within {longest:g} fs are wrong by {energy['energy']:.3f} "
+            f"eV (root mean square; the changes themselves {energy['unchanged']:.3f} eV)"
+        )
     if options.output:
         folder.mkdir(parents=True, exist_ok=True)
         for name, one in {"errors": table, **groups}.items():

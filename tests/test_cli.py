@@ -131,6 +131,7 @@ def test_generate_evaluate_train(tmp_path, capsys):
     run("evaluate water.h5 --pairs 50 --output errors --times 1 10")
     out = capsys.readouterr().out
     assert "ballistic" in out and "after 10 fs" in out and "of thermal" in out
+    assert "Potential energy: changes within 10 fs are wrong by 0.0" in out
     tables = {
         path.stem: list(csv.DictReader(path.open())) for path in (tmp_path / "errors").glob("*.csv")
     }

@@ -35,7 +35,7 @@ def run(tmp_path, *sources, flags=()):
     return result.stdout
 
 
-def test_attention(tmp_path):
+def test_attention_and_potential(tmp_path):
     """The best instruction set that there is: its vectors reach farthest."""
     name = _C.instruction_set()
     choice = tmp_path / "choice.cpp"
@@ -47,7 +47,7 @@ def test_attention(tmp_path):
     unit = ROOT / "csrc" / "cpu" / f"attention_{name}.cpp"
     main = ROOT / "csrc" / "testing" / "attention_main.cpp"
     printed = run(tmp_path, main, choice, unit, flags=INSTRUCTIONS[name])
-    assert printed == f"{name}: 144 of 144 finite\n"
+    assert printed == f"{name}: 180 of 180 finite\n"
 
 
 def test_head(tmp_path):

@@ -1,4 +1,4 @@
-// Runs every kernel of the attention block on random systems, for the sanitizers to watch.  Prints how many runs were finite.
+// Runs every kernel of the attention block and the potential on random systems, for the sanitizers to watch.  Prints how many runs were finite.
 #include <cmath>
 #include <cstdint>
 #include <cstdio>
@@ -63,15 +63,23 @@ bool finite(const AttentionState<T>& s, long atoms, long S) {
     return fine;
 }
 
-// Kernels on `atoms` atoms of which the first has `most` neighbours, the last none.
+struct Neighbors {
+    std::vector<std::int64_t> row_ptr{0}, neighbor;
+
+    // Of `atoms` atoms of which the first has `most` neighbours, the last none.
+    Neighbors(long atoms, long most) {
+        for (long i = 0; i < atoms; ++i) {
+            const long count = i == atoms - 1 ? 0 : i == 0 ? most : 1 + i % 9;
+            for (long k = 0; k < count; ++k) neighbor.push_back((i + 1 + k) % atoms);
+            row_ptr.push_back(static_cast<std::int64_t>(neighbor.size()));
+        }
+    }
+};
+
 template <class T>
 int run(const AttentionFunctions<T>& kernels, AttentionSizes z, long atoms, long most, long times, int threads) {
-    std::vector<std::int64_t> row_ptr{0}, neighbor;
-    for (long i = 0; i < atoms; ++i) {
-        const long count = i == atoms - 1 ? 0 : i == 0 ? most : 1 + i % 9;
-        for (long k = 0; k < count; ++k) neighbor.push_back((i + 1 + k) % atoms);
-        row_ptr.push_back(static_cast<std::int64_t>(neighbor.size()));
-    }
+    const Neighbors list(atoms, most);
+    const auto &row_ptr = list.row_ptr, &neighbor = list.neighbor;
     const long edges = static_cast<long>(neighbor.size()), rows = atoms * times;
     const AttentionGraph<T> graph{atoms, row_ptr.data(), neighbor.data(), random_array<T>(3 * edges, 1.5),
                                   random_array<T>(3 * edges, 0.05)};
@@ -96,6 +104,29 @@ int run(const AttentionFunctions<T>& kernels, AttentionSizes z, long atoms, long
     return good;
 }
 
+template <class T>
+bool run(const AttentionFunctions<T>& kernels, const PotentialSizes& z, long atoms, long most, int threads) {
+    const Neighbors list(atoms, most);
+    const long edges = static_cast<long>(list.neighbor.size());
+    const AttentionGraph<T> graph{atoms, list.row_ptr.data(), list.neighbor.data(), random_array<T>(3 * edges, 1.5), nullptr};
+    std::vector<std::int64_t> species(atoms);
+    for (long i = 0; i < atoms; ++i) species[i] = i % z.species;
+    const auto whole = [](long n) { return (n * static_cast<long>(sizeof(T)) + 63) / 64 * 64 / static_cast<long>(sizeof(T)); };
+    const long basis = z.species * z.radial, features = basis + 3 * z.products, hidden = whole(z.hidden);
+    const PotentialWeights<T> weights{random_array<T>(3 * basis * 2 * whole(z.products)),
+                                      random_array<T>(z.species * features),
+                                      random_array<T>(features * hidden),
+                                      random_array<T>(z.species * hidden),
+                                      random_array<T>(z.hidden * hidden),
+                                      random_array<T>(hidden),
+                                      random_array<T>(hidden)};
+    std::vector<T> energy(atoms, T(NAN));
+    kernels.potential(z, weights, graph, species.data(), energy.data(), threads);
+    bool fine = true;
+    for (const T x : energy) fine = fine && std::isfinite(x);
+    return fine;
+}
+
 }  // namespace
 
 int main() {
@@ -111,6 +142,13 @@ int main() {
                 good += run(kernels.single, sizes, atoms, most, 2, threads);
                 good += run(kernels.real, sizes, atoms, most, 1, threads);
                 all += 8;
+            }
+    for (const PotentialSizes& sizes : {PotentialSizes{1, 2, 1, 1, 4.0}, {3, 5, 17, 20, 4.0}, {4, 14, 48, 64, 5.0}})
+        for (const int threads : {1, 2})
+            for (const long atoms : {1L, 16L, 37L}) {
+                const long most = atoms > 1 ? 3 * atoms : 0;
+                good += run(kernels.single, sizes, atoms, most, threads) + run(kernels.real, sizes, atoms, most, threads);
+                all += 2;
             }
     std::printf("%s: %d of %d finite\n", kernels.instruction_set, good, all);
     return good != all;
