@@ -370,8 +370,9 @@ def _evaluate(options: argparse.Namespace) -> None:
     if model.potential is not None:
         energy = rms_energy_errors(model, pairs, options.pairs, longest, seed=options.seed)
         print(
-            f"\nPotential energy: changes within {longest:g} fs are wrong by {energy['energy']:.3f} "
-            f"eV (root mean square; the changes themselves {energy['unchanged']:.3f} eV)"
+            f"\nPotential energy: changes within {longest:g} fs are wrong by "
+            f"{energy['energy']:.3f} eV (root mean square; the changes themselves "
+            f"{energy['unchanged']:.3f} eV)"
         )
     if options.output:
         folder.mkdir(parents=True, exist_ok=True)

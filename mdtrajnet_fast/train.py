@@ -59,6 +59,8 @@ class TrainConfig:
         energy.
     initial: a model to start from (fine-tuning): a bundled name, or a path. Its sizes replace
         `model`.
+    initial_blocks: which of the attention blocks of `initial` to start with, in order; the others
+        are dropped, for a smaller model. None: all.
     potential: sizes of the potential (:class:`~mdtrajnet_fast.config.PotentialConfig`), unless
         `initial` has one to go on from.
     steps, batch_size: optimiser steps, and pairs of frames in each.
@@ -96,6 +98,7 @@ class TrainConfig:
     frame_fs: float | None = None
     target: str = "motion"
     initial: str | None = None
+    initial_blocks: tuple[int, ...] | None = None
     potential: dict[str, Any] = field(default_factory=dict)
     steps: int = 10_000
     batch_size: int = 32
@@ -154,6 +157,13 @@ class TrainConfig:
             raise ValueError(f'target must be "motion" or "potential", got {self.target!r}')
         if self.target == "potential" and self.initial is None:
             raise ValueError('target = "potential" needs the model whose potential it is: initial')
+        if self.initial_blocks is not None:
+            if self.initial is None or not self.initial_blocks:
+                raise ValueError(
+                    "initial_blocks names blocks of the model initial, at least one; got "
+                    f"initial_blocks = {self.initial_blocks} and initial = {self.initial}"
+                )
+            object.__setattr__(self, "initial_blocks", tuple(self.initial_blocks))
         if self.lag_power < 0:
             raise ValueError(f"lag_power must not be negative, got {self.lag_power}")
         if not 0 <= self.own_starts <= 1:
@@ -331,6 +341,8 @@ class _Run:
         self.energies = config.target == "potential"
         if config.initial is not None:
             self.model = load_model(config.initial).train().requires_grad_(True)
+            if config.initial_blocks is not None:
+                self.model = _with_blocks(self.model, config.initial_blocks)
             if self.energies and self.model.potential is None:
                 self.model = _with_potential(self.model, PotentialConfig(**config.potential))
         else:
@@ -546,6 +558,29 @@ def _with_potential(model: MDtrajNet, sizes: PotentialConfig) -> MDtrajNet:
     config = dataclasses.replace(model.config, potential=sizes)
     new = MDtrajNet(config, members=len(model.members), name=model.name).to(model.dtype)
     new.load_state_dict(model.state_dict(), strict=False)
+    return new
+
+
+def _with_blocks(model: MDtrajNet, chosen: tuple[int, ...]) -> MDtrajNet:
+    """The model with these of its attention blocks."""
+    count = model.config.num_attn_blocks
+    if not all(0 <= k < count for k in chosen):
+        raise ValueError(
+            f"initial_blocks = {list(chosen)}: model {model.name!r} has blocks 0 to {count - 1}"
+        )
+    config = dataclasses.replace(model.config, num_attn_blocks=len(chosen))
+    new = MDtrajNet(config, members=len(model.members), name=model.name).to(model.dtype)
+    state = new.state_dict()
+    for name, value in model.state_dict().items():
+        member, inside, rest = name.partition(".blocks.")
+        number, dot, parameter = rest.partition(".")
+        if not inside:
+            state[name] = value
+            continue
+        for place, block in enumerate(chosen):
+            if block == int(number):
+                state[f"{member}{inside}{place}{dot}{parameter}"] = value
+    new.load_state_dict(state)
     return new
 
 

@@ -444,6 +444,30 @@ def test_more_data_is_not_held_out(config, tmp_path, data):
     assert sorted(name for _, name in names) == ["traj00", "traj00", "traj01", "traj01"]
 
 
+def test_a_smaller_model_starts_from_some_blocks(config, tmp_path):
+    first = fit(config, progress=False)
+    run = train._Run(
+        dataclasses.replace(
+            config,
+            output=str(tmp_path / "smaller"),
+            initial=str(tmp_path / "run" / "model"),
+            initial_blocks=[1],
+        )
+    )
+    assert run.model.config == dataclasses.replace(first.config, num_attn_blocks=1)
+    (block,) = run.model.members[0].blocks
+    assert len(first.members[0].blocks) > 1
+    for name, value in first.members[0].blocks[1].state_dict().items():
+        torch.testing.assert_close(block.state_dict()[name], value, rtol=0, atol=0)
+    embedding = run.model.members[0].species_embedding
+    torch.testing.assert_close(embedding, first.members[0].species_embedding, rtol=0, atol=0)
+    other = dataclasses.replace(run.config, output=str(tmp_path / "bad"), initial_blocks=(0, 7))
+    with pytest.raises(ValueError, match=r"initial_blocks = \[0, 7\].* has blocks 0 to 1"):
+        train._Run(other)
+    with pytest.raises(ValueError, match="initial_blocks names blocks of the model initial"):
+        dataclasses.replace(config, initial_blocks=(0,))
+
+
 def test_fine_tuning_starts_from_the_model(config, tmp_path):
     first = fit(config, progress=False)
     tuned = dataclasses.replace(
