@@ -21,7 +21,8 @@ from .system import System
 class UnknownEnergy(Calculator):
     """A calculator that says that the potential energy is not known: not a number.
 
-    ASE's loggers ask for the energy at every step; a model that predicts positions has none.
+    ASE's loggers ask for the energy at every step; a model that predicts positions has none, or one
+    up to a constant that it does not know.
     """
 
     implemented_properties = ["energy"]
@@ -48,7 +49,7 @@ class MDtrajNetDynamics(MolecularDynamics):
     Further arguments are those of ase.md.md.MolecularDynamics: trajectory, logfile, ...
 
     Observers may change the atoms, as a thermostat does: a new window then starts from the state
-    they leave. Forces are never computed. Atoms without a calculator get :class:`UnknownEnergy`, so
+    they leave, and a model with a potential keeps the energy of that state. Forces are never computed. Atoms without a calculator get :class:`UnknownEnergy`, so
     that loggers print "nan" for energies; with a calculator they print real ones, at its cost.
 
     Raises ValueError for elements that the model does not know, atoms at rest, and what
