@@ -49,8 +49,9 @@ class MDtrajNetDynamics(MolecularDynamics):
     Further arguments are those of ase.md.md.MolecularDynamics: trajectory, logfile, ...
 
     Observers may change the atoms, as a thermostat does: a new window then starts from the state
-    they leave, and a model with a potential keeps the energy of that state. Forces are never computed. Atoms without a calculator get :class:`UnknownEnergy`, so
-    that loggers print "nan" for energies; with a calculator they print real ones, at its cost.
+    they leave, and a model with a potential keeps the energy of that state. Forces are never
+    computed. Atoms without a calculator get :class:`UnknownEnergy`, so that loggers print "nan" for
+    energies; with a calculator they print real ones, at its cost.
 
     Raises ValueError for elements that the model does not know, atoms at rest, and what
     :func:`~mdtrajnet_fast.system.check_atoms` refuses, constraints among it.
