@@ -29,7 +29,7 @@ from .import_mlatom import load_mlatom
 from .model import MDtrajNet
 from .pairs import Pairs
 from .report import group_label, plot_errors, plot_groups, plot_training, write_spectrum
-from .rollout import RolloutError
+from .rollout import ENERGY_RATE, RolloutError
 from .simulation import check_run, model_hash, simulate
 from .structures import read_structure
 from .system import System
@@ -47,10 +47,14 @@ SIMULATE: dict[str, Any] = {
     "temperature": None,
     "seed": 0,
     "window": None,
+    "reversible": True,
+    "energy_rate": ENERGY_RATE,
     "output": None,
     "format": "traj",
 }
 DEFAULT_TEMPERATURE_K = 300.0
+# Of these, those that run.json keeps elsewhere or in another form.
+_NOT_SETTINGS = ("model", "temperature", "output", "format")
 # A segment of the spectrum lasts this over its resolution (fs cm^-1), see analysis.
 _SEGMENT = 1.45 * WAVENUMBER
 _COARSEST = 500.0  # cm^-1, a resolution that still tells stretches from bends
@@ -122,6 +126,17 @@ def _parser() -> argparse.ArgumentParser:
     )
     add("--seed", type=int, help=f"of the velocities {said('seed')}")
     add("--window", type=float, help="stride, fs (default: the model's own)")
+    add(
+        "--reversible",
+        action=argparse.BooleanOptionalAction,
+        help="windows that could run backwards, or the model's plain map (default: reversible)",
+    )
+    add(
+        "--energy-rate",
+        type=float,
+        help=f"how fast reversible windows return to the energy of the start, 1/fs "
+        f"{said('energy_rate')}",
+    )
     add("--output", type=Path, help="new folder (default: named after the structure)")
     add("--format", choices=["traj", "extxyz", "h5"], help=said("format"))
     sub.add_argument(
@@ -226,6 +241,9 @@ def _simulate(options: argparse.Namespace) -> None:
         duration=settings["duration"],
         model=model,
         window=settings["window"],
+        # runs of before there were reversible windows do not name them
+        reversible=settings.get("reversible", False),
+        energy_rate=settings.get("energy_rate"),
         trajectory=folder / run["trajectory"],
         resume=bool(options.resume),
         progress=not options.quiet,
@@ -249,6 +267,8 @@ def _new_run(options: argparse.Namespace) -> tuple[Path, dict[str, Any], ase.Ato
         raise ValueError("give a structure (file, name or SMILES), or --resume FOLDER")
     said = {name: getattr(options, name) for name in SIMULATE}
     chosen = SIMULATE | {name: value for name, value in said.items() if value is not None}
+    if not chosen["reversible"]:
+        chosen["energy_rate"] = said["energy_rate"]  # refused, if there is one
     atoms = read_structure(options.structure)
     name = str(atoms.info["name"])
     temperature = chosen["temperature"]
@@ -275,7 +295,7 @@ def _new_run(options: argparse.Namespace) -> tuple[Path, dict[str, Any], ase.Ato
         "settings": {
             "model": _absolute(chosen["model"]),
             "temperature_K": temperature,
-            **{k: chosen[k] for k in ("dtype", "device", "dt", "duration", "window", "seed")},
+            **{k: v for k, v in chosen.items() if k not in _NOT_SETTINGS},
         },
         "trajectory": f"trajectory.{chosen['format']}",
         "versions": _versions(),

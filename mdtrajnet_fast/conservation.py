@@ -61,21 +61,22 @@ def conserve_energy(
     velocity: np.ndarray,
     component: np.ndarray,
     isolated: np.ndarray,
+    share: float = 1.0,
 ) -> np.ndarray:
-    """Velocities [times, atoms, 3] (Å/fs) that have the kinetic energies wanted at the last time.
+    """Velocities [times, atoms, 3] (Å/fs) drawn to the kinetic energies wanted at the last time.
 
     system: says which atoms are whose, and their masses. kinetic: [systems] eV, what is left of
     the total energy. t: [times] fs. positions, velocity: [times, atoms, 3] Å and Å/fs. component,
-    isolated: [atoms], as for :func:`conserve`.
+    isolated: [atoms], as for :func:`conserve`. share: of the way to those energies, 0 to 1.
 
     The internal velocities, those without the motion of each component as a rigid body, are scaled,
-    which leaves momentum and angular momentum as they are: by up to 30 % at the last time, where
-    they would need more, and before it by a share that grows with the time.
+    which leaves momentum and angular momentum as they are: by a share of up to 30 % at the last
+    time, where they would need more, and before it by a part that grows with the time.
     """
     internal = _C.internal_velocities(positions, velocity, system.masses, component, isolated)
     now = replace(system, velocities=velocity[-1]).kinetic_energy()
     inner = replace(system, velocities=internal[-1]).kinetic_energy()
     wanted = np.maximum(kinetic - (now - inner), 0.0)  # rigid and internal energies add up
     scale = np.sqrt(np.divide(wanted, inner, out=np.ones_like(inner), where=inner > 0))
-    more = np.clip(scale - 1, -_MOST, _MOST)[system.system_index]
+    more = share * np.clip(scale - 1, -_MOST, _MOST)[system.system_index]
     return velocity + (t / t[-1])[:, None, None] * more[:, None] * internal

@@ -1,6 +1,7 @@
 """The rollout with its state on the model's device: what :mod:`.rollout` does, without its waits.
 
-A window is neighbour update, edge vectors, network, conservation and the new state: a fixed
+A prediction is neighbour update, edge vectors, network and conservation; a window three of them,
+or four (see :mod:`.rollout`), and the new state: a fixed
 sequence of operations on arrays of fixed size, in which nothing waits for the host. On a CUDA
 device it is captured once for each number of frames and replayed; the host takes the frames of a
 window while the next one runs. What cannot be known beforehand has room to spare (edges,
@@ -288,14 +289,25 @@ class _Result(NamedTuple):
     room: Tensor  # int64 [7]: _Room
 
 
+class _Path(NamedTuple):
+    """The way from a start, and what it needed."""
+
+    moved: Tensor  # float64 [times, atoms, 3] Å
+    velocity: Tensor  # float64 [times, atoms, 3] Å/fs
+    component: Tensor  # int64 [atoms]
+    needs: Tensor  # int64 [7]: _Room
+
+
 class _Window:
     """The state on the device, and one window's work on it."""
 
-    def __init__(self, model: MDtrajNet, system: System, momenta: np.ndarray):
+    def __init__(
+        self, model: MDtrajNet, system: System, momenta: np.ndarray, reversible: bool = True
+    ):
         def real(array: np.ndarray) -> Tensor:
             return torch.tensor(array, dtype=torch.float64, device=model.device)
 
-        self.model, self.blocks = model, model.prepare()
+        self.model, self.blocks, self.reversible = model, model.prepare(), reversible
         self.positions, self.momenta, self.masses = map(
             real, (system.positions, momenta, system.masses)
         )
@@ -339,10 +351,47 @@ class _Window:
     def predict(self, t: Tensor) -> _Result:
         """The frames at times t [frames] (fs) after the state's; the last, the window's end, alone.
 
-        See :func:`mdtrajnet_fast.rollout.rollout`.
+        See :mod:`mdtrajnet_fast.rollout`.
         """
-        model, masses = self.model, self.masses[:, None]
-        x, v = self.positions, self.momenta / masses * fs
+        x, v = self.positions, self.momenta / self.masses[:, None] * fs
+        path = self._forward(x, v, t)
+        needs = [path.needs]
+        moved, velocity = path.moved, path.velocity
+        if self.reversible:
+            inner, stride = t[:-1], t[-1:]
+
+            def back(x: Tensor, v: Tensor, t: Tensor) -> _Path:
+                path = self._forward(x, -v, t)
+                return path._replace(velocity=-path.velocity)
+
+            there = x + moved[-1]
+            earlier = back(there, velocity[-1], stride)
+            here = there + earlier.moved[0]
+            again = self._forward(here, earlier.velocity[0], stride)
+            end, end_velocity = self._conserve(
+                x,
+                v,
+                stride,
+                1.5 * moved[-1:] - 0.5 * (here + again.moved - x),
+                1.5 * velocity[-1:] - 0.5 * again.velocity,
+                path.component,
+            )
+            needs += [earlier.needs, again.needs]
+            parts = [(end, end_velocity)]
+            if len(inner):
+                seen = back(x + end[0], end_velocity[0], stride - inner)
+                needs.append(seen.needs)
+                late = (inner / stride)[:, None, None]
+                dx = moved[:-1] + late * (end + seen.moved - moved[:-1])
+                dv = velocity[:-1] + late * (seen.velocity - velocity[:-1])
+                parts.insert(0, self._conserve(x, v, inner, dx, dv, path.component))
+            moved, velocity = (torch.cat(y) for y in zip(*parts, strict=True))
+        room = torch.stack(needs).amax(0)
+        return _Result(x + moved, velocity / fs * self.masses[:, None], room)
+
+    def _forward(self, x: Tensor, v: Tensor, t: Tensor) -> _Path:
+        """Where the atoms are t [times] (fs) after x, v [atoms, 3], with the momenta of these."""
+        model = self.model
         edges = self.neighbors.update(x)
         component, over = components(edges, self.slots, self.rounds)
         r, w = edge_vectors(x, v, edges, self.cells, model.dtype)
@@ -364,15 +413,19 @@ class _Window:
         moved, velocity = (torch.cat(y) for y in zip(*motions, strict=True))
         free = v * t[:, None, None] if model.config.head == "conserving" else 0.0
         fine = ((moved - free).abs() < model.config.radial_cutoff) & velocity.isfinite()
-        moved, velocity = conserve(x, v, self.masses, t, moved, velocity, component, self.isolated)
-        room = torch.cat(
+        needs = torch.cat(
             [
                 self.neighbors.status,
                 edges.row_ptr.diff().max()[None],
                 torch.stack([~over, ~fine.all()]).long(),
             ]
         )
-        return _Result(x + moved, velocity / fs * masses, room)
+        return _Path(*self._conserve(x, v, t, moved, velocity, component), component, needs)
+
+    def _conserve(
+        self, x: Tensor, v: Tensor, t: Tensor, moved: Tensor, velocity: Tensor, component: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        return conserve(x, v, self.masses, t, moved, velocity, component, self.isolated)
 
     def _motion(self, graph: Graph, t: Tensor) -> tuple[Tensor, Tensor]:
         every = t.to(graph.r.dtype)[:, None].expand(-1, graph.atoms).contiguous().view(-1)
@@ -473,6 +526,7 @@ def device_rollout(
     window: float | None = None,
     duration: float | None = None,
     start: int = 0,
+    reversible: bool = True,
 ) -> Iterator[Frames]:
     """:func:`mdtrajnet_fast.rollout.rollout`, which see, with the state on the model's device.
 
@@ -485,10 +539,19 @@ def device_rollout(
 
     def with_waits() -> Iterator[Frames]:  # which knows what to say of a trajectory that breaks
         begun = replace(system, positions=state[0])
-        return rollout(model, begun, state[1], dt=dt, window=window, duration=duration, start=start)
+        return rollout(
+            model,
+            begun,
+            state[1],
+            dt=dt,
+            window=window,
+            duration=duration,
+            start=start,
+            reversible=reversible,
+        )
 
     try:
-        work = _Window(model, system, momenta)
+        work = _Window(model, system, momenta, reversible)
     except ValueError:
         yield from with_waits()
         return

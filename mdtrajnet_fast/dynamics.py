@@ -14,7 +14,7 @@ from ase.md.md import MolecularDynamics
 
 from .checkpoint import load_model
 from .model import MDtrajNet
-from .rollout import rollout
+from .rollout import ENERGY_RATE, energy_share, rollout
 from .system import System
 
 
@@ -46,6 +46,7 @@ class MDtrajNetDynamics(MolecularDynamics):
         the next frame; the frames of a window are predicted together.
     model: a name or path for :func:`~mdtrajnet_fast.load_model`, or a loaded model.
     window: stride of the rollout (fs); None for the model's own.
+    reversible, energy_rate: as for :func:`~mdtrajnet_fast.simulate`.
     Further arguments are those of ase.md.md.MolecularDynamics: trajectory, logfile, ...
 
     Observers may change the atoms, as a thermostat does: a new window then starts from the state
@@ -63,11 +64,15 @@ class MDtrajNetDynamics(MolecularDynamics):
         timestep: float,
         model: str | Path | MDtrajNet = "molecules-nve",
         window: float | None = None,
+        reversible: bool = True,
+        energy_rate: float = ENERGY_RATE,
         **kwargs: Any,
     ):
         self.model = model if isinstance(model, MDtrajNet) else load_model(model)
         self.model.species_index(System.from_atoms(atoms).numbers)
         self.window = self.model.stride(window)
+        energy_share(energy_rate, self.window)  # refuses what is no rate
+        self.reversible, self.energy_rate = reversible, energy_rate
         if not atoms.get_momenta().any():
             raise ValueError(
                 "the atoms are at rest: set momenta first, for instance with "
@@ -98,7 +103,16 @@ class MDtrajNetDynamics(MolecularDynamics):
         momenta = self.atoms.get_momenta()
         # ASE's unit of time is irrational in fs: round away what the conversion adds
         dt = float(np.round(self.dt / units.fs, 9))
-        for frames in rollout(self.model, system, momenta, dt=dt, window=self.window):
+        windows = rollout(
+            self.model,
+            system,
+            momenta,
+            dt=dt,
+            window=self.window,
+            reversible=self.reversible,
+            energy_rate=self.energy_rate,
+        )
+        for frames in windows:
             yield from zip(frames.positions, frames.momenta, strict=True)
 
     def irun(self, steps: int = 50) -> Iterator[bool]:

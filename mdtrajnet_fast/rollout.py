@@ -1,11 +1,22 @@
 """The rollout: window after window, from the state at its start to its frames and its end.
 
 The state between windows is what ASE's Atoms hold, positions (Å) and momenta (ASE units), in
-float64. A window adds the model's displacement to it, then restores what the dynamics conserves:
-the momentum of every connected component of the neighbour graph, for isolated systems its angular
-momentum and, where the model has a potential, the energy of every system. The centre of mass of a
-component therefore moves ballistically, whatever the model does, and an atom without neighbours
-moves by v0 t.
+float64. Every prediction has the momentum of its start, in each connected component of the
+neighbour graph, and for isolated systems the angular momentum. The centre of mass of a component
+therefore moves ballistically, whatever the model does, and an atom without neighbours by v0 t.
+
+A trained model is not quite a motion that could run backwards, and what it adds or takes in one
+window grows without bound in thousands. Newton's equations are reversible in time: with S turning
+all velocities around, S F S undoes F. Let F be the model's map over one window and B = S F S. Then
+
+    p = F(z0)           the prediction
+    q = F(B(p))         there and back again
+    z1 = p + (p - q)/2  the end of the window
+
+is reversible up to the square of the model's error, whatever the model. Maps that are have
+eigenvalues in pairs, l and 1/l, so that vibrations neither grow nor fade, unless two of them meet
+(J. A. G. Roberts, G. R. W. Quispel, Phys. Rep. 216, 63 (1992)). A frame within the window is seen
+from both of its ends, (1 - t/h) F(z0, t) + (t/h) S F(S z1, h - t), and is as good as they are.
 """
 
 from __future__ import annotations
@@ -15,7 +26,9 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
+from typing import NamedTuple
 
+import ase
 import numpy as np
 import torch
 
@@ -28,6 +41,9 @@ from .trajectory import momenta_from_velocities, velocities_from_momenta
 
 # Extra reach of the neighbour list (Å): it is built anew once an atom has moved half of this.
 SKIN = 0.6
+# How fast reversible windows are drawn to the energy of the start (1/fs). docs/study.md: much
+# faster, and errors of the potential disturb the vibrations; much slower, and single runs heat up.
+ENERGY_RATE = 0.0125
 
 
 class RolloutError(RuntimeError):
@@ -72,6 +88,8 @@ def rollout(
     window: float | None = None,
     duration: float | None = None,
     start: int = 0,
+    reversible: bool = True,
+    energy_rate: float = ENERGY_RATE,
     energy: np.ndarray | None = None,
 ) -> Iterator[Frames]:
     """Predict one or many systems, window by window, as long as asked for (or for ever).
@@ -82,6 +100,11 @@ def rollout(
     window: stride (fs); None for the model's own. The end of a window does not depend on dt, to the
         bit: see :meth:`MDtrajNet.displacements`.
     duration: time of the last frame at most (fs, counted from window 0); None for no end.
+    reversible: windows as above, of three predictions and one more for frames within; False for
+        the model's plain map.
+    energy_rate: how fast the energy of a model with a potential returns to that of the start
+        (1/fs): after every window the internal velocities go the share 1 - exp(-energy_rate window)
+        of the way to where the energy is right. The plain map goes all the way.
     energy: [systems] eV, the total energies to keep (:func:`total_energy`), of a model with a
         potential; None for those of the state at the start of this call.
 
@@ -96,56 +119,31 @@ def rollout(
     ticks = math.lcm(*(x.denominator for x in (stride, spacing, last) if x is not None))
     step, gap = int(stride * ticks), int(spacing * ticks)
     limit = None if last is None else int(last * ticks)
-    neighbors = NeighborList(model.config.radial_cutoff, SKIN)
-    blocks = model.snapshot()
-    isolated = _isolated(system)
     masses = system.masses
     system = dataclasses.replace(system, velocities=velocities_from_momenta(momenta, masses))
-    atomic = None if model.potential is None else model.potential_snapshot()
-    if energy is None and atomic is not None:
+    flow = _Flow(model, system)
+    if energy is None and model.potential is not None:
         energy = total_energy(model, system)
-
-    def edges_at(there: System, tick: int) -> Edges:
-        try:
-            return neighbors.update(there.positions, there.cell, there.pbc, there.ptr)
-        except ValueError as error:
-            reason = f"the trajectory broke at {tick / ticks:g} fs: {error}"
-            broken = _coinciding(there, model.config.radial_cutoff)
-            raise RolloutError(reason, broken, start, system.positions, momenta) from error
+    share = energy_share(energy_rate, float(stride)) if reversible else 1.0
+    window_of = _reversible if reversible else _plain
 
     while limit is None or start * step < limit:
         begin, end = start * step, (start + 1) * step
         frames = range((begin // gap + 1) * gap, end + 1, gap)
         # the end comes last, and is predicted whether it is a frame or not
         times = np.array([t / ticks for t in (*(k - begin for k in frames if k < end), step)])
-
-        edges = edges_at(system, begin)
-        graph = model.graph(system, edges)
-        moved, velocity = model.displacements(graph, times, blocks)
-        if (atom := _runaway(model, system, times, moved, velocity)) is not None:
-            owner = int(system.system_index[atom])
+        try:
+            path = window_of(flow, system, times, energy, share)
+        except _Broke as why:
             raise RolloutError(
-                f"the trajectory broke before {end / ticks:g} fs: atom {atom - system.ptr[owner]} "
-                f"leaves its course by more than {model.config.radial_cutoff:g} Å in one window, "
-                "or its velocity is not finite. The model left the chemistry it was trained on; "
-                "start from a lower temperature or a relaxed geometry",
-                owner,
+                f"the trajectory broke before {end / ticks:g} fs: {why}",
+                why.system,
                 start,
                 system.positions,
                 momenta,
-            )
-        component = graph.component.cpu().numpy()
-        moved, velocity = conserve(system, times, moved, velocity, component, isolated)
-        positions = system.positions + moved
-        if energy is not None:
-            there = dataclasses.replace(system, positions=positions[-1])
-            with torch.no_grad():
-                potential = model.potential_energy(there, edges_at(there, end), atomic)
-            left = energy - potential.cpu().numpy()
-            velocity = conserve_energy(
-                system, left, times, positions, velocity, component, isolated
-            )
-        p = momenta_from_velocities(velocity, masses)
+            ) from why
+        positions = system.positions + path.moved
+        p = momenta_from_velocities(path.velocities, masses)
         count = sum(limit is None or t <= limit for t in frames)
         yield Frames(
             times=np.array([t / ticks for t in frames[:count]]),
@@ -161,19 +159,172 @@ def rollout(
 
 def one_window(model: MDtrajNet, system: System) -> System:
     """The state one window later, of systems that are known to stay geometries."""
-    graph, stride = model.graph(system), np.array([model.stride()])
-    component = graph.component.cpu().numpy()
-    moved, velocity = conserve(
-        system, stride, *model.displacements(graph, stride), component, _isolated(system)
+    stride = np.array([model.stride()])
+    return _reversible(_Flow(model, system), system, stride, None, 0.0).end(system)
+
+
+def energy_share(rate: float, stride: float) -> float:
+    """The share of what is missing of the energy that a window of `stride` fs makes up for.
+
+    Raises ValueError for a rate (1/fs) that is negative or not finite.
+    """
+    if not 0 <= rate < np.inf:
+        raise ValueError(f"energy_rate must be a number of 1/fs, 0 or more, got {rate}")
+    return -math.expm1(-rate * stride)
+
+
+class _Broke(Exception):
+    """What is wrong with a state or a prediction, and of which system."""
+
+    def __init__(self, reason: str, system: int):
+        super().__init__(reason)
+        self.system = system
+
+
+class _Flow:
+    """The model as a flow of states, forward and backward in time, that keeps the momenta."""
+
+    def __init__(self, model: MDtrajNet, system: System):
+        self.model = model
+        self.blocks = model.snapshot()
+        self.atomic = None if model.potential is None else model.potential_snapshot()
+        self.neighbors = NeighborList(model.config.radial_cutoff, SKIN)
+        self.isolated = _isolated(system)
+
+    def forward(self, start: System, times: np.ndarray) -> _Path:
+        """Where the systems are `times` (fs) after the start. Raises _Broke."""
+        model = self.model
+        graph = model.graph(start, self._edges(start))
+        moved, velocities = model.displacements(graph, times, self.blocks)
+        if (atom := _runaway(model, start, times, moved, velocities)) is not None:
+            owner = int(start.system_index[atom])
+            raise _Broke(
+                f"atom {atom - start.ptr[owner]} leaves its course by more than "
+                f"{model.config.radial_cutoff:g} Å in one window, or its velocity is not finite. "
+                "The model left the chemistry it was trained on; start from a lower temperature "
+                "or a relaxed geometry",
+                owner,
+            )
+        return self.conserve(start, times, _Path(moved, velocities, graph.component.cpu().numpy()))
+
+    def backward(self, end: System, times: np.ndarray) -> _Path:
+        """Where they were `times` before: :meth:`forward`, of the film in reverse."""
+        path = self.forward(dataclasses.replace(end, velocities=-end.velocities), times)
+        return path._replace(velocities=-path.velocities)
+
+    def conserve(self, start: System, times: np.ndarray, path: _Path) -> _Path:
+        """The path with the momenta of the start."""
+        moved, velocities = conserve(start, times, *path, self.isolated)
+        return _Path(moved, velocities, path.component)
+
+    def conserve_energy(
+        self, start: System, times: np.ndarray, path: _Path, energy: np.ndarray, share: float
+    ) -> _Path:
+        """The path, its end drawn to these total energies [systems] (eV)."""
+        positions = start.positions + path.moved
+        there = dataclasses.replace(start, positions=positions[-1])
+        with torch.no_grad():
+            potential = self.model.potential_energy(there, self._edges(there), self.atomic)
+        velocities = conserve_energy(
+            start,
+            energy - potential.cpu().numpy(),
+            times,
+            positions,
+            path.velocities,
+            path.component,
+            self.isolated,
+            share,
+        )
+        return path._replace(velocities=velocities)
+
+    def _edges(self, there: System) -> Edges:
+        try:
+            return self.neighbors.update(there.positions, there.cell, there.pbc, there.ptr)
+        except ValueError as error:
+            cutoff = self.model.config.radial_cutoff
+            raise _Broke(str(error), _coinciding(there, cutoff)) from error
+
+
+class _Path(NamedTuple):
+    """The way of systems from a start."""
+
+    moved: np.ndarray  # [times, atoms, 3] Å
+    velocities: np.ndarray  # [times, atoms, 3] Å/fs
+    component: np.ndarray  # [atoms], labels of the connected components at the start
+
+    def end(self, start: System) -> System:
+        """The state at the last time."""
+        positions = start.positions + self.moved[-1]
+        return dataclasses.replace(start, positions=positions, velocities=self.velocities[-1])
+
+
+def _plain(
+    flow: _Flow, start: System, times: np.ndarray, energy: np.ndarray | None, share: float
+) -> _Path:
+    """A window as the model predicts it; the last of the times is its end."""
+    path = flow.forward(start, times)
+    return path if energy is None else flow.conserve_energy(start, times, path, energy, share)
+
+
+def _reversible(
+    flow: _Flow, start: System, times: np.ndarray, energy: np.ndarray | None, share: float
+) -> _Path:
+    """A window that could run backwards; the last of the times is its end."""
+    inner, stride = times[:-1], times[-1:]
+    path = flow.forward(start, times)
+    there = path.end(start)
+    back = flow.backward(there, stride).end(there)
+    again = flow.forward(back, stride).end(back)
+    end = flow.conserve(
+        start,
+        stride,
+        path._replace(
+            moved=1.5 * path.moved[-1:] - 0.5 * (again.positions - start.positions),
+            velocities=1.5 * path.velocities[-1:] - 0.5 * again.velocities,
+        ),
     )
-    positions = system.positions + moved[0]
-    return dataclasses.replace(system, positions=positions, velocities=velocity[0])
+    if energy is not None:
+        end = flow.conserve_energy(start, stride, end, energy, share)
+    if not len(inner):
+        return end
+    last = end.end(start)
+    seen = flow.backward(last, stride - inner)
+    late = (inner / stride)[:, None, None]
+    within = flow.conserve(
+        start,
+        inner,
+        path._replace(
+            moved=path.moved[:-1]
+            + late * (last.positions - start.positions + seen.moved - path.moved[:-1]),
+            velocities=path.velocities[:-1] + late * (seen.velocities - path.velocities[:-1]),
+        ),
+    )
+    return end._replace(
+        moved=np.concatenate([within.moved, end.moved]),
+        velocities=np.concatenate([within.velocities, end.velocities]),
+    )
 
 
 @torch.no_grad()
 def total_energy(model: MDtrajNet, system: System) -> np.ndarray:
     """Kinetic and potential energies [systems] (eV) as the model has them."""
     return system.kinetic_energy() + model.potential_energy(system).cpu().numpy()
+
+
+@torch.no_grad()
+def potential_energies(model: MDtrajNet, atoms: ase.Atoms, positions: np.ndarray) -> np.ndarray:
+    """Potential energies [frames] (eV) of frames [frames, atoms, 3] (Å) of a system."""
+    frames, count = len(positions), len(atoms)
+    system = System(
+        numbers=np.tile(atoms.numbers, frames),
+        positions=positions.reshape(-1, 3),
+        velocities=np.zeros((frames * count, 3)),
+        masses=np.tile(atoms.get_masses(), frames),
+        cell=np.repeat(atoms.cell[None], frames, 0),
+        pbc=np.repeat(atoms.pbc[None], frames, 0),
+        ptr=count * np.arange(frames + 1),
+    )
+    return model.potential_energy(system).cpu().numpy()
 
 
 def _isolated(system: System) -> np.ndarray:

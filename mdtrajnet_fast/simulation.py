@@ -8,6 +8,7 @@ import json
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,16 @@ from .checkpoint import load_model
 from .device import device_rollout
 from .ensembles import set_velocities, thermal_velocities
 from .model import MDtrajNet
-from .rollout import Frames, RolloutError, exact, rollout, total_energy
+from .rollout import (
+    ENERGY_RATE,
+    Frames,
+    RolloutError,
+    energy_share,
+    exact,
+    potential_energies,
+    rollout,
+    total_energy,
+)
 from .system import System
 from .trajectory import Trajectory, count_frames, open_writer, velocities_from_momenta
 from .trust import TrustMonitor
@@ -38,6 +48,8 @@ def simulate(
     seed: int = 0,
     trajectory: str | Path | Sequence[str | Path] | None = None,
     resume: bool = False,
+    reversible: bool | None = None,
+    energy_rate: float | None = None,
     progress: bool = False,
 ) -> Trajectory | list[Trajectory]:
     """Predict the molecular dynamics of one system, or of many at once.
@@ -59,12 +71,18 @@ def simulate(
         and number of threads the result is, bit for bit, that of a run without the stop. The
         rollout goes on from the last frame that is the end of a window; where dt and window have
         no common multiple, from the start.
+    reversible: windows that could run backwards (:mod:`mdtrajnet_fast.rollout`), in which a model's
+        errors do not add up; they take three predictions, and one more for frames within. False
+        for the model's plain map, with all of the energy put right after every window. None:
+        reversible, or, of a run that is continued, as it was begun.
+    energy_rate: how fast reversible windows return to the total energy of the start (1/fs), with a
+        model that has a potential. None: 0.0125, or as begun.
     progress: show a progress bar.
 
     Returns a :class:`~mdtrajnet_fast.Trajectory` (a list of them for a list) with frames at 0, dt,
-    2 dt, ... up to duration, and its `trust` summary. Momentum, angular momentum of isolated
-    molecules and, with a model that has a potential, the total energy at the end of every window
-    are those of the start; positions are unwrapped.
+    2 dt, ... up to duration, and its `trust` summary. Momentum and angular momentum of isolated
+    molecules are those of the start; with a model that has a potential, the total energy stays near
+    it. Positions are unwrapped.
 
     Raises TypeError and ValueError for what is not an ase.Atoms that can be simulated
     (:func:`~mdtrajnet_fast.system.check_atoms`), elements that the model does not know, atoms that
@@ -89,7 +107,10 @@ def simulate(
         "dtype": str(network.dtype).removeprefix("torch."),
         "dt_fs": float(dt),
         "window_fs": stride,
+        **_map_settings(reversible, energy_rate, paths if resume else []),
     }
+    reversible = bool(metadata.get("reversible", False))
+    rate = metadata.get("energy_rate_per_fs", ENERGY_RATE)
     parts = []
     for k, (one, v, path) in enumerate(zip(many, given, paths, strict=True)):
         held = _held(path, one, metadata) if resume else None
@@ -118,7 +139,7 @@ def simulate(
     going = list(range(len(many)))
     with ExitStack() as stack:
         recorders = [
-            _Recorder(one, part, path, network.config.radial_cutoff, stack)
+            _Recorder(one, part, path, _monitor(network, one, stride), stack)
             for one, part, path in zip(many, parts, paths, strict=True)
         ]
         bar = stack.enter_context(
@@ -132,13 +153,14 @@ def simulate(
                 "window": window,
                 "duration": duration,
                 "start": start,
+                "reversible": reversible,
             }
             windows: Iterator[Frames]
             if energy is None and network.device.type == "cuda":
                 windows = device_rollout(network, system, momenta, **times)
             else:
                 left = None if energy is None else energy[going]
-                windows = rollout(network, system, momenta, **times, energy=left)
+                windows = rollout(network, system, momenta, **times, energy_rate=rate, energy=left)
             try:
                 for frames in windows:
                     for k, a, b in zip(going, system.ptr, system.ptr[1:], strict=False):
@@ -156,6 +178,35 @@ def simulate(
                 start = error.window
     done = [recorder.trajectory(duration) for recorder in recorders]
     return done[0] if single else done
+
+
+def _monitor(model: MDtrajNet, atoms: ase.Atoms, stride: float) -> TrustMonitor:
+    potential = None if model.potential is None else partial(potential_energies, model, atoms)
+    return TrustMonitor(atoms, model.config.radial_cutoff, stride, potential)
+
+
+def _map_settings(
+    reversible: bool | None, energy_rate: float | None, paths: Sequence[str | Path | None]
+) -> dict[str, Any]:
+    """What a run's metadata say of its map: those of the files to continue, or of what is new.
+
+    Runs with the plain map, as all were once, say nothing.
+    """
+    files = [p for p in paths if p is not None and Path(p).exists() and count_frames(p)]
+    begun = Trajectory.read(files[0], slice(0, 1)).metadata if files else {"reversible": True}
+    if reversible is None:
+        reversible = begun.get("reversible", False)
+    if not reversible:
+        if energy_rate is not None:
+            raise ValueError(
+                f"energy_rate = {energy_rate} is for reversible windows: the plain map puts all of "
+                "the energy right after every window"
+            )
+        return {}
+    if energy_rate is None:
+        energy_rate = begun.get("energy_rate_per_fs", ENERGY_RATE)
+    energy_share(energy_rate, 1.0)  # refuses what is no rate
+    return {"reversible": True, "energy_rate_per_fs": float(energy_rate)}
 
 
 def check_run(
@@ -181,7 +232,7 @@ class _Recorder:
         atoms: ase.Atoms,
         held: Trajectory,
         path: Path | None,
-        cutoff: float,
+        monitor: TrustMonitor,
         stack: ExitStack,
     ):
         self._held = held
@@ -194,7 +245,7 @@ class _Recorder:
             if self._writer.frames == 0:
                 self._writer.write(held.times, held.positions, held.momenta)
         self._times, self._positions, self._momenta = [held.times], [held.positions], [held.momenta]
-        self._monitor = TrustMonitor(atoms, cutoff)
+        self._monitor = monitor
         self._watched = 0  # parts
         self._watch()
 

@@ -61,6 +61,7 @@ class TrainConfig:
         `model`.
     initial_blocks: which of the attention blocks of `initial` to start with, in order; the others
         are dropped, for a smaller model. None: all.
+    window: stride (fs) of the rollouts that the model `initial` is trained on for; None: as it was.
     potential: sizes of the potential (:class:`~mdtrajnet_fast.config.PotentialConfig`), unless
         `initial` has one to go on from.
     steps, batch_size: optimiser steps, and pairs of frames in each.
@@ -99,6 +100,7 @@ class TrainConfig:
     target: str = "motion"
     initial: str | None = None
     initial_blocks: tuple[int, ...] | None = None
+    window: float | None = None
     potential: dict[str, Any] = field(default_factory=dict)
     steps: int = 10_000
     batch_size: int = 32
@@ -164,6 +166,11 @@ class TrainConfig:
                     f"initial_blocks = {self.initial_blocks} and initial = {self.initial}"
                 )
             object.__setattr__(self, "initial_blocks", tuple(self.initial_blocks))
+        if self.window is not None and self.initial is None:
+            raise ValueError(
+                "window is that of a model to start from, initial; that of a new model stands in "
+                f"[model]: got window = {self.window} without initial"
+            )
         if self.lag_power < 0:
             raise ValueError(f"lag_power must not be negative, got {self.lag_power}")
         if not 0 <= self.own_starts <= 1:
@@ -345,6 +352,9 @@ class _Run:
                 self.model = _with_blocks(self.model, config.initial_blocks)
             if self.energies and self.model.potential is None:
                 self.model = _with_potential(self.model, PotentialConfig(**config.potential))
+            if config.window is not None:
+                window = self.model.stride(config.window)
+                self.model.config = dataclasses.replace(self.model.config, window=window)
         else:
             sizes = dict(config.model)
             elements = sorted({int(z) for r in records for z in np.unique(r.numbers)})

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import ase
 import numpy as np
@@ -33,13 +33,26 @@ from .analysis import (
     relative_angular_momentum,
     total_angular_momentum,
 )
+from .block_means import BlockMeans
+from .equipartition import (
+    STRETCH_FS,
+    BandWatch,
+    chance_of_bands,
+    chance_of_elements,
+    occupied_bands,
+    strongest_band,
+)
 from .neighbors import NeighborList
 from .trajectory import Trajectory, frame_arrays, velocities_from_momenta
+
+# Potential energies [k] (eV) of positions [k, atoms, 3] (Å).
+Energies = Callable[[Array], Array]
 
 # When to warn.
 EQUIPARTITION = 0.10  # relative difference between elements, if it is beyond chance
 DRIFT = 0.10  # relative change of the temperature, if it is beyond chance
 CENTRE_OF_MASS = 0.01  # Å
+_ROUNDED = 0.005  # of the way at the thermal speed: velocities in files are rounded
 ANGULAR_MOMENTUM = 0.05  # of its thermal size sqrt(kB T tr I)
 # The kinetic energy of f degrees of freedom scatters by sqrt(2 / f), and one of its values tells
 # nothing new for about this long. Beyond chance: three standard deviations.
@@ -51,6 +64,15 @@ _REDISTRIBUTION_FS = 10_000.0
 _RARE = 1e-4
 # Bonds and neighbours need no closer look than this: the dear part of watching a large system.
 _LOOK_EVERY_FS = 5.0
+# Limits for isolated molecules over a picosecond and more; bench/trust.py says how often runs of
+# molecular dynamics and collapsed rollouts pass them.
+_UNEVEN = 10**-1.5  # chance of the bands times that of the elements
+_PHASES = 8  # parts of a window
+_PHASE = 0.06  # difference of their temperatures, relative, in 5 ps; more in less
+_PHASE_FS = 5000.0
+_HEATED = 0.30  # rise over the first 200 fs, relative, if it is beyond chance
+_HEATED_FS = 200.0
+_ENERGY = 0.25  # total energy off by this part of the kinetic energy
 
 
 @dataclass(frozen=True)
@@ -73,6 +95,10 @@ class TrustSummary:
     temperature: Temperature  # in the frame of the centre of mass; nan for one atom
     temperature_drift: float  # K/ps, least squares; nan for a single frame
     elements: dict[str, Temperature]
+    strongest_band: tuple[float, float] | None  # share of the kinetic energy, and cm^-1
+    occupied_bands: float | None  # how many bands hold the kinetic energy
+    phase_spread: float | None  # relative difference of the temperatures of parts of the window
+    energy_change: float | None  # eV, mean of the last fifth less the start, where it is known
     centre_of_mass_drift: float  # Å, the farthest from straight-line motion
     angular_momentum_drift: float | None  # the largest change, of the thermal size; None: periodic
     bonds: int  # in the first frame
@@ -81,6 +107,7 @@ class TrustSummary:
     lonely_atoms: tuple[int, ...]  # without a neighbour within the model's cutoff at some time
     unusable_from_fs: float | None  # first frame with a number that is not finite, or atoms that
     # sit on each other; nothing after it is counted
+    believable_fs: float  # until when the run may be believed
     warnings: tuple[str, ...]
 
     @property
@@ -93,11 +120,17 @@ class TrustSummary:
         return _plain({**dataclasses.asdict(self), "ok": self.ok})
 
     def __str__(self) -> str:
-        count = len(self.warnings)
-        verdict = "no warnings" if self.ok else f"{count} warning{'s' if count > 1 else ''}"
-        lines = [
-            f"Trust: {verdict} in {self.frames} frames, {self.start_fs:g} to {self.end_fs:g} fs"
-        ]
+        if self.ok:
+            verdict = f"no warnings, believable to its end at {self.end_fs:g} fs"
+        else:
+            count = len(self.warnings)
+            until = (
+                f"NOT believable beyond {self.believable_fs:g} of {self.end_fs:g} fs"
+                if self.believable_fs > self.start_fs
+                else "NOT believable"
+            )
+            verdict = f"{until}, {count} warning{'s' if count > 1 else ''}"
+        lines = [f"Trust: {verdict} ({self.frames} frames)"]
         for name, t in {"temperature": self.temperature, **self.elements}.items():
             label = name if name == "temperature" else f"  of {name}"
             value = f"{t.mean:8.1f} K   first fifth {t.first:.1f}, last fifth {t.last:.1f}"
@@ -106,6 +139,21 @@ class TrustSummary:
             lines[1] += f", drift {self.temperature_drift:+.1f} K/ps"
         if not math.isnan(self.start_temperature):
             lines[1] += f", first frame {self.start_temperature:.1f} K"
+        if self.strongest_band is not None:
+            share, where = self.strongest_band
+            lines.append(
+                f"  strongest band   {100 * share:8.1f} % of the kinetic energy, at "
+                f"{where:.0f} cm^-1; it is spread over {self.occupied_bands:.1f} bands"
+            )
+        if self.phase_spread is not None:
+            lines.append(
+                f"  in the window    {100 * self.phase_spread:8.1f} % between temperatures of parts"
+            )
+        if self.energy_change is not None:
+            lines.append(
+                f"  total energy     {self.energy_change:+8.3f} eV in the last fifth, by the "
+                "model's potential"
+            )
         lines.append(f"  centre of mass   {self.centre_of_mass_drift:8.1e} Å off a straight line")
         if self.angular_momentum_drift is not None:
             lines.append(
@@ -118,12 +166,17 @@ class TrustSummary:
         return "\n".join(lines + [f"  WARNING: {text}" for text in self.warnings])
 
 
-def trust_summary(trajectory: Trajectory, cutoff: float | None = None) -> TrustSummary:
+def trust_summary(
+    trajectory: Trajectory, cutoff: float | None = None, potential: Energies | None = None
+) -> TrustSummary:
     """Check a finished trajectory: temperatures, drift, bonds; see :class:`TrustMonitor`.
 
     cutoff: of the model that made it, in Å; None: do not look for atoms without neighbours.
+    potential: the model's; None: do not look at the total energy. The window is that of the
+    trajectory's metadata.
     """
-    monitor = TrustMonitor(trajectory.atoms, cutoff)
+    window = trajectory.metadata.get("window_fs")
+    monitor = TrustMonitor(trajectory.atoms, cutoff, window, potential)
     for start in range(0, len(trajectory), 256):
         part = slice(start, start + 256)
         monitor.update(trajectory.times[part], trajectory.positions[part], trajectory.momenta[part])
@@ -134,18 +187,28 @@ class TrustMonitor:
     """Watches a run chunk by chunk in constant memory; the chunks do not change the result.
 
     atoms: numbers, masses, cell and pbc are taken from it. cutoff: the model's, in Å; None: do not
-    look for atoms without neighbours. Raises ValueError for a cutoff that is not positive.
+    look for atoms without neighbours. window: stride of the rollout (fs); None: do not compare the
+    parts of windows. potential: energies [k] (eV) of positions [k, atoms, 3] (Å); None: do not look
+    at the total energy. Raises ValueError for a cutoff that is not positive.
 
     ``update`` takes the frames in order, the first one being the reference; ``summary`` can be
     called at any time after it. What is warned of, and when:
 
+    * in an isolated molecule the energy is spread less evenly over bands of the spectrum and over
+      elements than chance allows (:mod:`~mdtrajnet_fast.equipartition`), in all of a run of a
+      picosecond or more or in its last half;
     * elements differ in temperature by more than 10 % in the last fifth of the run, and more than
       chance allows for so few atoms;
+    * the temperature depends on the time within the window;
+    * the temperature rises by more than 30 % over that of the first 200 fs, and more than chance
+      allows;
+    * the total energy leaves that of the start by a quarter of the kinetic energy;
     * the temperature changes by more than 10 % from the first to the last fifth, and more than
       chance allows in so short a time;
     * the mean temperature is less than half of that of the start, and more than chance allows (in
       runs of 500 fs or more);
-    * the centre of mass leaves its straight line by more than 0.01 Å;
+    * the centre of mass leaves its straight line by more than 0.01 Å, and by more than 0.5 % of the
+      way it makes at its thermal speed (velocities are rounded in some files);
     * the angular momentum of an isolated system changes by more than 5 % of its thermal size;
     * bonds break or form (as :func:`bond_changes` has it) or atoms have no neighbour within the
       cutoff, looked for in frames at least 5 fs apart;
@@ -156,7 +219,20 @@ class TrustMonitor:
     counts as one if it rotates in the first frame.
     """
 
-    def __init__(self, atoms: ase.Atoms, cutoff: float | None = None) -> None:
+    def __init__(
+        self,
+        atoms: ase.Atoms,
+        cutoff: float | None = None,
+        window: float | None = None,
+        potential: Energies | None = None,
+    ) -> None:
+        self._window, self._potential = window, potential
+        self._bands = BandWatch(atoms.get_masses())
+        self._phases = np.zeros((_PHASES, 2))  # temperatures summed, and how many
+        self._early = np.zeros(2)  # likewise, over the first _HEATED_FS
+        self._energies = BlockMeans(2)  # rows of time (fs) and total energy less the start's (eV)
+        self._start_energy: float | None = None
+        self._first_lonely = math.inf
         self._atoms = atoms.copy()
         self._near = None if cutoff is None else NeighborList(cutoff, skin=0.5)
         self._lonely = np.zeros(len(atoms), dtype=bool)
@@ -199,6 +275,10 @@ class TrustMonitor:
             some = looks[k : k + step]
             if (count := self._look(t[some], x[some])) < len(some):
                 usable = some[count]
+            if self._potential is not None and count:
+                seen = some[:count]
+                self._add_energies(t[seen], x[seen], v[seen])
+            if count < len(some):
                 break
         if usable < len(t):
             self._unusable = float(t[usable])
@@ -213,13 +293,25 @@ class TrustMonitor:
                 systems = frames_as_systems(x, self._bonds.cell, self._bonds.pbc)
                 edges = self._near.update(x.reshape(-1, 3), *systems)
                 degrees = np.diff(edges.row_ptr).reshape(len(t), -1)
-                self._lonely |= (degrees == 0).any(axis=0)
+                alone = degrees == 0
+                self._lonely |= alone.any(axis=0)
+                if np.isinf(self._first_lonely) and alone.any():
+                    self._first_lonely = float(t[alone.any(axis=1)][0])
         except ValueError:  # the neighbour list refuses atoms that sit on each other
             half = len(t) // 2
             if half == 0 or (first := self._look(t[:half], x[:half])) == 0:
                 return 0
             return first if first < half else half + self._look(t[half:], x[half:])
         return len(t)
+
+    def _add_energies(self, t: Array, x: Array, v: Array) -> None:
+        assert self._potential is not None
+        kinetic = 0.5 * EV * np.sum(self._masses[:, None] * v**2, axis=(1, 2))
+        total = kinetic + self._potential(x)
+        if self._start_energy is None:
+            self._start_energy = float(total[0])
+        for row in np.column_stack((t, total - self._start_energy)):
+            self._energies.add(row)
 
     def _begin(self, time: float, positions: Array, velocities: Array) -> None:
         m = self._masses
@@ -237,9 +329,10 @@ class TrustMonitor:
         dof = atomic_degrees_of_freedom(self._atoms, rotation=not self._periodic and still)
         dof = self._per_element(dof)
         self._dof = np.where(dof > 1e-9, dof, np.nan)  # a lone atom has no temperature
+        self._freedom = float(np.nansum(self._dof))
         energy = float(m @ np.sum(relative[0] ** 2, axis=1))
         self._start_temperature = energy * (EV / kB) / float(self._dof.sum())
-        self._blocks = _BlockMeans(2 + len(self._elements))
+        self._blocks = BlockMeans(2 + len(self._elements))
 
     def _per_element(self, values: Array) -> Array:
         """Sums over the atoms of each element: [..., atoms] to [..., elements]."""
@@ -261,6 +354,15 @@ class TrustMonitor:
         each = kinetic * (EV / kB) / self._dof
         for row in np.column_stack((t, overall, each)):
             self._blocks.add(row)
+        if not self._periodic:
+            self._bands.update(t, relative)
+        if self._window is not None:
+            # a window's end belongs to it: its frames are (0, window]
+            part = np.ceil((t - self._start) / self._window * _PHASES - 1e-6).astype(int) - 1
+            for k, value in zip((part % _PHASES).tolist(), overall.tolist(), strict=True):
+                self._phases[k] += value, 1
+        for value in overall[t - self._start <= _HEATED_FS].tolist():
+            self._early += value, 1
         self._frames += len(t)
 
     def summary(self) -> TrustSummary:
@@ -290,6 +392,13 @@ class TrustMonitor:
             thermal = math.sqrt(max(0.0, np.nan_to_num(overall.mean)) * kB / EV * self._inertia)
             spin = self._spin_drift / thermal if thermal > 0 else 0.0
         broken, formed = self._bonds.changes()
+        _, spectra, stretches = self._bands.means()
+        power = stretches @ spectra if len(stretches) else None
+        energy_change: float | None = None
+        if self._start_energy is not None:
+            rows, count = self._energies.means()
+            late = count * (rows[:, 0] >= min(self._end - fifth, rows[-1, 0]))
+            energy_change = float(np.average(rows[:, 1], weights=late))
         summary = TrustSummary(
             frames=self._frames,
             start_fs=self._start,
@@ -298,6 +407,10 @@ class TrustMonitor:
             temperature=overall,
             temperature_drift=slope,
             elements=elements,
+            strongest_band=None if power is None else strongest_band(power, self._bands.bin),
+            occupied_bands=None if power is None else occupied_bands(power, self._bands.bin),
+            phase_spread=self._phase_spread(),
+            energy_change=energy_change,
             centre_of_mass_drift=self._com_drift,
             angular_momentum_drift=spin,
             bonds=len(self._bonds.pairs),
@@ -305,49 +418,173 @@ class TrustMonitor:
             formed=formed,
             lonely_atoms=tuple(np.flatnonzero(self._lonely).tolist()),
             unusable_from_fs=self._unusable,
+            believable_fs=self._end,
             warnings=(),
         )
-        return dataclasses.replace(summary, warnings=tuple(self._warnings(summary)))
+        warnings = list(self._warnings(summary))
+        return dataclasses.replace(
+            summary,
+            believable_fs=min([self._end, *(since for since, _ in warnings)]),
+            warnings=tuple(text for _, text in warnings),
+        )
 
-    def _warnings(self, seen: TrustSummary) -> Iterable[str]:
+    def _phase_spread(self) -> float | None:
+        """Relative difference of the temperatures of parts of the window, where frames tell."""
+        total, count = self._phases[self._phases[:, 1] >= 50].T
+        if len(total) < 2 or not total.sum() > 0:
+            return None
+        means = total / count
+        return float(np.ptp(means) / means.mean())
+
+    def _uneven_since(self) -> float | None:
+        """From when on (fs) energy is spread less evenly than chance allows, if it is at all.
+
+        Looked at over the whole run and its last half; then, to say since when, over parts of it.
+        """
+        middles, spectra, stretches = self._bands.means()
+        if not len(middles) or len(self._atoms) < 3:
+            return None
+        means, weights = self._blocks.means()
+
+        def chance(begin: float, end: float) -> float:
+            inside = (middles >= begin) & (middles <= end)
+            frames = weights * ((means[:, 0] >= begin) & (means[:, 0] <= end))
+            if not inside.any() or not frames.any():
+                return 1.0
+            occupied = occupied_bands(stretches[inside] @ spectra[inside], self._bands.bin)
+            elements = np.average(means[:, 2:], axis=0, weights=frames)
+            return chance_of_bands(occupied, self._freedom) * chance_of_elements(
+                elements, self._dof
+            )
+
+        start, end = self._start, self._end
+        if min(chance(start, end), chance((start + end) / 2, end)) >= _UNEVEN:
+            return None
+        parts = np.linspace(start, end, 1 + max(1, min(10, int((end - start) / STRETCH_FS))))
+        since = start
+        for begin, stop in zip(parts, parts[1:], strict=False):
+            if chance(begin, stop) >= _UNEVEN**0.5:
+                since = float(stop)
+        return min(since, float(parts[-2])) if len(parts) > 2 else start
+
+    def _warnings(self, seen: TrustSummary) -> Iterator[_Doubt]:
+        start_fs, end_fs = seen.start_fs, seen.end_fs
         if seen.unusable_from_fs is not None:
-            yield (
+            yield _Doubt(
+                seen.unusable_from_fs,
                 f"at {seen.unusable_from_fs:g} fs the run broke down: numbers that are not finite, "
-                "or atoms on top of each other; use nothing from then on"
+                "or atoms on top of each other; use nothing from then on",
             )
         if seen.broken:
-            yield f"{len(seen.broken)} bond{_s(seen.broken)} broke: {_listed(seen.broken)}"
+            yield _Doubt(
+                seen.broken[0].time_fs,
+                f"{len(seen.broken)} bond{_s(seen.broken)} broke: {_listed(seen.broken)}",
+            )
         if seen.formed:
-            yield f"{len(seen.formed)} bond{_s(seen.formed)} formed: {_listed(seen.formed)}"
+            yield _Doubt(
+                seen.formed[0].time_fs,
+                f"{len(seen.formed)} bond{_s(seen.formed)} formed: {_listed(seen.formed)}",
+            )
+        yield from self._temperature_doubts(seen)
+        yield from self._equipartition_doubts(seen)
 
+        if seen.phase_spread is not None:
+            length = max(end_fs - start_fs, 1e-9)
+            if seen.phase_spread > _PHASE * max(1.0, _PHASE_FS / length):
+                yield _Doubt(
+                    start_fs,
+                    "the temperature depends on the time within the window, by "
+                    f"{100 * seen.phase_spread:.0f} %: the run is locked to the window",
+                )
+
+        kinetic = 0.5 * kB * float(np.nan_to_num(seen.temperature.mean * self._freedom))
+        if seen.energy_change is not None and abs(seen.energy_change) > _ENERGY * kinetic:
+            yield _Doubt(
+                start_fs + (end_fs - start_fs) / 5,
+                f"the total energy left that of the start by {seen.energy_change:+.3f} eV, where "
+                f"the kinetic energy is {kinetic:.3f} eV",
+            )
+
+        speed = math.sqrt(3 * kB / EV * np.nan_to_num(seen.temperature.mean) / self._masses.sum())
+        rounded = _ROUNDED * speed * (end_fs - start_fs)
+        if seen.centre_of_mass_drift > max(CENTRE_OF_MASS, rounded):
+            yield _Doubt(
+                start_fs,
+                "the centre of mass left its straight line by "
+                f"{seen.centre_of_mass_drift:.3g} Å: momentum is not conserved",
+            )
+        spin = seen.angular_momentum_drift
+        if spin is not None and spin > ANGULAR_MOMENTUM:
+            yield _Doubt(
+                start_fs,
+                f"the angular momentum changed by {100 * spin:.0f} % of its thermal size: it is "
+                "not conserved",
+            )
+        if lonely := seen.lonely_atoms:
+            symbols = self._atoms.get_chemical_symbols()
+            yield _Doubt(
+                self._first_lonely,
+                f"{len(lonely)} atom{_s(lonely)} had no neighbour within the model's cutoff: "
+                f"{_listed([f'{symbols[i]}{i}' for i in lonely])}; the model cannot see what acts "
+                "on them",
+            )
+
+    def _temperature_doubts(self, seen: TrustSummary) -> Iterator[_Doubt]:
+        """Heating and cooling."""
+        overall = seen.temperature
         fifth = (seen.end_fs - seen.start_fs) / 5
         independent = max(1.0, fifth / _CORRELATION_FS)
-        chance = 3 * math.sqrt(4 / (self._dof.sum() * independent))
-        overall, elements = seen.temperature, seen.elements
+        one = math.sqrt(2 / (self._freedom * independent)) if self._freedom else math.nan
         change = overall.last / overall.first - 1 if overall.first > 0 else math.nan
-        if abs(change) > max(DRIFT, chance):
-            yield (
+        early = self._early[0] / self._early[1]
+        rise = overall.last / early - 1 if early > 0 else math.nan
+        if abs(change) > max(DRIFT, 3 * math.sqrt(2) * one):
+            yield _Doubt(
+                seen.start_fs + fifth,
                 f"the temperature {'rose' if change > 0 else 'fell'} by {100 * abs(change):.0f} % "
-                f"from {overall.first:.0f} K to {overall.last:.0f} K: energy is not conserved"
+                f"from {overall.first:.0f} K to {overall.last:.0f} K: energy is not conserved",
+            )
+        elif fifth >= _HEATED_FS and rise > max(_HEATED, 3 * one):
+            yield _Doubt(
+                seen.start_fs + _HEATED_FS,
+                f"the temperature rose from {early:.0f} K in the first {_HEATED_FS:g} fs to "
+                f"{overall.last:.0f} K: energy is not conserved",
             )
 
         # From a minimum of the potential half of the kinetic energy goes into vibrations; a start
         # drawn in equilibrium may be hotter than the mean by chance. Less than both is a loss.
         start = seen.start_temperature
-        least = 0.5 * start / (1 + 3 * math.sqrt(2 / self._dof.sum()))
+        least = 0.5 * start / (1 + 3 * math.sqrt(2 / self._freedom)) if self._freedom else 0.0
         if seen.frames > 1 and fifth >= _CORRELATION_FS and overall.mean < least:
-            yield (
+            yield _Doubt(
+                seen.start_fs,
                 f"the temperature fell from {start:.0f} K at the start to a mean of "
-                f"{overall.mean:.0f} K, more than vibrations can take up: energy is lost"
+                f"{overall.mean:.0f} K, more than vibrations can take up: energy is lost",
+            )
+
+    def _equipartition_doubts(self, seen: TrustSummary) -> Iterator[_Doubt]:
+        """Vibrations and elements that have more than their share of the energy."""
+        elements = seen.elements
+        if (since := self._uneven_since()) is not None:
+            assert seen.strongest_band is not None
+            share, where = seen.strongest_band
+            hot = max(elements, key=lambda name: elements[name].mean)
+            cold = min(elements, key=lambda name: elements[name].mean)
+            yield _Doubt(
+                since,
+                f"energy is not spread as at equilibrium: a band at {where:.0f} cm^-1 holds "
+                f"{100 * share:.0f} % of the kinetic energy, {hot} is at "
+                f"{elements[hot].mean:.0f} K and {cold} at {elements[cold].mean:.0f} K",
             )
 
         # The two elements that differ most among those that differ by more than chance.
+        fifth = (seen.end_fs - seen.start_fs) / 5
         shuffled = max(1.0, fifth / _REDISTRIBUTION_FS)
         found: tuple[float, str, str] | None = None
-        for (a, hot), f in zip(elements.items(), self._dof, strict=True):
-            for (b, cold), g in zip(elements.items(), self._dof, strict=True):
-                if cold.last > 0:
-                    excess = hot.last / cold.last - 1
+        for (a, hotter), f in zip(elements.items(), self._dof, strict=True):
+            for (b, colder), g in zip(elements.items(), self._dof, strict=True):
+                if colder.last > 0:
+                    excess = hotter.last / colder.last - 1
                     chance = fdtri(f * shuffled, g * shuffled, 1 - _RARE) - 1
                     if excess > max(EQUIPARTITION, chance) and (not found or excess > found[0]):
                         found = excess, a, b
@@ -356,57 +593,18 @@ class TrustMonitor:
             before = (
                 elements[a].first / elements[b].first - 1 if elements[b].first > 0 else math.nan
             )
-            yield (
+            yield _Doubt(
+                seen.end_fs - fifth,
                 f"element {a} is {100 * excess:.0f} % hotter than {b} in the last fifth of the run "
-                f"({100 * before:+.0f} % in the first): equipartition is lost"
-            )
-
-        if seen.centre_of_mass_drift > CENTRE_OF_MASS:
-            yield (
-                f"the centre of mass left its straight line by {seen.centre_of_mass_drift:.3g} Å: "
-                "momentum is not conserved"
-            )
-        spin = seen.angular_momentum_drift
-        if spin is not None and spin > ANGULAR_MOMENTUM:
-            yield (
-                f"the angular momentum changed by {100 * spin:.0f} % of its thermal size: it is "
-                "not conserved"
-            )
-        if lonely := seen.lonely_atoms:
-            symbols = self._atoms.get_chemical_symbols()
-            yield (
-                f"{len(lonely)} atom{_s(lonely)} had no neighbour within the model's cutoff: "
-                f"{_listed([f'{symbols[i]}{i}' for i in lonely])}; the model cannot see what acts "
-                "on them"
+                f"({100 * before:+.0f} % in the first): equipartition is lost",
             )
 
 
-class _BlockMeans:
-    """Means of a series over blocks of equal length: at most ``capacity``, then pairs merge."""
+class _Doubt(NamedTuple):
+    """What there is to warn of, and since when (fs)."""
 
-    def __init__(self, width: int, capacity: int = 128) -> None:
-        self.capacity, self.length, self.count = capacity, 1, 0
-        self.full: list[Array] = []
-        self.sum = np.zeros(width)
-
-    def add(self, row: Array) -> None:
-        self.sum = self.sum + row
-        self.count += 1
-        if self.count == self.length:
-            self.full.append(self.sum / self.count)
-            self.sum, self.count = np.zeros_like(self.sum), 0
-            if len(self.full) == self.capacity:
-                self.full = [
-                    (a + b) / 2 for a, b in zip(self.full[::2], self.full[1::2], strict=True)
-                ]
-                self.length *= 2
-
-    def means(self) -> tuple[Array, Array]:
-        """Block means [blocks, width] and how many frames each holds [blocks]."""
-        rows, weights = list(self.full), [float(self.length)] * len(self.full)
-        if self.count:
-            rows, weights = rows + [self.sum / self.count], weights + [float(self.count)]
-        return np.array(rows), np.array(weights)
+    since_fs: float
+    text: str
 
 
 def _s(items: Any) -> str:

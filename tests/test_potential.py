@@ -117,12 +117,12 @@ def test_internal_velocities():
 @pytest.mark.parametrize("dt", [10.0, 2.5])
 def test_rollouts_conserve_the_energy(dt):
     of, many = model(), [cases.hot("CH3CH2OH"), cases.hot("CO2"), cases.hot("NH3")]
-    done = simulate(many, dt, duration=200, model=of)
+    done = simulate(many, dt, duration=200, model=of, reversible=False)
     drift = dataclasses.replace(of.config, potential=None)
     without = cases.model(**cases.OWN)
     without.load_state_dict(of.state_dict(), strict=False)
     assert without.config == drift
-    free = simulate(many, dt, duration=200, model=without)
+    free = simulate(many, dt, duration=200, model=without, reversible=False)
     for k, atoms in enumerate(many):
         ends = done[k][:: round(10 / dt)]
         energies = np.concatenate([total_energy(of, System.from_atoms(frame)) for frame in ends])
@@ -138,9 +138,25 @@ def test_rollouts_conserve_the_energy(dt):
         spin = total_angular_momentum(x, v, masses)
         np.testing.assert_allclose(spin[:: round(10 / dt)] - spin[0], 0, atol=1e-8)
     if dt == 2.5:  # the frames within a window lead to its end, which does not depend on them
-        ends = simulate(many, 10.0, duration=200, model=of)
+        ends = simulate(many, 10.0, duration=200, model=of, reversible=False)
         for one, other in zip(done, ends, strict=True):
             np.testing.assert_array_equal(one.momenta[::4], other.momenta)
+
+
+def test_reversible_windows_are_drawn_to_the_energy():
+    """By the share 1 - exp(-rate window) of the way each, and not at all with a rate of 0."""
+    of, atoms = model(), cases.hot("CH3CH2OH")
+    start, ends = total_energy(of, System.from_atoms(atoms))[0], {}
+    for rate in (0.0, 0.02, 5.0):
+        run = simulate(atoms, 10.0, duration=10, model=of, energy_rate=rate)
+        ends[rate] = run.velocities[-1]
+        energy = total_energy(of, System.from_atoms(run[-1]))[0]
+        assert (abs(energy - start) < 1e-9) == (rate == 5.0)
+    expected = ends[0.0] + (1 - np.exp(-0.2)) * (ends[5.0] - ends[0.0])
+    np.testing.assert_allclose(ends[0.02], expected, atol=1e-12)
+    run = simulate(atoms, 2.5, duration=300, model=of, energy_rate=5.0)
+    energies = [total_energy(of, System.from_atoms(frame))[0] for frame in run[::4]]
+    np.testing.assert_allclose(energies, start, atol=1e-9)
 
 
 def test_scaling_has_a_limit():
@@ -186,7 +202,7 @@ def test_others_keep_their_energy_when_one_breaks(monkeypatch):
 
     monkeypatch.setattr(of, "displacements", breaks_in_the_third_window)
     with pytest.warns(RuntimeWarning, match="system 1: the trajectory broke"):
-        done = simulate(many, 10.0, duration=100, model=of)
+        done = simulate(many, 10.0, duration=100, model=of, reversible=False)
     for k in (0, 2):
         energies = [total_energy(of, System.from_atoms(frame))[0] for frame in done[k]]
         assert len(energies) == 11
