@@ -1,6 +1,6 @@
 """Whether rollouts are dynamics: spectra, temperatures and bonds beside molecular dynamics.
 
-    python bench/rollouts.py make val.h5 reference.h5     # reference runs of its molecules
+    python bench/rollouts.py make reference.h5 --molecules CCO CO NC=O    # or --data val.h5
     python bench/rollouts.py compare reference.h5 --model molecules-nve --output rollouts
 
 `make` runs GFN2-xTB for 10 ps from six starts of every molecule (20 molecules of 7 to 9 atoms:
@@ -269,9 +269,9 @@ def plot(path: Path, molecules: dict[str, list[Run]], title: str) -> None:
 
 
 def make(options: argparse.Namespace) -> None:
-    smiles = sorted({r.smiles for r in load_records(options.data) if r.smiles is not None})
-    if options.molecules:
-        smiles = [one for one in smiles if one in options.molecules]
+    smiles = list(options.molecules)
+    if options.data:
+        smiles += sorted({r.smiles for r in load_records(options.data) if r.smiles is not None})
     print(
         generate(
             [f"smiles:{one}" for one in smiles],
@@ -333,9 +333,9 @@ def main() -> None:
     commands = parser.add_subparsers(required=True, metavar="make | compare")
     sub = commands.add_parser("make", help="reference runs with GFN2-xTB")
     sub.set_defaults(run=make)
-    sub.add_argument("data", type=Path, help="file with the molecules (their SMILES)")
     sub.add_argument("output", type=Path, help="new file, or one to continue")
-    sub.add_argument("--molecules", nargs="+", help="only those of these SMILES")
+    sub.add_argument("--molecules", nargs="+", default=[], metavar="SMILES")
+    sub.add_argument("--data", nargs="+", type=Path, help="files all of whose molecules to take")
     sub.add_argument("--starts", type=int, default=6)
     sub.add_argument("--temperature", type=float, default=300.0, help="K")
     sub.add_argument("--duration", type=float, default=10_000.0, help="fs")

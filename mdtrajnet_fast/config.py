@@ -67,6 +67,8 @@ class ModelConfig:
     irreps_key, irreps_query, irreps_value: channels of one head.
     key_weight_hidden_neurons, value_weight_hidden_neurons: hidden layers of the radial networks.
     window: stride of a rollout (fs), at most time_cutoff; None stands for time_cutoff.
+    longest_lag: the longest time that the weights were trained on (fs). Longer ones are predicted,
+        with a warning. None: not known.
 
     Options, off in the published model:
 
@@ -106,6 +108,7 @@ class ModelConfig:
     head: str = "published"
     velocity_readout: bool = False
     potential: PotentialConfig | None = None
+    longest_lag: float | None = None
 
     def __post_init__(self) -> None:
         for name in ("species", "key_weight_hidden_neurons", "value_weight_hidden_neurons"):
@@ -150,7 +153,10 @@ class ModelConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON-able dictionary that :meth:`from_dict` reads."""
-        return dataclasses.asdict(self)
+        values = dataclasses.asdict(self)
+        if self.longest_lag is None:  # as it was before there was this: models keep their hash
+            del values["longest_lag"]
+        return values
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> ModelConfig:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -71,6 +72,8 @@ class MDtrajNetDynamics(MolecularDynamics):
         self.model = model if isinstance(model, MDtrajNet) else load_model(model)
         self.model.species_index(System.from_atoms(atoms).numbers)
         self.window = self.model.stride(window)
+        if (wrong := self.model.extrapolates(self.window)) is not None:
+            warnings.warn(wrong, RuntimeWarning, stacklevel=2)
         energy_share(energy_rate, self.window)  # refuses what is no rate
         self.reversible, self.energy_rate = reversible, energy_rate
         if not atoms.get_momenta().any():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import warnings
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -433,6 +434,16 @@ class MDtrajNet(nn.Module):
             )
         return array
 
+    def extrapolates(self, time: float) -> str | None:
+        """What is wrong with a time (fs), if it is longer than the weights were trained on."""
+        longest = self.config.longest_lag
+        if longest is None or time <= longest:
+            return None
+        return (
+            f"{time:g} fs are beyond the {longest:g} fs that model {self.name!r} was trained on: "
+            "what it predicts there is worth little"
+        )
+
     def stride(self, window: float | None = None) -> float:
         """The stride of a rollout (fs): the model's own, or `window` if it reaches so far."""
         stride = self.config.window if window is None else window
@@ -456,10 +467,13 @@ class MDtrajNet(nn.Module):
         published weights this is the published function as it is, which ignores the
         centre-of-mass velocity and does not return R0 at t = 0; `simulate` mends both.
 
-        Raises ValueError for times outside the window, elements the model does not know, and
+        Warns of times beyond those that the model was trained on. Raises ValueError for times
+        outside [0, time_cutoff], elements the model does not know, and
         geometries the neighbour list refuses.
         """
         array = self.check_times(times)
+        if (wrong := self.extrapolates(float(array.max()))) is not None:
+            warnings.warn(wrong, RuntimeWarning, stacklevel=2)
         system = System.from_atoms(atoms)
         moved, velocities = self.displacements(self.graph(system), array)
         positions = system.positions + moved

@@ -171,7 +171,7 @@ def simulate(
                 broken = going.pop(error.system)
                 if not going:
                     raise
-                recorders[broken].failure = str(error)
+                recorders[broken].broke(str(error))
                 warnings.warn(f"system {broken}: {error}", RuntimeWarning, stacklevel=2)
                 others = system.system_index != error.system
                 positions, momenta = error.positions[others], error.momenta[others]
@@ -182,7 +182,10 @@ def simulate(
 
 def _monitor(model: MDtrajNet, atoms: ase.Atoms, stride: float) -> TrustMonitor:
     potential = None if model.potential is None else partial(potential_energies, model, atoms)
-    return TrustMonitor(atoms, model.config.radial_cutoff, stride, potential)
+    monitor = TrustMonitor(atoms, model.config.radial_cutoff, stride, potential)
+    if (wrong := model.extrapolates(stride)) is not None:
+        monitor.doubt(0.0, f"windows of {wrong}")
+    return monitor
 
 
 def _map_settings(
@@ -236,7 +239,6 @@ class _Recorder:
         stack: ExitStack,
     ):
         self._held = held
-        self.failure: str | None = None
         self._writer = None
         if path is not None:
             self._writer = stack.enter_context(
@@ -265,6 +267,10 @@ class _Recorder:
         if self._writer is not None:
             self._writer.write(times, positions, momenta)
 
+    def broke(self, why: str) -> None:
+        """Say of the run that it ended here."""
+        self._monitor.doubt(float(self._times[-1][-1]), why)
+
     def _watch(self) -> None:
         """Show the monitor what it has not seen yet."""
         new = slice(self._watched, None)
@@ -287,10 +293,7 @@ class _Recorder:
             self._held.metadata,
         )
         self._watch()
-        trust = self._monitor.summary()
-        if self.failure is not None:
-            trust = dataclasses.replace(trust, warnings=(self.failure, *trust.warnings))
-        trajectory.trust = trust
+        trajectory.trust = self._monitor.summary()
         return trajectory
 
 

@@ -520,6 +520,9 @@ class _Run:
         """Write the averaged weights and the curves."""
         self.log.close()
         about = _provenance(self.config, self.step)
+        if not self.energies:
+            config = dataclasses.replace(self.average.config, longest_lag=float(self.max_lag))
+            self.average.config = config
         save_model(self.average, self.folder / "model", overwrite=True, provenance=about)
         if self.log.rows:
             plot_training(self.folder / "log.csv", self.folder / "curves.png")

@@ -64,14 +64,17 @@ _REDISTRIBUTION_FS = 10_000.0
 _RARE = 1e-4
 # Bonds and neighbours need no closer look than this: the dear part of watching a large system.
 _LOOK_EVERY_FS = 5.0
-# Limits for isolated molecules over a picosecond and more; bench/trust.py says how often runs of
+# Limits for isolated molecules over a picosecond and more; bench/rollouts.py says how often runs of
 # molecular dynamics and collapsed rollouts pass them.
-_UNEVEN = 10**-1.5  # chance of the bands times that of the elements
+_UNEVEN = 10**-2.2  # chance of the bands times that of the elements
 _PHASES = 8  # parts of a window
 _PHASE = 0.06  # difference of their temperatures, relative, in 5 ps; more in less
 _PHASE_FS = 5000.0
-_HEATED = 0.30  # rise over the first 200 fs, relative, if it is beyond chance
-_HEATED_FS = 200.0
+# Change of the temperature after these times (fs), when a start at rest in its minimum has found
+# its balance: relative, and times sqrt(1 / degrees of freedom), whichever is more.
+_EARLY_FS = (100.0, 300.0)
+_CHANGED, _CHANGED_BY_CHANCE = 0.10, 0.6
+_CHANGED_FS = 1000.0  # looked at in runs of this length and more
 _ENERGY = 0.25  # total energy off by this part of the kinetic energy
 
 
@@ -200,8 +203,8 @@ class TrustMonitor:
     * elements differ in temperature by more than 10 % in the last fifth of the run, and more than
       chance allows for so few atoms;
     * the temperature depends on the time within the window;
-    * the temperature rises by more than 30 % over that of the first 200 fs, and more than chance
-      allows;
+    * the temperature after 300 fs differs from that of 100 to 300 fs by more than 10 %, and more
+      than chance allows (in runs of a picosecond or more);
     * the total energy leaves that of the start by a quarter of the kinetic energy;
     * the temperature changes by more than 10 % from the first to the last fifth, and more than
       chance allows in so short a time;
@@ -229,10 +232,12 @@ class TrustMonitor:
         self._window, self._potential = window, potential
         self._bands = BandWatch(atoms.get_masses())
         self._phases = np.zeros((_PHASES, 2))  # temperatures summed, and how many
-        self._early = np.zeros(2)  # likewise, over the first _HEATED_FS
+        self._early = np.zeros(2)  # likewise, at the times _EARLY_FS
+        self._later = np.zeros(2)  # and after them
         self._energies = BlockMeans(2)  # rows of time (fs) and total energy less the start's (eV)
         self._start_energy: float | None = None
         self._first_lonely = math.inf
+        self._said: list[_Doubt] = []
         self._atoms = atoms.copy()
         self._near = None if cutoff is None else NeighborList(cutoff, skin=0.5)
         self._lonely = np.zeros(len(atoms), dtype=bool)
@@ -361,9 +366,17 @@ class TrustMonitor:
             part = np.ceil((t - self._start) / self._window * _PHASES - 1e-6).astype(int) - 1
             for k, value in zip((part % _PHASES).tolist(), overall.tolist(), strict=True):
                 self._phases[k] += value, 1
-        for value in overall[t - self._start <= _HEATED_FS].tolist():
-            self._early += value, 1
+        begin, stop = _EARLY_FS
+        for time, value in zip((t - self._start).tolist(), overall.tolist(), strict=True):
+            if time > stop:
+                self._later += value, 1
+            elif time >= begin:
+                self._early += value, 1
         self._frames += len(t)
+
+    def doubt(self, since_fs: float, text: str) -> None:
+        """Warn, first of all, of something that frames do not show, and since when."""
+        self._said.append(_Doubt(since_fs, text))
 
     def summary(self) -> TrustSummary:
         """The verdict so far. Raises ValueError before the first frame."""
@@ -421,7 +434,7 @@ class TrustMonitor:
             believable_fs=self._end,
             warnings=(),
         )
-        warnings = list(self._warnings(summary))
+        warnings = [*self._said, *self._warnings(summary)]
         return dataclasses.replace(
             summary,
             believable_fs=min([self._end, *(since for since, _ in warnings)]),
@@ -536,20 +549,22 @@ class TrustMonitor:
         independent = max(1.0, fifth / _CORRELATION_FS)
         one = math.sqrt(2 / (self._freedom * independent)) if self._freedom else math.nan
         change = overall.last / overall.first - 1 if overall.first > 0 else math.nan
-        early = self._early[0] / self._early[1]
-        rise = overall.last / early - 1 if early > 0 else math.nan
         if abs(change) > max(DRIFT, 3 * math.sqrt(2) * one):
             yield _Doubt(
                 seen.start_fs + fifth,
                 f"the temperature {'rose' if change > 0 else 'fell'} by {100 * abs(change):.0f} % "
                 f"from {overall.first:.0f} K to {overall.last:.0f} K: energy is not conserved",
             )
-        elif fifth >= _HEATED_FS and rise > max(_HEATED, 3 * one):
-            yield _Doubt(
-                seen.start_fs + _HEATED_FS,
-                f"the temperature rose from {early:.0f} K in the first {_HEATED_FS:g} fs to "
-                f"{overall.last:.0f} K: energy is not conserved",
-            )
+        elif self._early[1] and self._later[1] and seen.end_fs - seen.start_fs >= _CHANGED_FS:
+            early, later = (total / count for total, count in (self._early, self._later))
+            change = later / early - 1 if early > 0 else math.nan
+            if abs(change) > max(_CHANGED, _CHANGED_BY_CHANCE / math.sqrt(self._freedom)):
+                yield _Doubt(
+                    seen.start_fs + _EARLY_FS[1],
+                    f"the temperature {'rose' if change > 0 else 'fell'} from {early:.0f} K at "
+                    f"{_EARLY_FS[0]:g} to {_EARLY_FS[1]:g} fs to {later:.0f} K later: energy is "
+                    "not conserved",
+                )
 
         # From a minimum of the potential half of the kinetic energy goes into vibrations; a start
         # drawn in equilibrium may be hotter than the mean by chance. Less than both is a loss.

@@ -82,7 +82,13 @@ def test_equals_the_rollout(model, system, dt):
 
 
 def test_windows_and_starts():
-    for settings in ({"window": 7.0}, {"start": 2, "duration": 80.0}, {"window": 1 / 3, "dt": 0.5}):
+    for settings in (
+        {"window": 7.0},
+        {"start": 2, "duration": 80.0},
+        {"window": 1 / 3, "dt": 0.5},
+        {"reversible": False, "duration": 40.0},
+        {"reversible": False, "duration": 40.0, "dt": 10.0},
+    ):
         settings = {"duration": 20.0} | settings
         assert_same_trajectory(MODELS["own"], cases.mixture(), **settings)
 
