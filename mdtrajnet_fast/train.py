@@ -67,7 +67,8 @@ class TrainConfig:
     steps, batch_size: optimiser steps, and pairs of frames in each.
     processes: how many share each batch, on the CPU: with one thread each they use the cores of a
         machine far better than threads do. The pairs of a step do not depend on it.
-    max_lag_fs: longest lag of a pair (fs); None stands for the model's time_cutoff.
+    max_lag_fs: longest lag of a pair (fs); None stands for the longest that `initial` was trained
+        on, or the model's time_cutoff.
     lag_power: 0 draws all lags equally often, more favours long ones (see Pairs.draw).
     optimizer: "adamw", or "soap" (:class:`~mdtrajnet_fast.soap.SOAP`), which gets further in as
         many steps.
@@ -363,9 +364,9 @@ class _Run:
         for pairs in (self.pairs, *self.checks.values()):
             for record in pairs.records:
                 self.model.species_index(record.numbers)
-        self.max_lag = (
-            self.model.config.time_cutoff if config.max_lag_fs is None else config.max_lag_fs
-        )
+        model = self.model.config
+        longest = None if self.energies else model.longest_lag
+        self.max_lag = config.max_lag_fs or longest or model.time_cutoff
         if not self.energies:
             self.max_lag = self.model.stride(self.max_lag)
         self.model.to(config.device)

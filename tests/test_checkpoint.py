@@ -1,13 +1,15 @@
 """Models on disk."""
 
 import json
+import warnings
 
 import cases
 import numpy as np
 import pytest
 import torch
+from ase.units import fs
 
-from mdtrajnet_fast import bundled_models, load_model, save_model
+from mdtrajnet_fast import MDtrajNetDynamics, bundled_models, load_model, save_model, simulate
 from mdtrajnet_fast.checkpoint import BUNDLED, provenance
 
 
@@ -23,6 +25,26 @@ def test_round_trip(tmp_path, options):
     for x, y in zip(model.predict(atoms, [3.0]), again.predict(atoms, [3.0]), strict=True):
         np.testing.assert_array_equal(x, y)
     assert load_model(tmp_path / "model").dtype == torch.float32
+
+
+def test_the_longest_lag_is_kept_and_warned_of(tmp_path):
+    model = cases.model(**cases.OWN, longest_lag=5.0)
+    assert load_model(save_model(model, tmp_path / "model")).config.longest_lag == 5
+    assert "longest_lag" not in cases.config().to_dict()  # nor in the hash of older models
+    atoms = cases.hot("H2O")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model.predict(atoms, [5.0])
+        MDtrajNetDynamics(atoms.copy(), fs, model=model, window=5.0)
+    beyond = "6 fs are beyond the 5 fs that model 'unnamed' was trained on"
+    with pytest.warns(RuntimeWarning, match=beyond):
+        model.predict(atoms, [1.0, 6.0])
+    with pytest.warns(RuntimeWarning, match=beyond):
+        MDtrajNetDynamics(atoms.copy(), fs, model=model, window=6.0)
+    for window, doubted in ((5.0, False), (6.0, True)):
+        trust = simulate(atoms, 1.0, duration=12, model=model, window=window).trust
+        assert any(beyond in text for text in trust.warnings) == doubted
+        assert (trust.believable_fs == 0) == doubted
 
 
 def test_never_overwritten(tmp_path):

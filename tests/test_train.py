@@ -485,6 +485,27 @@ def test_fine_tuning_starts_from_the_model(config, tmp_path):
         torch.testing.assert_close(weights(second)[name], value, rtol=0, atol=1e-6)
 
 
+def test_fine_tuning_for_another_window(config, tmp_path):
+    first = fit(dataclasses.replace(config, steps=2), progress=False)
+    assert first.config.window == 10 and first.config.longest_lag == 10
+    tuned = dataclasses.replace(
+        config,
+        output=str(tmp_path / "tuned"),
+        initial=str(tmp_path / "run" / "model"),
+        window=4.0,
+        max_lag_fs=5.0,
+        steps=2,
+    )
+    fit(tuned, progress=False)
+    saved = load_model(tmp_path / "tuned").config
+    assert saved.window == 4 and saved.longest_lag == 5
+    assert dataclasses.replace(saved, window=10.0, longest_lag=10.0) == first.config
+    with pytest.raises(ValueError, match="window must lie in"):
+        fit(dataclasses.replace(tuned, output=str(tmp_path / "x"), window=11.0), progress=False)
+    with pytest.raises(ValueError, match="without initial"):
+        dataclasses.replace(config, window=4.0)
+
+
 def test_other_settings_are_refused_on_resume(config):
     fit(config, progress=False, stop_after=3)
     with pytest.raises(ValueError, match="other settings .*learning_rate"):
