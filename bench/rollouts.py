@@ -15,7 +15,7 @@ and in the median, pooled over the starts:
     bonds     runs that broke down, or in which a bond broke or formed
     trust     runs that the trust summary warns of; of predictions and of reference runs
 
-r and W1 of one half of the reference's starts against the other half stand beside them: what the
+The same of one half of the reference's starts against the other half stands beside them: what the
 starts alone make of a spectrum. A prediction shares its starts with the reference and can be
 better than that.
 
@@ -47,7 +47,7 @@ from mdtrajnet_fast.trajectory import momenta_from_velocities
 from mdtrajnet_fast.trust import trust_summary
 
 RESOLUTION, HIGHEST = 30.0, 4000.0  # cm^-1
-COLUMNS = ("r", "W1", "r halves", "W1 halves", "T", "T element", "element")
+COLUMNS = ("r", "W1", "T", "T element", "element", "r halves", "W1 halves", "T el halves")
 COUNTS = ("runs", "bonds", "trust", "trust reference")
 
 
@@ -146,6 +146,11 @@ def spectrum(run: Trajectory) -> np.ndarray:
     return intensity / intensity.sum()
 
 
+def pooled(runs: Sequence[Trajectory]) -> np.ndarray:
+    """The mean of their spectra."""
+    return np.mean([spectrum(run) for run in runs], axis=0)
+
+
 def grid(run: Trajectory) -> np.ndarray:
     """Wavenumbers (cm^-1) of :func:`spectrum`."""
     count = len(spectrum(run))
@@ -158,12 +163,25 @@ def distance(a: np.ndarray, b: np.ndarray) -> tuple[float, float]:
     return float(np.corrcoef(a, b)[0, 1]), float(apart)
 
 
-def kinetic_energies(run: Trajectory) -> dict[str, float]:
-    """Mean of sum m v^2 by element, and of all under "" (amu Å^2/fs^2)."""
-    atoms = run.atoms
-    each = (atoms.get_masses()[:, None] * run.velocities**2).sum(2).mean(0)
-    parts = {chemical_symbols[z]: each[atoms.numbers == z].sum() for z in set(atoms.numbers)}
+def kinetic_energies(runs: Sequence[Trajectory]) -> dict[str, float]:
+    """Mean of sum m v^2 over runs, by element, and of all under "" (amu Å^2/fs^2)."""
+    atoms = runs[0].atoms
+    each = np.mean(
+        [(atoms.get_masses()[:, None] * run.velocities**2).sum(2).mean(0) for run in runs], axis=0
+    )
+    parts = {chemical_symbols[z]: float(each[atoms.numbers == z].sum()) for z in set(atoms.numbers)}
     return parts | {"": float(each.sum())}
+
+
+def worst_element(
+    runs: Sequence[Trajectory], others: Sequence[Trajectory]
+) -> tuple[float, str, float]:
+    """Kinetic energy relative to other runs; the element farthest off, and how far."""
+    wanted = kinetic_energies(others)
+    ratios = {name: heat / wanted[name] for name, heat in kinetic_energies(runs).items()}
+    overall = ratios.pop("")
+    worst = max(ratios, key=lambda name: abs(ratios[name] - 1))
+    return overall, worst, abs(ratios[worst] - 1)
 
 
 def row(runs: Sequence[Run]) -> dict[str, float | str]:
@@ -178,27 +196,17 @@ def row(runs: Sequence[Run]) -> dict[str, float | str]:
         "trust": sum(not run.predicted.trust.ok for run in runs),
         "trust reference": sum(not trust_summary(run.reference).ok for run in runs),
     }
-    references = [spectrum(run.reference) for run in runs]
+    references = [run.reference for run in runs]
     if len(runs) > 1:
-        halves = (np.mean(references[k::2], axis=0) for k in (0, 1))
-        said["r halves"], said["W1 halves"] = distance(*halves)
-    if not whole:
-        return said
-    predicted = np.mean([spectrum(run.predicted) for run in whole], axis=0)
-    said["r"], said["W1"] = distance(np.mean(references, axis=0), predicted)
-    predicted_heat, reference_heat = (
-        {element: np.mean([one[element] for one in each]) for element in each[0]}
-        for each in (
-            [kinetic_energies(run.predicted) for run in whole],
-            [kinetic_energies(run.reference) for run in whole],
+        halves = references[::2], references[1::2]
+        said["r halves"], said["W1 halves"] = distance(*map(pooled, halves))
+        _, _, said["T el halves"] = worst_element(*halves)
+    if whole:
+        predicted = [run.predicted for run in whole]
+        said["r"], said["W1"] = distance(pooled(references), pooled(predicted))
+        said["T"], said["element"], said["T element"] = worst_element(
+            predicted, [run.reference for run in whole]
         )
-    )
-    ratios = {
-        element: predicted_heat[element] / reference_heat[element] for element in reference_heat
-    }
-    said["T"] = ratios.pop("")
-    said["element"] = max(ratios, key=lambda element: abs(ratios[element] - 1))
-    said["T element"] = abs(ratios[said["element"]] - 1)
     return said
 
 
@@ -210,14 +218,15 @@ def summary(rows: Sequence[dict[str, float | str]]) -> Iterator[str]:
 
     for name in ("r", "r halves"):
         each = values(name)
-        yield f"{name:<10} median {np.nanmedian(each):.2f}, lowest {np.nanmin(each):.2f}"
+        yield f"{name:<11} median {np.nanmedian(each):.2f}, lowest {np.nanmin(each):.2f}"
     for name in ("W1", "W1 halves"):
         each = values(name)
-        yield f"{name:<10} median {np.nanmedian(each):.0f} cm-1, largest {np.nanmax(each):.0f}"
-    each = values("T element")
-    yield f"T element  median {np.nanmedian(each):.2f}, largest {np.nanmax(each):.2f}"
+        yield f"{name:<11} median {np.nanmedian(each):.0f} cm-1, largest {np.nanmax(each):.0f}"
+    for name in ("T element", "T el halves"):
+        each = values(name)
+        yield f"{name:<11} median {np.nanmedian(each):.2f}, largest {np.nanmax(each):.2f}"
     low, middle, high = np.nanquantile(values("T"), [0, 0.5, 1])
-    yield f"T          median {middle:.2f}, {low:.2f} to {high:.2f}"
+    yield f"T           median {middle:.2f}, {low:.2f} to {high:.2f}"
     total = {name: int(values(name).sum()) for name in COUNTS}
     yield (
         f"of {total['runs']} runs {total['bonds']} broke or changed a bond; trust warns of "
@@ -227,17 +236,14 @@ def summary(rows: Sequence[dict[str, float | str]]) -> Iterator[str]:
 
 def print_table(rows: dict[str, dict[str, float | str]]) -> None:
     """One line a molecule."""
-    names = ("r", "r halves", "W1", "W1 halves", "T", "T element", "element", *COUNTS[1:])
-    print(f"{'':<16}" + " ".join(f"{name:>9}" for name in names))
+    names = (*COLUMNS, *COUNTS[1:])
+    print(f"{'':<16}" + " ".join(f"{name:>11}" for name in names))
     for molecule, said in rows.items():
         cells = []
         for name in names:
             value = said.get(name, "")
-            cells.append(
-                f"{value:9.0f}"
-                if name.startswith("W1") and value != ""
-                else (f"{value:9.2f}" if isinstance(value, float) else f"{value:>9}")
-            )
+            digits = 0 if name.startswith("W1") else 2
+            cells.append(f"{value:11.{digits}f}" if isinstance(value, float) else f"{value:>11}")
         print(f"{molecule:<16}" + " ".join(cells))
 
 
@@ -255,9 +261,9 @@ def plot(path: Path, molecules: dict[str, list[Run]], title: str) -> None:
             ("reference", "reference", "#000000"),
             ("predicted", "predicted", "#D55E00"),
         ):
-            some = [spectrum(getattr(run, kind)) for run in runs if run.whole]
+            some = [getattr(run, kind) for run in runs if run.whole]
             if some:
-                axis.plot(w, np.mean(some, axis=0), color=colour, linewidth=0.8, label=label)
+                axis.plot(w, pooled(some), color=colour, linewidth=0.8, label=label)
         axis.set_title(name, fontsize=9)
         axis.set_yticks([])
     for axis in axes[len(molecules) :]:

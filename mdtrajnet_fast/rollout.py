@@ -21,10 +21,9 @@ from both of its ends, (1 - t/h) F(z0, t) + (t/h) S F(S z1, h - t), and is as go
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import NamedTuple
 
@@ -44,6 +43,9 @@ SKIN = 0.6
 # How fast reversible windows are drawn to the energy of the start (1/fs). docs/study.md: much
 # faster, and errors of the potential disturb the vibrations; much slower, and single runs heat up.
 ENERGY_RATE = 0.0125
+# The energy to keep is the mean over this time (fs) from the start, in which nothing draws: that of
+# the first frame alone would be off by the potential's error there.
+SETTLING_FS = 200.0
 
 
 class RolloutError(RuntimeError):
@@ -90,7 +92,7 @@ def rollout(
     start: int = 0,
     reversible: bool = True,
     energy_rate: float = ENERGY_RATE,
-    energy: np.ndarray | None = None,
+    target: EnergyTarget | None = None,
 ) -> Iterator[Frames]:
     """Predict one or many systems, window by window, as long as asked for (or for ever).
 
@@ -102,11 +104,11 @@ def rollout(
     duration: time of the last frame at most (fs, counted from window 0); None for no end.
     reversible: windows as above, of three predictions and one more for frames within; False for
         the model's plain map.
-    energy_rate: how fast the energy of a model with a potential returns to that of the start
-        (1/fs): after every window the internal velocities go the share 1 - exp(-energy_rate window)
-        of the way to where the energy is right. The plain map goes all the way.
-    energy: [systems] eV, the total energies to keep (:func:`total_energy`), of a model with a
-        potential; None for those of the state at the start of this call.
+    energy_rate: how fast the energy of a model with a potential returns to its target (1/fs): after
+        every window the internal velocities go the share 1 - exp(-energy_rate window) of the way
+        to where the energy is right. The plain map goes all the way.
+    target: the energies to keep, of a model with a potential, which learns of the first windows;
+        None for that of a rollout that begins here.
 
     Yields :class:`Frames`. Raises ValueError for times that are not positive or a window beyond the
     model's, and :class:`RolloutError` when a state is no longer a geometry: it has a coordinate
@@ -120,10 +122,10 @@ def rollout(
     step, gap = int(stride * ticks), int(spacing * ticks)
     limit = None if last is None else int(last * ticks)
     masses = system.masses
-    system = dataclasses.replace(system, velocities=velocities_from_momenta(momenta, masses))
+    system = replace(system, velocities=velocities_from_momenta(momenta, masses))
     flow = _Flow(model, system)
-    if energy is None and model.potential is not None:
-        energy = total_energy(model, system)
+    if target is None and model.potential is not None:
+        target = EnergyTarget.begin(model, system, float(stride), reversible)
     share = energy_share(energy_rate, float(stride)) if reversible else 1.0
     window_of = _reversible if reversible else _plain
 
@@ -133,7 +135,7 @@ def rollout(
         # the end comes last, and is predicted whether it is a frame or not
         times = np.array([t / ticks for t in (*(k - begin for k in frames if k < end), step)])
         try:
-            path = window_of(flow, system, times, energy, share)
+            path = window_of(flow, system, times, target, share)
         except _Broke as why:
             raise RolloutError(
                 f"the trajectory broke before {end / ticks:g} fs: {why}",
@@ -142,6 +144,8 @@ def rollout(
                 system.positions,
                 momenta,
             ) from why
+        if target is not None and path.energy is not None:
+            target.add(path.energy)
         positions = system.positions + path.moved
         p = momenta_from_velocities(path.velocities, masses)
         count = sum(limit is None or t <= limit for t in frames)
@@ -151,7 +155,7 @@ def rollout(
             momenta=p[:count],
         )
         momenta = p[-1]
-        system = dataclasses.replace(
+        system = replace(
             system, positions=positions[-1], velocities=velocities_from_momenta(momenta, masses)
         )
         start += 1
@@ -171,6 +175,45 @@ def energy_share(rate: float, stride: float) -> float:
     if not 0 <= rate < np.inf:
         raise ValueError(f"energy_rate must be a number of 1/fs, 0 or more, got {rate}")
     return -math.expm1(-rate * stride)
+
+
+@dataclass
+class EnergyTarget:
+    """The total energies that a rollout keeps: a mean over its first windows.
+
+    total: [systems] eV, of the energies seen. seen: how many. needed: how many there have to be.
+    """
+
+    total: np.ndarray
+    seen: int
+    needed: int
+
+    @classmethod
+    def begin(
+        cls, model: MDtrajNet, start: System, stride: float, reversible: bool
+    ) -> EnergyTarget:
+        """Of a rollout that begins with this state. The plain map keeps the energy of the start."""
+        needed = 1 + math.ceil(SETTLING_FS / stride) if reversible else 1
+        return cls(total_energy(model, start), 1, needed)
+
+    @property
+    def known(self) -> bool:
+        """Whether the mean is complete."""
+        return self.seen >= self.needed
+
+    @property
+    def mean(self) -> np.ndarray:
+        """[systems] eV."""
+        return self.total / self.seen
+
+    def add(self, energies: np.ndarray) -> None:
+        """Take in those at the end of a window [systems] (eV)."""
+        self.total = self.total + energies
+        self.seen += 1
+
+    def without(self, system: int) -> EnergyTarget:
+        """The target of the other systems."""
+        return replace(self, total=np.delete(self.total, system))
 
 
 class _Broke(Exception):
@@ -209,25 +252,28 @@ class _Flow:
 
     def backward(self, end: System, times: np.ndarray) -> _Path:
         """Where they were `times` before: :meth:`forward`, of the film in reverse."""
-        path = self.forward(dataclasses.replace(end, velocities=-end.velocities), times)
+        path = self.forward(replace(end, velocities=-end.velocities), times)
         return path._replace(velocities=-path.velocities)
 
     def conserve(self, start: System, times: np.ndarray, path: _Path) -> _Path:
         """The path with the momenta of the start."""
-        moved, velocities = conserve(start, times, *path, self.isolated)
+        moved, velocities = conserve(start, times, *path[:3], self.isolated)
         return _Path(moved, velocities, path.component)
 
     def conserve_energy(
-        self, start: System, times: np.ndarray, path: _Path, energy: np.ndarray, share: float
+        self, start: System, times: np.ndarray, path: _Path, target: EnergyTarget, share: float
     ) -> _Path:
-        """The path, its end drawn to these total energies [systems] (eV)."""
+        """The path and the total energies at its end, which is drawn to the target once known."""
         positions = start.positions + path.moved
-        there = dataclasses.replace(start, positions=positions[-1])
+        there = path.end(start)
         with torch.no_grad():
-            potential = self.model.potential_energy(there, self._edges(there), self.atomic)
+            energy = self.model.potential_energy(there, self._edges(there), self.atomic)
+        potential = energy.cpu().numpy()
+        if not target.known:
+            return path._replace(energy=potential + there.kinetic_energy())
         velocities = conserve_energy(
             start,
-            energy - potential.cpu().numpy(),
+            target.mean - potential,
             times,
             positions,
             path.velocities,
@@ -251,23 +297,24 @@ class _Path(NamedTuple):
     moved: np.ndarray  # [times, atoms, 3] Å
     velocities: np.ndarray  # [times, atoms, 3] Å/fs
     component: np.ndarray  # [atoms], labels of the connected components at the start
+    energy: np.ndarray | None = None  # [systems] eV, at the end, as long as the target asks
 
     def end(self, start: System) -> System:
         """The state at the last time."""
         positions = start.positions + self.moved[-1]
-        return dataclasses.replace(start, positions=positions, velocities=self.velocities[-1])
+        return replace(start, positions=positions, velocities=self.velocities[-1])
 
 
 def _plain(
-    flow: _Flow, start: System, times: np.ndarray, energy: np.ndarray | None, share: float
+    flow: _Flow, start: System, times: np.ndarray, target: EnergyTarget | None, share: float
 ) -> _Path:
     """A window as the model predicts it; the last of the times is its end."""
     path = flow.forward(start, times)
-    return path if energy is None else flow.conserve_energy(start, times, path, energy, share)
+    return path if target is None else flow.conserve_energy(start, times, path, target, share)
 
 
 def _reversible(
-    flow: _Flow, start: System, times: np.ndarray, energy: np.ndarray | None, share: float
+    flow: _Flow, start: System, times: np.ndarray, target: EnergyTarget | None, share: float
 ) -> _Path:
     """A window that could run backwards; the last of the times is its end."""
     inner, stride = times[:-1], times[-1:]
@@ -283,8 +330,8 @@ def _reversible(
             velocities=1.5 * path.velocities[-1:] - 0.5 * again.velocities,
         ),
     )
-    if energy is not None:
-        end = flow.conserve_energy(start, stride, end, energy, share)
+    if target is not None:
+        end = flow.conserve_energy(start, stride, end, target, share)
     if not len(inner):
         return end
     last = end.end(start)

@@ -23,13 +23,13 @@ from .ensembles import set_velocities, thermal_velocities
 from .model import MDtrajNet
 from .rollout import (
     ENERGY_RATE,
+    EnergyTarget,
     Frames,
     RolloutError,
     energy_share,
     exact,
     potential_energies,
     rollout,
-    total_energy,
 )
 from .system import System
 from .trajectory import Trajectory, count_frames, open_writer, velocities_from_momenta
@@ -126,16 +126,13 @@ def simulate(
     start = int(boundary * exact(dt) / exact(stride))
     positions = np.concatenate([part.positions[boundary] for part in parts])
     momenta = np.concatenate([part.momenta[boundary] for part in parts])
-    energy = None  # of frame 0: a run that is resumed keeps what it began with
+    target = None
     if network.potential is not None:
         first = dataclasses.replace(
-            system,
-            positions=np.concatenate([part.positions[0] for part in parts]),
-            velocities=velocities_from_momenta(
-                np.concatenate([part.momenta[0] for part in parts]), system.masses
-            ),
+            system, positions=np.concatenate([part.positions[0] for part in parts])
         )
-        energy = total_energy(network, first)
+        p = np.concatenate([part.momenta[0] for part in parts])
+        target = _energy_target(network, first, p, stride, reversible, start)
     going = list(range(len(many)))
     with ExitStack() as stack:
         recorders = [
@@ -156,11 +153,12 @@ def simulate(
                 "reversible": reversible,
             }
             windows: Iterator[Frames]
-            if energy is None and network.device.type == "cuda":
+            if target is None and network.device.type == "cuda":
                 windows = device_rollout(network, system, momenta, **times)
             else:
-                left = None if energy is None else energy[going]
-                windows = rollout(network, system, momenta, **times, energy_rate=rate, energy=left)
+                windows = rollout(
+                    network, system, momenta, **times, energy_rate=rate, target=target
+                )
             try:
                 for frames in windows:
                     for k, a, b in zip(going, system.ptr, system.ptr[1:], strict=False):
@@ -169,6 +167,8 @@ def simulate(
                 break
             except RolloutError as error:  # the others go on without it
                 broken = going.pop(error.system)
+                if target is not None:
+                    target = target.without(error.system)
                 if not going:
                     raise
                 recorders[broken].broke(str(error))
@@ -178,6 +178,31 @@ def simulate(
                 start = error.window
     done = [recorder.trajectory(duration) for recorder in recorders]
     return done[0] if single else done
+
+
+def _energy_target(
+    model: MDtrajNet,
+    first: System,
+    momenta: np.ndarray,
+    stride: float,
+    reversible: bool,
+    windows: int,
+) -> EnergyTarget:
+    """What a rollout from frame 0 knows, after so many windows, of the energies to keep.
+
+    These are not in its files: the windows that tell them are predicted again.
+    """
+    first = dataclasses.replace(first, velocities=velocities_from_momenta(momenta, first.masses))
+    target = EnergyTarget.begin(model, first, stride, reversible)
+    again = min(windows, target.needed - target.seen)
+    if again:
+        duration = again * stride
+        settled = rollout(
+            model, first, momenta, dt=stride, window=stride, duration=duration, target=target
+        )
+        for _ in settled:
+            pass
+    return target
 
 
 def _monitor(model: MDtrajNet, atoms: ase.Atoms, stride: float) -> TrustMonitor:

@@ -43,6 +43,7 @@ from .equipartition import (
     strongest_band,
 )
 from .neighbors import NeighborList
+from .rollout import SETTLING_FS
 from .trajectory import Trajectory, frame_arrays, velocities_from_momenta
 
 # Potential energies [k] (eV) of positions [k, atoms, 3] (Å).
@@ -101,7 +102,7 @@ class TrustSummary:
     strongest_band: tuple[float, float] | None  # share of the kinetic energy, and cm^-1
     occupied_bands: float | None  # how many bands hold the kinetic energy
     phase_spread: float | None  # relative difference of the temperatures of parts of the window
-    energy_change: float | None  # eV, mean of the last fifth less the start, where it is known
+    energy_change: float | None  # eV, mean of the last fifth less that of the first 200 fs
     centre_of_mass_drift: float  # Å, the farthest from straight-line motion
     angular_momentum_drift: float | None  # the largest change, of the thermal size; None: periodic
     bonds: int  # in the first frame
@@ -236,6 +237,7 @@ class TrustMonitor:
         self._later = np.zeros(2)  # and after them
         self._energies = BlockMeans(2)  # rows of time (fs) and total energy less the start's (eV)
         self._start_energy: float | None = None
+        self._early_energy = np.zeros(2)  # summed over the first SETTLING_FS, and how many
         self._first_lonely = math.inf
         self._said: list[_Doubt] = []
         self._atoms = atoms.copy()
@@ -317,6 +319,8 @@ class TrustMonitor:
             self._start_energy = float(total[0])
         for row in np.column_stack((t, total - self._start_energy)):
             self._energies.add(row)
+            if row[0] - self._start <= SETTLING_FS:
+                self._early_energy += row[1], 1
 
     def _begin(self, time: float, positions: Array, velocities: Array) -> None:
         m = self._masses
@@ -411,7 +415,8 @@ class TrustMonitor:
         if self._start_energy is not None:
             rows, count = self._energies.means()
             late = count * (rows[:, 0] >= min(self._end - fifth, rows[-1, 0]))
-            energy_change = float(np.average(rows[:, 1], weights=late))
+            early = self._early_energy[0] / self._early_energy[1]
+            energy_change = float(np.average(rows[:, 1], weights=late)) - early
         summary = TrustSummary(
             frames=self._frames,
             start_fs=self._start,

@@ -10,7 +10,7 @@ import pytest
 import torch
 from scipy.spatial.transform import Rotation
 
-from mdtrajnet_fast import _C, TrainConfig, fit, load_model, save_model, simulate, train
+from mdtrajnet_fast import _C, TrainConfig, fit, load_model, rollout, save_model, simulate, train
 from mdtrajnet_fast.analysis import total_angular_momentum, total_momentum
 from mdtrajnet_fast.conservation import conserve_energy
 from mdtrajnet_fast.data import load_records
@@ -143,8 +143,9 @@ def test_rollouts_conserve_the_energy(dt):
             np.testing.assert_array_equal(one.momenta[::4], other.momenta)
 
 
-def test_reversible_windows_are_drawn_to_the_energy():
+def test_reversible_windows_are_drawn_to_the_energy(monkeypatch):
     """By the share 1 - exp(-rate window) of the way each, and not at all with a rate of 0."""
+    monkeypatch.setattr(rollout, "SETTLING_FS", 0.0)
     of, atoms = model(), cases.hot("CH3CH2OH")
     start, ends = total_energy(of, System.from_atoms(atoms))[0], {}
     for rate in (0.0, 0.02, 5.0):
@@ -157,6 +158,17 @@ def test_reversible_windows_are_drawn_to_the_energy():
     run = simulate(atoms, 2.5, duration=300, model=of, energy_rate=5.0)
     energies = [total_energy(of, System.from_atoms(frame))[0] for frame in run[::4]]
     np.testing.assert_allclose(energies, start, atol=1e-9)
+
+
+def test_the_energy_to_keep_is_that_of_the_first_windows():
+    of, many = model(), [cases.hot("CH3CH2OH"), cases.hot("NH3")]
+    settings = {"duration": 400, "model": of, "energy_rate": 5.0}
+    for one in (many[0], many[1]):
+        run, free = (simulate(one, 10.0, **settings | {"energy_rate": r}) for r in (5.0, 0.0))
+        np.testing.assert_array_equal(run.momenta[:21], free.momenta[:21])  # 200 fs
+        energies = np.array([total_energy(of, System.from_atoms(x))[0] for x in run])
+        assert np.ptp(energies[:21]) > 1e-3
+        np.testing.assert_allclose(energies[-5:], energies[:21].mean(), atol=1e-9)
 
 
 def test_scaling_has_a_limit():
@@ -176,17 +188,18 @@ def test_scaling_has_a_limit():
 
 def test_restart_is_exact(tmp_path):
     atoms, of = cases.hot("CH3CH2OH"), model()
-    whole = simulate(atoms, 2.0, duration=100, model=of)
-    simulate(atoms, 2.0, duration=37, model=of, trajectory=tmp_path / "a.h5")
+    whole = simulate(atoms, 2.0, duration=300, model=of)
+    for duration in (37, 150, 270):  # before and after the energy to keep is known
+        simulate(atoms, 2.0, duration=duration, model=of, trajectory=tmp_path / "a.h5", resume=True)
     resumed = simulate(
-        atoms, 2.0, duration=100, model=of, trajectory=tmp_path / "a.h5", resume=True
+        atoms, 2.0, duration=300, model=of, trajectory=tmp_path / "a.h5", resume=True
     )
     for a, b in ((whole.positions, resumed.positions), (whole.momenta, resumed.momenta)):
         np.testing.assert_array_equal(a, b)
     other = model()
     other.potential.last.weight *= 1.1
     with pytest.raises(ValueError, match="model_hash"):
-        simulate(atoms, 2.0, duration=120, model=other, trajectory=tmp_path / "a.h5", resume=True)
+        simulate(atoms, 2.0, duration=320, model=other, trajectory=tmp_path / "a.h5", resume=True)
 
 
 def test_others_keep_their_energy_when_one_breaks(monkeypatch):
