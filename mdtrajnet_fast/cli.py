@@ -231,7 +231,8 @@ def _simulate(options: argparse.Namespace) -> None:
     _write_json(folder / "run.json", run)
     print(
         f"{atoms.get_chemical_formula()} ({run['structure']['name']}), {settings['duration']:g} fs "
-        f"with {model.name}, window {model.stride(settings['window']):g} fs",
+        f"with {model.name}, {'reversible' if settings.get('reversible') else 'plain'} windows of "
+        f"{model.stride(settings['window']):g} fs",
         flush=True,
     )
     begun = time.perf_counter()
