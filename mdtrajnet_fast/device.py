@@ -1,7 +1,7 @@
 """The rollout with its state on the model's device: what :mod:`.rollout` does, without its waits.
 
-A prediction is neighbour update, edge vectors, network and conservation; a window three of them,
-or four (see :mod:`.rollout`), and the new state: a fixed
+A prediction is neighbour update, edge vectors, network and conservation; a window five of them,
+or six (see :mod:`.rollout`), and the new state: a fixed
 sequence of operations on arrays of fixed size, in which nothing waits for the host. On a CUDA
 device it is captured once for each number of frames and replayed; the host takes the frames of a
 window while the next one runs. What cannot be known beforehand has room to spare (edges,
@@ -38,7 +38,7 @@ from .neighbors_cuda import (
 )
 from .ops import Graph
 from .ops.graph import Padded
-from .rollout import SKIN, Frames, _positive, exact, rollout
+from .rollout import BACK, SKIN, Frames, _positive, exact, rollout
 from .system import System
 
 # Rounds of the search for components at first; doubled when a system needs more.
@@ -364,19 +364,17 @@ class _Window:
                 path = self._forward(x, -v, t)
                 return path._replace(velocity=-path.velocity)
 
-            there = x + moved[-1]
-            earlier = back(there, velocity[-1], stride)
-            here = there + earlier.moved[0]
-            again = self._forward(here, earlier.velocity[0], stride)
-            end, end_velocity = self._conserve(
-                x,
-                v,
-                stride,
-                1.5 * moved[-1:] - 0.5 * (here + again.moved - x),
-                1.5 * velocity[-1:] - 0.5 * again.velocity,
-                path.component,
-            )
-            needs += [earlier.needs, again.needs]
+            there, velocity_there = x + moved[-1], velocity[-1]
+            end, end_velocity = BACK[0] * moved[-1:], BACK[0] * velocity[-1:]
+            for weight in BACK[1:]:
+                earlier = back(there, velocity_there, stride)
+                here = there + earlier.moved[0]
+                again = self._forward(here, earlier.velocity[0], stride)
+                there, velocity_there = here + again.moved[0], again.velocity[0]
+                end = end + weight * (there - x)
+                end_velocity = end_velocity + weight * velocity_there
+                needs += [earlier.needs, again.needs]
+            end, end_velocity = self._conserve(x, v, stride, end, end_velocity, path.component)
             parts = [(end, end_velocity)]
             if len(inner):
                 seen = back(x + end[0], end_velocity[0], stride - inner)

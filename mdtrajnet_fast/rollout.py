@@ -7,14 +7,16 @@ therefore moves ballistically, whatever the model does, and an atom without neig
 
 A trained model is not quite a motion that could run backwards, and what it adds or takes in one
 window grows without bound in thousands. Newton's equations are reversible in time: with S turning
-all velocities around, S F S undoes F. Let F be the model's map over one window and B = S F S. Then
+all velocities around, S F S undoes F. Let F be the model's map over one window, B = S F S, and
+X = F B, there and back. With X = 1, F would be reversible; whatever the model, X^-1/2 F is. So a
+window ends half an X before the prediction:
 
-    p = F(z0)           the prediction
-    q = F(B(p))         there and back again
-    z1 = p + (p - q)/2  the end of the window
+    p = F(z0)                         the prediction
+    q = F(B(p)), r = F(B(q))          once and twice there and back again
+    z1 = 15/8 p - 5/4 q + 3/8 r       X^-1/2 p: the parabola through p, q and r, at -1/2
 
-is reversible up to the square of the model's error, whatever the model. Maps that are have
-eigenvalues in pairs, l and 1/l, so that vibrations neither grow nor fade, unless two of them meet
+which is reversible up to the third power of the model's error. Maps that are have eigenvalues in
+pairs, l and 1/l, so that vibrations neither grow nor fade, unless two of them meet
 (J. A. G. Roberts, G. R. W. Quispel, Phys. Rep. 216, 63 (1992)). A frame within the window is seen
 from both of its ends, (1 - t/h) F(z0, t) + (t/h) S F(S z1, h - t), and is as good as they are.
 """
@@ -40,6 +42,8 @@ from .trajectory import momenta_from_velocities, velocities_from_momenta
 
 # Extra reach of the neighbour list (Å): it is built anew once an atom has moved half of this.
 SKIN = 0.6
+# Lagrange's weights, at -1/2, of points at 0, 1 and 2.
+BACK = (15 / 8, -5 / 4, 3 / 8)
 # How fast reversible windows are drawn to the energy of the start (1/fs). docs/study.md: much
 # faster, and errors of the potential disturb the vibrations; much slower, and single runs heat up.
 ENERGY_RATE = 0.0125
@@ -102,8 +106,8 @@ def rollout(
     window: stride (fs); None for the model's own. The end of a window does not depend on dt, to the
         bit: see :meth:`MDtrajNet.displacements`.
     duration: time of the last frame at most (fs, counted from window 0); None for no end.
-    reversible: windows as above, of three predictions and one more for frames within; False for
-        the model's plain map.
+    reversible: windows as above, of five predictions and one more for frames within; False for the
+        model's plain map.
     energy_rate: how fast the energy of a model with a potential returns to its target (1/fs): after
         every window the internal velocities go the share 1 - exp(-energy_rate window) of the way
         to where the energy is right. The plain map goes all the way.
@@ -320,16 +324,13 @@ def _reversible(
     inner, stride = times[:-1], times[-1:]
     path = flow.forward(start, times)
     there = path.end(start)
-    back = flow.backward(there, stride).end(there)
-    again = flow.forward(back, stride).end(back)
-    end = flow.conserve(
-        start,
-        stride,
-        path._replace(
-            moved=1.5 * path.moved[-1:] - 0.5 * (again.positions - start.positions),
-            velocities=1.5 * path.velocities[-1:] - 0.5 * again.velocities,
-        ),
-    )
+    moved, velocities = BACK[0] * path.moved[-1:], BACK[0] * path.velocities[-1:]
+    for weight in BACK[1:]:
+        back = flow.backward(there, stride).end(there)
+        there = flow.forward(back, stride).end(back)
+        moved = moved + weight * (there.positions - start.positions)
+        velocities = velocities + weight * there.velocities
+    end = flow.conserve(start, stride, path._replace(moved=moved, velocities=velocities))
     if target is not None:
         end = flow.conserve_energy(start, stride, end, target, share)
     if not len(inner):

@@ -72,7 +72,7 @@ def simulate(
         rollout goes on from the last frame that is the end of a window; where dt and window have
         no common multiple, from the start.
     reversible: windows that could run backwards (:mod:`mdtrajnet_fast.rollout`), in which a model's
-        errors do not add up; they take three predictions, and one more for frames within. False
+        errors do not add up; they take five predictions, and one more for frames within. False
         for the model's plain map, with all of the energy put right after every window. None:
         reversible, or, of a run that is continued, as it was begun.
     energy_rate: how fast reversible windows return to the total energy of the start (1/fs), with a

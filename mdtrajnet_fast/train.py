@@ -35,7 +35,7 @@ from .evaluate import energy_errors, errors, rms_energy_errors, rms_errors
 from .model import MDtrajNet
 from .pairs import Batch, Pairs
 from .report import plot_training
-from .resident import ResidentPairs, TensorBatch
+from .resident import ResidentPairs, TensorBatch, tensor_batch
 from .rollout import one_window
 from .soap import SOAP
 from .system import System
@@ -77,6 +77,8 @@ class TrainConfig:
     velocity_weight_fs: the loss is <|dR|^2> + velocity_weight_fs^2 <|dv|^2> per component; the
         velocities are those the model reports (read-out, or exact time derivative). 0: positions
         only.
+    mass_power: errors of an atom weigh like its mass to this power: with 0 the fast hydrogens rule,
+        1 counts as kinetic energies and power spectra do.
     time_reversal: half of the pairs run backwards, velocities negated: as true for NVE data.
     own_starts: share of the pairs that start from the averaged model's own prediction of their
         start, as all windows of a rollout but the first do: it teaches a trained model (`initial`)
@@ -115,6 +117,7 @@ class TrainConfig:
     weight_decay: float = 0.0
     gradient_clip: float = 1.0
     velocity_weight_fs: float = 0.0
+    mass_power: float = 0.0
     time_reversal: bool = False
     own_starts: float = 0.0
     own_windows: int = 1
@@ -172,8 +175,9 @@ class TrainConfig:
                 "window is that of a model to start from, initial; that of a new model stands in "
                 f"[model]: got window = {self.window} without initial"
             )
-        if self.lag_power < 0:
-            raise ValueError(f"lag_power must not be negative, got {self.lag_power}")
+        for name in ("lag_power", "mass_power"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
         if not 0 <= self.own_starts <= 1:
             raise ValueError(f"own_starts must lie in [0, 1], got {self.own_starts}")
         if not 0 <= self.ema_decay < 1:
@@ -316,6 +320,7 @@ def _set_threads(config: TrainConfig) -> None:
 
 
 _ALONE = Member()
+_CARBON = 12.011  # amu, an atom that weighs 1 in the loss, whatever mass_power
 _ENERGY = ("_energy", "_unchanged")  # columns of the log, for each validation set
 
 
@@ -430,10 +435,13 @@ class _Run:
             wrong = energy_errors(self.model, self.pairs.batch(mine))
             return wrong.square().sum() / config.batch_size
         batch, components = self._draw(rng)
+        if isinstance(batch, Batch):
+            batch = tensor_batch(self.model, batch)
         dx, dv = errors(self.model, batch, velocities=config.velocity_weight_fs > 0)
-        loss = dx.square().sum() / components
+        weight = (batch.graph.masses[:, None] / _CARBON) ** config.mass_power
+        loss = (weight * dx.square()).sum() / components
         if dv is not None:
-            loss = loss + config.velocity_weight_fs**2 * dv.square().sum() / components
+            loss = loss + config.velocity_weight_fs**2 * (weight * dv.square()).sum() / components
         return loss
 
     def _draw(self, rng: np.random.Generator) -> tuple[Batch | TensorBatch, int]:

@@ -402,6 +402,20 @@ def test_exact_velocity_loss(config):
     )
 
 
+@pytest.mark.parametrize("power", [0.0, 1.0])
+def test_errors_weigh_like_masses(config, power):
+    config = dataclasses.replace(config, mass_power=power)
+    run = train._Run(config)
+    loss = run._loss(np.random.default_rng(7))
+    batch, components = run._draw(np.random.default_rng(7))
+    dx, dv = (x.detach().double().numpy() for x in train.errors(run.model, batch))
+    weight = (batch.system.masses[:, None] / 12.011) ** power
+    expected = (weight * (dx**2 + config.velocity_weight_fs**2 * dv**2)).sum() / components
+    assert float(loss) == pytest.approx(expected, rel=1e-5)
+    with pytest.raises(ValueError, match="mass_power must not be negative"):
+        dataclasses.replace(config, mass_power=-1.0)
+
+
 @pytest.mark.parametrize("windows", [(1, 1, 1, 1), (2, 2, 1, 1), (3, 2, 1, 1)])
 def test_own_starts_are_the_windows_of_a_rollout(config, data, windows):
     """Half of a batch starts where rollouts of the averaged model are after some windows."""
