@@ -61,22 +61,30 @@ def conserve_energy(
     velocity: np.ndarray,
     component: np.ndarray,
     isolated: np.ndarray,
-    share: float = 1.0,
+    pull: float = np.inf,
+    near: np.ndarray | float = np.inf,
 ) -> np.ndarray:
     """Velocities [times, atoms, 3] (Å/fs) drawn to the kinetic energies wanted at the last time.
 
     system: says which atoms are whose, and their masses. kinetic: [systems] eV, what is left of
     the total energy. t: [times] fs. positions, velocity: [times, atoms, 3] Å and Å/fs. component,
-    isolated: [atoms], as for :func:`conserve`. share: of the way to those energies, 0 to 1.
+    isolated: [atoms], as for :func:`conserve`. pull: how strongly; by default, all the way.
+    near: [systems] eV, the differences up to which the pull is weak.
 
     The internal velocities, those without the motion of each component as a rigid body, are scaled,
-    which leaves momentum and angular momentum as they are: by a share of up to 30 % at the last
-    time, where they would need more, and before it by a part that grows with the time.
+    which leaves momentum and angular momentum as they are: by up to 30 % at the last time, where
+    they would need more, and before it by a part that grows with the time. With a pull they go the
+    share 1 - exp(-pull (1 + (difference / near)^4)) of that way: weakly where the difference may be
+    an error of the potential, strongly beyond it.
     """
     internal = _C.internal_velocities(positions, velocity, system.masses, component, isolated)
     now = replace(system, velocities=velocity[-1]).kinetic_energy()
     inner = replace(system, velocities=internal[-1]).kinetic_energy()
     wanted = np.maximum(kinetic - (now - inner), 0.0)  # rigid and internal energies add up
     scale = np.sqrt(np.divide(wanted, inner, out=np.ones_like(inner), where=inner > 0))
-    more = share * np.clip(scale - 1, -_MOST, _MOST)[system.system_index]
+    if pull < np.inf:
+        share = -np.expm1(-pull * (1 + ((wanted - inner) / near) ** 4))
+    else:
+        share = np.ones_like(scale)
+    more = (share * np.clip(scale - 1, -_MOST, _MOST))[system.system_index]
     return velocity + (t / t[-1])[:, None, None] * more[:, None] * internal

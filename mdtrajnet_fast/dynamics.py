@@ -15,7 +15,7 @@ from ase.md.md import MolecularDynamics
 
 from .checkpoint import load_model
 from .model import MDtrajNet
-from .rollout import ENERGY_RATE, energy_share, rollout
+from .rollout import ENERGY_RATE, check_rate, rollout
 from .system import System
 
 
@@ -74,8 +74,7 @@ class MDtrajNetDynamics(MolecularDynamics):
         self.window = self.model.stride(window)
         if (wrong := self.model.extrapolates(self.window)) is not None:
             warnings.warn(wrong, RuntimeWarning, stacklevel=2)
-        energy_share(energy_rate, self.window)  # refuses what is no rate
-        self.reversible, self.energy_rate = reversible, energy_rate
+        self.reversible, self.energy_rate = reversible, check_rate(energy_rate)
         if not atoms.get_momenta().any():
             raise ValueError(
                 "the atoms are at rest: set momenta first, for instance with "

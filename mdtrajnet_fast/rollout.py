@@ -46,10 +46,13 @@ SKIN = 0.6
 BACK = (15 / 8, -5 / 4, 3 / 8)
 # How fast reversible windows are drawn to the energy of the start (1/fs). docs/study.md: much
 # faster, and errors of the potential disturb the vibrations; much slower, and single runs heat up.
-ENERGY_RATE = 0.0125
+ENERGY_RATE = 0.004
 # The energy to keep is the mean over this time (fs) from the start, in which nothing draws: that of
 # the first frame alone would be off by the potential's error there.
 SETTLING_FS = 200.0
+# The part of its mean kinetic energy by which the energy of a molecule may seem off from frame to
+# frame, because the potential has errors.
+_UNCERTAIN = 0.2
 
 
 class RolloutError(RuntimeError):
@@ -108,9 +111,9 @@ def rollout(
     duration: time of the last frame at most (fs, counted from window 0); None for no end.
     reversible: windows as above, of five predictions and one more for frames within; False for the
         model's plain map.
-    energy_rate: how fast the energy of a model with a potential returns to its target (1/fs): after
-        every window the internal velocities go the share 1 - exp(-energy_rate window) of the way
-        to where the energy is right. The plain map goes all the way.
+    energy_rate: how fast the energy of a model with a potential returns to its target (1/fs), while
+        it is near: the pull of a window is energy_rate times its length
+        (:func:`~mdtrajnet_fast.conservation.conserve_energy`). The plain map goes all the way.
     target: the energies to keep, of a model with a potential, which learns of the first windows;
         None for that of a rollout that begins here.
 
@@ -130,7 +133,7 @@ def rollout(
     flow = _Flow(model, system)
     if target is None and model.potential is not None:
         target = EnergyTarget.begin(model, system, float(stride), reversible)
-    share = energy_share(energy_rate, float(stride)) if reversible else 1.0
+    pull = check_rate(energy_rate) * float(stride) if reversible else np.inf
     window_of = _reversible if reversible else _plain
 
     while limit is None or start * step < limit:
@@ -139,7 +142,7 @@ def rollout(
         # the end comes last, and is predicted whether it is a frame or not
         times = np.array([t / ticks for t in (*(k - begin for k in frames if k < end), step)])
         try:
-            path = window_of(flow, system, times, target, share)
+            path = window_of(flow, system, times, target, pull)
         except _Broke as why:
             raise RolloutError(
                 f"the trajectory broke before {end / ticks:g} fs: {why}",
@@ -148,8 +151,8 @@ def rollout(
                 system.positions,
                 momenta,
             ) from why
-        if target is not None and path.energy is not None:
-            target.add(path.energy)
+        if target is not None and path.energies is not None:
+            target.add(path.energies)
         positions = system.positions + path.moved
         p = momenta_from_velocities(path.velocities, masses)
         count = sum(limit is None or t <= limit for t in frames)
@@ -171,24 +174,22 @@ def one_window(model: MDtrajNet, system: System) -> System:
     return _reversible(_Flow(model, system), system, stride, None, 0.0).end(system)
 
 
-def energy_share(rate: float, stride: float) -> float:
-    """The share of what is missing of the energy that a window of `stride` fs makes up for.
-
-    Raises ValueError for a rate (1/fs) that is negative or not finite.
-    """
+def check_rate(rate: float) -> float:
+    """The rate (1/fs); ValueError for one that is negative or not finite."""
     if not 0 <= rate < np.inf:
         raise ValueError(f"energy_rate must be a number of 1/fs, 0 or more, got {rate}")
-    return -math.expm1(-rate * stride)
+    return float(rate)
 
 
 @dataclass
 class EnergyTarget:
     """The total energies that a rollout keeps: a mean over its first windows.
 
-    total: [systems] eV, of the energies seen. seen: how many. needed: how many there have to be.
+    sums: [2, systems] eV, of the total energies seen and of the kinetic energies relative to the
+    centre of mass. seen: how many. needed: how many there have to be.
     """
 
-    total: np.ndarray
+    sums: np.ndarray
     seen: int
     needed: int
 
@@ -198,7 +199,8 @@ class EnergyTarget:
     ) -> EnergyTarget:
         """Of a rollout that begins with this state. The plain map keeps the energy of the start."""
         needed = 1 + math.ceil(SETTLING_FS / stride) if reversible else 1
-        return cls(total_energy(model, start), 1, needed)
+        first = np.stack([total_energy(model, start), start.relative_kinetic_energy()])
+        return cls(first, 1, needed)
 
     @property
     def known(self) -> bool:
@@ -207,17 +209,17 @@ class EnergyTarget:
 
     @property
     def mean(self) -> np.ndarray:
-        """[systems] eV."""
-        return self.total / self.seen
+        """[2, systems] eV."""
+        return self.sums / self.seen
 
     def add(self, energies: np.ndarray) -> None:
-        """Take in those at the end of a window [systems] (eV)."""
-        self.total = self.total + energies
+        """Take in those at the end of a window [2, systems] (eV)."""
+        self.sums = self.sums + energies
         self.seen += 1
 
     def without(self, system: int) -> EnergyTarget:
         """The target of the other systems."""
-        return replace(self, total=np.delete(self.total, system))
+        return replace(self, sums=np.delete(self.sums, system, axis=1))
 
 
 class _Broke(Exception):
@@ -265,25 +267,28 @@ class _Flow:
         return _Path(moved, velocities, path.component)
 
     def conserve_energy(
-        self, start: System, times: np.ndarray, path: _Path, target: EnergyTarget, share: float
+        self, start: System, times: np.ndarray, path: _Path, target: EnergyTarget, pull: float
     ) -> _Path:
-        """The path and the total energies at its end, which is drawn to the target once known."""
+        """The path, its end drawn to the target; until that is known, with the energies there."""
         positions = start.positions + path.moved
         there = path.end(start)
         with torch.no_grad():
             energy = self.model.potential_energy(there, self._edges(there), self.atomic)
         potential = energy.cpu().numpy()
         if not target.known:
-            return path._replace(energy=potential + there.kinetic_energy())
+            total = potential + there.kinetic_energy()
+            return path._replace(energies=np.stack([total, there.relative_kinetic_energy()]))
+        total, kinetic = target.mean
         velocities = conserve_energy(
             start,
-            target.mean - potential,
+            total - potential,
             times,
             positions,
             path.velocities,
             path.component,
             self.isolated,
-            share,
+            pull,
+            _UNCERTAIN * kinetic,
         )
         return path._replace(velocities=velocities)
 
@@ -301,7 +306,7 @@ class _Path(NamedTuple):
     moved: np.ndarray  # [times, atoms, 3] Å
     velocities: np.ndarray  # [times, atoms, 3] Å/fs
     component: np.ndarray  # [atoms], labels of the connected components at the start
-    energy: np.ndarray | None = None  # [systems] eV, at the end, as long as the target asks
+    energies: np.ndarray | None = None  # [2, systems] eV, for a target that is not known yet
 
     def end(self, start: System) -> System:
         """The state at the last time."""
@@ -310,15 +315,15 @@ class _Path(NamedTuple):
 
 
 def _plain(
-    flow: _Flow, start: System, times: np.ndarray, target: EnergyTarget | None, share: float
+    flow: _Flow, start: System, times: np.ndarray, target: EnergyTarget | None, pull: float
 ) -> _Path:
     """A window as the model predicts it; the last of the times is its end."""
     path = flow.forward(start, times)
-    return path if target is None else flow.conserve_energy(start, times, path, target, share)
+    return path if target is None else flow.conserve_energy(start, times, path, target, pull)
 
 
 def _reversible(
-    flow: _Flow, start: System, times: np.ndarray, target: EnergyTarget | None, share: float
+    flow: _Flow, start: System, times: np.ndarray, target: EnergyTarget | None, pull: float
 ) -> _Path:
     """A window that could run backwards; the last of the times is its end."""
     inner, stride = times[:-1], times[-1:]
@@ -332,7 +337,7 @@ def _reversible(
         velocities = velocities + weight * there.velocities
     end = flow.conserve(start, stride, path._replace(moved=moved, velocities=velocities))
     if target is not None:
-        end = flow.conserve_energy(start, stride, end, target, share)
+        end = flow.conserve_energy(start, stride, end, target, pull)
     if not len(inner):
         return end
     last = end.end(start)

@@ -26,7 +26,7 @@ from .rollout import (
     EnergyTarget,
     Frames,
     RolloutError,
-    energy_share,
+    check_rate,
     exact,
     potential_energies,
     rollout,
@@ -76,7 +76,7 @@ def simulate(
         for the model's plain map, with all of the energy put right after every window. None:
         reversible, or, of a run that is continued, as it was begun.
     energy_rate: how fast reversible windows return to the total energy of the start (1/fs), with a
-        model that has a potential. None: 0.0125, or as begun.
+        model that has a potential. None: 0.004, or as begun.
     progress: show a progress bar.
 
     Returns a :class:`~mdtrajnet_fast.Trajectory` (a list of them for a list) with frames at 0, dt,
@@ -233,8 +233,7 @@ def _map_settings(
         return {}
     if energy_rate is None:
         energy_rate = begun.get("energy_rate_per_fs", ENERGY_RATE)
-    energy_share(energy_rate, 1.0)  # refuses what is no rate
-    return {"reversible": True, "energy_rate_per_fs": float(energy_rate)}
+    return {"reversible": True, "energy_rate_per_fs": check_rate(energy_rate)}
 
 
 def check_run(

@@ -105,3 +105,9 @@ class System:
     def kinetic_energy(self) -> np.ndarray:
         """Kinetic energies [systems] (eV)."""
         return self.per_system(0.5 / units.fs**2 * self.masses * (self.velocities**2).sum(1))
+
+    def relative_kinetic_energy(self) -> np.ndarray:
+        """Kinetic energies [systems] (eV) of the motion relative to the centre of mass of each."""
+        p = np.stack([self.per_system(self.masses * v) for v in self.velocities.T])
+        overall = (p**2).sum(0) / self.per_system(self.masses)
+        return self.kinetic_energy() - 0.5 / units.fs**2 * overall
