@@ -39,9 +39,10 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from mdtrajnet_fast import load_model
 from mdtrajnet_fast.data import Record, load_records
-from mdtrajnet_fast.evaluate import errors
 from mdtrajnet_fast.model import MDtrajNet
 from mdtrajnet_fast.pairs import Choice, Pairs
+from mdtrajnet_fast.rollout import rollout
+from mdtrajnet_fast.trajectory import momenta_from_velocities, velocities_from_momenta
 
 MOLECULES = ("CCO", "CC(N)=O", "O=CO", "CN", "C=CC")
 HELD_OUT = ("traj01", "traj02", "traj08", "traj09")
@@ -221,11 +222,14 @@ def compare(
     v = v.view_as(built) @ rotation + rigid(x, x0, v0, masses)
 
     ours = []
-    for k in range(0, len(starts), 256):
-        ours.append(errors(model, pairs.batch(Choice(*(c[k : k + 256] for c in choice)))))
-    dx, dv = (
-        torch.cat(e).double().view(-1, atoms, 3)[:, tree.order] for e in zip(*ours, strict=True)
-    )
+    for k in range(0, len(starts), 256):  # in windows of the model's own
+        some = pairs.batch(Choice(*(c[k : k + 256] for c in choice)))
+        end, mass = some.end, some.system.masses
+        p = momenta_from_velocities(some.system.velocities, mass)
+        *_, frames = rollout(model, some.system, p, dt=WINDOW, duration=WINDOW)
+        velocities = velocities_from_momenta(frames.momenta[-1], mass)
+        ours.append((frames.positions[-1] - end.positions, velocities - end.velocities))
+    dx, dv = (tensor(np.concatenate(e)) for e in zip(*ours, strict=True))
     placed = superpose(x1 + dx, x1, masses)[0]
     wrong = {
         "position": {

@@ -82,7 +82,7 @@ def test_bundled_models_load_and_say_where_they_come_from():
     for name in bundled_models():
         model = load_model(name)
         assert {"C", "H", "N", "O"} <= set(model.config.species)
-        assert model.config.window == 10.0
+        assert model.config.window == 4
         about = provenance(name)
         assert "mdtrajnet train" in about["command"] and about["data"] and about["settings"]
         assert {"held_out", "unseen"} <= set(about["errors"])
