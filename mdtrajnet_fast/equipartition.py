@@ -2,7 +2,7 @@
 
 In a collapsed rollout one or two vibrations hold the energy of all. That shows in two ways, without
 knowing the vibrations: in the spectrum of the kinetic energy, which :class:`BandWatch` collects,
-and in the temperatures of the elements. How unlikely either is in equilibrium, is told here.
+and in the temperatures of the elements. How unlikely they are in equilibrium, is told here.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from functools import lru_cache
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.special import fdtr, fdtrc
+from scipy.special import betainc, fdtr, fdtrc
 
 from .analysis import WAVENUMBER
 from .block_means import BlockMeans
@@ -29,6 +29,7 @@ _ATOMS = 64  # so many atoms are looked at, evenly chosen
 # Bands hold several vibrations each where there are more than this.
 _MODES = 30
 _DRAWS = 20_000
+_STRETCHES = (2400.0, 3900.0)  # cm^-1, of bonds to hydrogen
 
 
 class BandWatch:
@@ -123,6 +124,30 @@ def chance_of_bands(occupied: float, degrees_of_freedom: float) -> float:
     """
     drawn = _occupied_by_chance(max(1, min(round(degrees_of_freedom), _MODES)))
     return max(1, int(np.searchsorted(drawn, occupied, side="right"))) / _DRAWS
+
+
+def share_of_stretches(power: Array, bin_width: float) -> float | None:
+    """The share of the energy above 2,400 cm^-1; None where the spectrum does not reach so far."""
+    if len(power) * bin_width < _STRETCHES[1]:
+        return None
+    return float(power[round(_STRETCHES[0] / bin_width) :].sum() / power.sum())
+
+
+def chance_of_stretches(
+    power: Array, bin_width: float, stretches: int, degrees_of_freedom: float
+) -> float:
+    """How often the stretches of bonds to hydrogen hold so unusual a share of the energy.
+
+    Each such bond has one, the only vibrations above 2,400 cm^-1. Of exponentially distributed
+    energies the share of n out of f vibrations follows the beta distribution of n and f - n. 1
+    where the spectrum does not reach so far, or there is nothing to compare.
+    """
+    others = degrees_of_freedom - stretches
+    share = share_of_stretches(power, bin_width)
+    if stretches < 1 or others < 0.5 or share is None:
+        return 1.0
+    below = float(betainc(stretches, others, share))
+    return max(2 * min(below, 1 - below), 1e-12)
 
 
 def chance_of_elements(temperatures: ArrayLike, degrees_of_freedom: ArrayLike) -> float:

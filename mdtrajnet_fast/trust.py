@@ -39,7 +39,9 @@ from .equipartition import (
     BandWatch,
     chance_of_bands,
     chance_of_elements,
+    chance_of_stretches,
     occupied_bands,
+    share_of_stretches,
     strongest_band,
 )
 from .neighbors import NeighborList
@@ -67,14 +69,14 @@ _RARE = 1e-4
 _LOOK_EVERY_FS = 5.0
 # Limits for isolated molecules over a picosecond and more; bench/rollouts.py says how often runs of
 # molecular dynamics and collapsed rollouts pass them.
-_UNEVEN = 10**-2.2  # chance of the bands times that of the elements
+_UNEVEN = 10**-2.8  # chance of the bands times that of the elements
 _PHASES = 8  # parts of a window
 _PHASE = 0.06  # difference of their temperatures, relative, in 5 ps; more in less
 _PHASE_FS = 5000.0
 # Change of the temperature after these times (fs), when a start at rest in its minimum has found
 # its balance: relative, and times sqrt(1 / degrees of freedom), whichever is more.
 _EARLY_FS = (100.0, 300.0)
-_CHANGED, _CHANGED_BY_CHANCE = 0.10, 0.6
+_CHANGED, _CHANGED_BY_CHANCE = 0.10, 0.9
 _CHANGED_FS = 1000.0  # looked at in runs of this length and more
 _ENERGY = 0.25  # total energy off by this part of the kinetic energy
 
@@ -327,6 +329,10 @@ class TrustMonitor:
         x, v = positions[None], velocities[None]
         self._atoms.positions[:] = positions
         self._bonds = BondWatch(self._atoms, positions)
+        light = (self._atoms.numbers == 1) & (self._masses < 1.5)
+        bonded = np.isin(np.arange(len(light)), self._bonds.pairs)
+        heavier = (self._atoms.numbers == 1) & ~light
+        self._hydrogens = 0 if heavier.any() else int((light & bonded).sum())
         self._start = time
         self._com, self._com_velocity = centre_of_mass(x, m)[0], centre_of_mass(v, m)[0]
         self._spin = total_angular_momentum(x, v, m)[0]
@@ -463,16 +469,20 @@ class TrustMonitor:
         if not len(middles) or len(self._atoms) < 3:
             return None
         means, weights = self._blocks.means()
+        # stretches of bonds to hydrogen lie close together, in some two bands
+        distinct = self._freedom - max(0, self._hydrogens - 2)
 
         def chance(begin: float, end: float) -> float:
             inside = (middles >= begin) & (middles <= end)
             frames = weights * ((means[:, 0] >= begin) & (means[:, 0] <= end))
             if not inside.any() or not frames.any():
                 return 1.0
-            occupied = occupied_bands(stretches[inside] @ spectra[inside], self._bands.bin)
+            power = stretches[inside] @ spectra[inside]
             elements = np.average(means[:, 2:], axis=0, weights=frames)
-            return chance_of_bands(occupied, self._freedom) * chance_of_elements(
-                elements, self._dof
+            return (
+                chance_of_bands(occupied_bands(power, self._bands.bin), distinct)
+                * chance_of_stretches(power, self._bands.bin, self._hydrogens, self._freedom)
+                * chance_of_elements(elements, self._dof)
             )
 
         start, end = self._start, self._end
@@ -590,11 +600,20 @@ class TrustMonitor:
             share, where = seen.strongest_band
             hot = max(elements, key=lambda name: elements[name].mean)
             cold = min(elements, key=lambda name: elements[name].mean)
+            _, spectra, stretches = self._bands.means()
+            hydrogen = share_of_stretches(stretches @ spectra, self._bands.bin)
+            of_hydrogen = ""
+            if self._hydrogens and hydrogen is not None:
+                of_hydrogen = (
+                    f"; stretches of bonds to hydrogen hold {100 * hydrogen:.0f} %, of "
+                    f"{100 * self._hydrogens / self._freedom:.0f} %"
+                )
             yield _Doubt(
                 since,
                 f"energy is not spread as at equilibrium: a band at {where:.0f} cm^-1 holds "
                 f"{100 * share:.0f} % of the kinetic energy, {hot} is at "
-                f"{elements[hot].mean:.0f} K and {cold} at {elements[cold].mean:.0f} K",
+                f"{elements[hot].mean:.0f} K and {cold} at {elements[cold].mean:.0f} K"
+                f"{of_hydrogen}",
             )
 
         # The two elements that differ most among those that differ by more than chance.

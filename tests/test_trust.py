@@ -13,6 +13,7 @@ from mdtrajnet_fast.equipartition import (
     BandWatch,
     chance_of_bands,
     chance_of_elements,
+    chance_of_stretches,
     occupied_bands,
     strongest_band,
 )
@@ -89,6 +90,14 @@ def test_chances():
         chances = [chance_of_bands(x, modes) for x in 1 / (share**2).sum(1)]
         assert np.mean(np.array(chances) < 0.01) == pytest.approx(0.01, abs=0.006)
         assert np.median(chances) == pytest.approx(0.5, abs=0.05)
+    for share, rare in ((6 / 21, False), (0.02, True), (0.8, True)):
+        power = np.array([1 - share, 0, 0, 0, 0, share, 0, 0])  # bins of 600 cm^-1
+        chance = chance_of_stretches(power, 600.0, 6, 21)
+        assert (chance < 1e-3) == rare and (chance > 0.8) == (not rare)
+        below = (rng.beta(6, 15, size=100_000) < share).mean()
+        assert chance == pytest.approx(2 * min(below, 1 - below), abs=0.02)
+    assert chance_of_stretches(power[:6], 600.0, 6, 21) == 1  # does not reach so far
+    assert chance_of_stretches(power, 600.0, 0, 21) == 1
     assert chance_of_bands(1.0, 21) < 1e-4 and chance_of_bands(21.0, 21) == 1
     assert chance_of_elements([300, 300, 300], [10, 5, 3]) > 0.5
     assert chance_of_elements([300, 10, 300], [10, 5, 3]) < 1e-3
@@ -120,6 +129,16 @@ def test_a_collapsed_run_is_noticed(frames):
         assert str(summary).startswith("Trust: NOT believable, ")
         assert summary.occupied_bands == pytest.approx(2 / 0.87**2, abs=0.6)
         assert summary.strongest_band[0] == pytest.approx(0.5 * 0.87, abs=0.03)
+
+
+def test_cold_stretches_are_noticed():
+    """What plain windows do: stretches fade, the rest takes their energy, and much of it moves."""
+    energies = np.full(21, 400.0)
+    energies[15:] = 8.0
+    summary = trust_summary(vibrating(energies))
+    assert not summary.ok and summary.occupied_bands > 9
+    assert "energy is not spread as at equilibrium" in str(summary)
+    assert "stretches of bonds to hydrogen hold 1 %, of 29 %" in str(summary)
 
 
 def test_until_when_to_believe_a_run():
