@@ -301,6 +301,9 @@ def compare(options: argparse.Namespace) -> None:
     model = load_model(options.model)
     records = load_records(options.reference, molecules=options.molecules)
     references = [as_trajectory(record, options.duration) for record in records]
+    if options.spacing is not None:
+        step = round(options.spacing / records[0].frame_fs)
+        references = [reference[::step] for reference in references]
     settings = {"window": options.window}
     if options.plain:
         settings["reversible"] = False
@@ -356,6 +359,7 @@ def main() -> None:
     sub.add_argument("--energy-rate", type=float, help="1/fs")
     sub.add_argument("--verlet", type=float, metavar="STEP", help="fs")
     sub.add_argument("--duration", type=float, help="fs (default: the reference's)")
+    sub.add_argument("--spacing", type=float, help="of frames, fs (default: the reference's)")
     sub.add_argument("--molecules", nargs="+", help="only groups of these names")
     sub.add_argument("--output", type=Path, help="new folder for table and picture")
     options = parser.parse_args()
