@@ -69,7 +69,7 @@ _RARE = 1e-4
 _LOOK_EVERY_FS = 5.0
 # Limits for isolated molecules over a picosecond and more; bench/rollouts.py says how often runs of
 # molecular dynamics and collapsed rollouts pass them.
-_UNEVEN = 10**-2.8  # chance of the bands times that of the elements
+_UNEVEN = 10**-2.8  # chances of bands, of stretches and of elements, multiplied
 _PHASES = 8  # parts of a window
 _PHASE = 0.06  # difference of their temperatures, relative, in 5 ps; more in less
 _PHASE_FS = 5000.0
@@ -200,8 +200,8 @@ class TrustMonitor:
     ``update`` takes the frames in order, the first one being the reference; ``summary`` can be
     called at any time after it. What is warned of, and when:
 
-    * in an isolated molecule the energy is spread less evenly over bands of the spectrum and over
-      elements than chance allows (:mod:`~mdtrajnet_fast.equipartition`), in all of a run of a
+    * in an isolated molecule the energy is spread less evenly over bands of the spectrum, stretches
+      and elements than chance allows (:mod:`~mdtrajnet_fast.equipartition`), in all of a run of a
       picosecond or more or in its last half;
     * elements differ in temperature by more than 10 % in the last fifth of the run, and more than
       chance allows for so few atoms;
