@@ -369,9 +369,10 @@ class _Run:
         for pairs in (self.pairs, *self.checks.values()):
             for record in pairs.records:
                 self.model.species_index(record.numbers)
-        model = self.model.config
-        longest = None if self.energies else model.longest_lag
-        self.max_lag = config.max_lag_fs or longest or model.time_cutoff
+        trained = self.model.config
+        longest = None if self.energies else trained.longest_lag
+        lags = (config.max_lag_fs, longest, trained.time_cutoff)
+        self.max_lag = next(lag for lag in lags if lag is not None)
         if not self.energies:
             self.max_lag = self.model.stride(self.max_lag)
         self.model.to(config.device)
