@@ -39,7 +39,7 @@ from ase.data import chemical_symbols
 from ase.units import fs
 
 from mdtrajnet_fast import MDtrajNet, Trajectory, load_model, simulate
-from mdtrajnet_fast.analysis import vibrational_density_of_states
+from mdtrajnet_fast.analysis import WAVENUMBER, vibrational_density_of_states
 from mdtrajnet_fast.data import Record, load_records
 from mdtrajnet_fast.generate import generate
 from mdtrajnet_fast.system import System
@@ -141,7 +141,7 @@ def spectrum(run: Trajectory) -> np.ndarray:
         run.atoms.get_masses(),
         float(run.times[1] - run.times[0]),
         resolution=RESOLUTION,
-        max_wavenumber=min(HIGHEST, 33356.4 / (2 * run.times[1])),
+        max_wavenumber=min(HIGHEST, WAVENUMBER / (2 * run.times[1])),
     )
     return intensity / intensity.sum()
 
@@ -153,8 +153,7 @@ def pooled(runs: Sequence[Trajectory]) -> np.ndarray:
 
 def grid(run: Trajectory) -> np.ndarray:
     """Wavenumbers (cm^-1) of :func:`spectrum`."""
-    count = len(spectrum(run))
-    return np.linspace(0, HIGHEST, count)
+    return np.linspace(0, HIGHEST, len(spectrum(run)))
 
 
 def distance(a: np.ndarray, b: np.ndarray) -> tuple[float, float]:

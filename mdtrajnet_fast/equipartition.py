@@ -19,12 +19,12 @@ from .block_means import BlockMeans
 
 Array = NDArray[np.float64]
 
-# The spectrum is a mean over stretches of this length (fs) that overlap by half. It tells bands of
+# The spectrum is a mean over segments of this length (fs) that overlap by half. It tells bands of
 # this width (cm^-1) from each other.
-STRETCH_FS = 1000.0
+SEGMENT_FS = 1000.0
 BAND = 60.0
-_PADDING = 4  # times the length of a stretch: bins of 8 cm^-1
-_FEWEST = 50  # frames in a stretch: below, too many vibrations are folded onto each other
+_PADDING = 4  # times the length of a segment: bins of 8 cm^-1
+_FEWEST = 50  # frames in a segment: below, too many vibrations are folded onto each other
 _ATOMS = 64  # so many atoms are looked at, evenly chosen
 # Bands hold several vibrations each where there are more than this.
 _MODES = 30
@@ -33,10 +33,10 @@ _STRETCHES = (2400.0, 3900.0)  # cm^-1, of bonds to hydrogen
 
 
 class BandWatch:
-    """Collects the power spectrum of the mass-weighted velocities, stretch by stretch.
+    """Collects the power spectrum of the mass-weighted velocities, segment by segment.
 
     masses: [atoms] amu. Without frames that are evenly spaced, and close enough to tell bands from
-    each other, there are no stretches.
+    each other, there are no segments.
     """
 
     def __init__(self, masses: Array) -> None:
@@ -44,9 +44,9 @@ class BandWatch:
         self._root = np.sqrt(masses[self._chosen])[:, None]
         self._times: list[float] = []  # of the frames that wait
         self._frames: list[Array] = []
-        self._length: int | None = None  # frames of a stretch; 0: there will be none
+        self._length: int | None = None  # frames of a segment; 0: there will be none
         self.dt = math.nan  # fs
-        self.stretches: BlockMeans | None = None  # rows of middle (fs) and power [bins]
+        self._segments: BlockMeans | None = None  # rows of middle (fs) and power [bins]
 
     def update(self, t: Array, v: Array) -> None:
         """Look at frames: times [k] fs, velocities [k, atoms, 3] Å/fs."""
@@ -58,7 +58,7 @@ class BandWatch:
             if len(self._times) < 2:
                 return
             self.dt = self._times[1] - self._times[0]
-            self._length = round(STRETCH_FS / self.dt)
+            self._length = round(SEGMENT_FS / self.dt)
             if self._length < _FEWEST:
                 self._length = 0
         while self._length and len(self._times) >= self._length:
@@ -74,23 +74,29 @@ class BandWatch:
         taper = np.hanning(n + 1)[:-1, None, None]
         lines = np.fft.rfft(np.array(self._frames[:n]) * taper, _PADDING * n, axis=0)
         power = (abs(lines) ** 2).sum(axis=(1, 2))
-        if self.stretches is None:
-            self.stretches = BlockMeans(1 + len(power))
-        self.stretches.add(np.concatenate([[times.mean()], power]))
+        if self._segments is None:
+            self._segments = BlockMeans(1 + len(power))
+        self._segments.add(np.concatenate([[times.mean()], power]))
         half = max(1, n // 2)
         del self._times[:half], self._frames[:half]
 
     def means(self) -> tuple[Array, Array, Array]:
-        """Middles [rows] (fs), spectra [rows, bins], and of how many stretches each is the mean."""
-        if self.stretches is None:
+        """Middles [rows] (fs), spectra [rows, bins], and of how many segments each is the mean."""
+        if self._segments is None:
             return np.empty(0), np.empty((0, 1)), np.empty(0)
-        rows, weights = self.stretches.means()
+        rows, weights = self._segments.means()
         return rows[:, 0], rows[:, 1:], weights
+
+    def power(self, begin: float = -math.inf, end: float = math.inf) -> Array | None:
+        """The spectrum [bins] of the segments whose middles lie in this time (fs), if any does."""
+        middles, spectra, weights = self.means()
+        inside = (middles >= begin) & (middles <= end)
+        return weights[inside] @ spectra[inside] if inside.any() else None
 
     @property
     def bin(self) -> float:
         """Width of a bin of the spectra (cm^-1)."""
-        return WAVENUMBER / (_PADDING * round(STRETCH_FS / self.dt) * self.dt)
+        return WAVENUMBER / (_PADDING * round(SEGMENT_FS / self.dt) * self.dt)
 
 
 def strongest_band(power: Array, bin_width: float) -> tuple[float, float]:

@@ -35,7 +35,7 @@ from .analysis import (
 )
 from .block_means import BlockMeans
 from .equipartition import (
-    STRETCH_FS,
+    SEGMENT_FS,
     BandWatch,
     chance_of_bands,
     chance_of_elements,
@@ -415,8 +415,7 @@ class TrustMonitor:
             thermal = math.sqrt(max(0.0, np.nan_to_num(overall.mean)) * kB / EV * self._inertia)
             spin = self._spin_drift / thermal if thermal > 0 else 0.0
         broken, formed = self._bonds.changes()
-        _, spectra, stretches = self._bands.means()
-        power = stretches @ spectra if len(stretches) else None
+        power = self._bands.power()
         energy_change: float | None = None
         if self._start_energy is not None:
             rows, count = self._energies.means()
@@ -465,19 +464,17 @@ class TrustMonitor:
 
         Looked at over the whole run and its last half; then, to say since when, over parts of it.
         """
-        middles, spectra, stretches = self._bands.means()
-        if not len(middles) or len(self._atoms) < 3:
+        if self._bands.power() is None or len(self._atoms) < 3:
             return None
         means, weights = self._blocks.means()
         # stretches of bonds to hydrogen lie close together, in some two bands
         distinct = self._freedom - max(0, self._hydrogens - 2)
 
         def chance(begin: float, end: float) -> float:
-            inside = (middles >= begin) & (middles <= end)
+            power = self._bands.power(begin, end)
             frames = weights * ((means[:, 0] >= begin) & (means[:, 0] <= end))
-            if not inside.any() or not frames.any():
+            if power is None or not frames.any():
                 return 1.0
-            power = stretches[inside] @ spectra[inside]
             elements = np.average(means[:, 2:], axis=0, weights=frames)
             return (
                 chance_of_bands(occupied_bands(power, self._bands.bin), distinct)
@@ -488,7 +485,7 @@ class TrustMonitor:
         start, end = self._start, self._end
         if min(chance(start, end), chance((start + end) / 2, end)) >= _UNEVEN:
             return None
-        parts = np.linspace(start, end, 1 + max(1, min(10, int((end - start) / STRETCH_FS))))
+        parts = np.linspace(start, end, 1 + max(1, min(10, int((end - start) / SEGMENT_FS))))
         since = start
         for begin, stop in zip(parts, parts[1:], strict=False):
             if chance(begin, stop) >= _UNEVEN**0.5:
@@ -596,12 +593,12 @@ class TrustMonitor:
         """Vibrations and elements that have more than their share of the energy."""
         elements = seen.elements
         if (since := self._uneven_since()) is not None:
-            assert seen.strongest_band is not None
+            power = self._bands.power()
+            assert power is not None and seen.strongest_band is not None
             share, where = seen.strongest_band
             hot = max(elements, key=lambda name: elements[name].mean)
             cold = min(elements, key=lambda name: elements[name].mean)
-            _, spectra, stretches = self._bands.means()
-            hydrogen = share_of_stretches(stretches @ spectra, self._bands.bin)
+            hydrogen = share_of_stretches(power, self._bands.bin)
             of_hydrogen = ""
             if self._hydrogens and hydrogen is not None:
                 of_hydrogen = (
