@@ -137,6 +137,11 @@ def model(backend: str | None = None, scale: float = 1.0, **options: Any) -> Any
     return made.to(device()).eval().requires_grad_(False)
 
 
+def on_device(**options: Any) -> Any:
+    """A model whose rollouts have their state on the device, also where that is the CPU."""
+    return model("reference" if DRY else None, **options)
+
+
 def crystal(cells: tuple[int, int, int]) -> Any:
     from cases import diamond
 
@@ -243,7 +248,7 @@ def scaling() -> Iterator[Row]:
     """A pass over the number of atoms."""
     import torch
 
-    from mdtrajnet_fast.device import device_graph
+    from mdtrajnet_fast.device_graph import device_graph
     from mdtrajnet_fast.system import System
 
     for cells in cubes():
@@ -287,12 +292,11 @@ def exponents(rows: list[Row]) -> list[Row]:
 
 
 def rollout() -> Iterator[Row]:
-    """Windows on the device, frames copied to the host, beside the ordinary rollout."""
+    """Windows on the device, frames copied to the host, beside those of the native engine."""
     import numpy as np
     from cases import hot
 
-    from mdtrajnet_fast.device import device_rollout
-    from mdtrajnet_fast.rollout import rollout as ordinary
+    from mdtrajnet_fast.rollout import rollout as run
     from mdtrajnet_fast.system import System
 
     ethanols = [hot("CH3CH2OH", seed=k) for k in range(2 if DRY else 1024)]
@@ -301,16 +305,19 @@ def rollout() -> Iterator[Row]:
         systems[f"diamond {8 * cells[0] ** 3}"] = [crystal(cells)]
     own = {"residual": "running", "head": "conserving", "velocity_readout": True}
     kinds = {"published": {}, "own": own}
-    # ours first: the ordinary one takes the host seconds a window
-    for provider, run in (("device", device_rollout), ("ordinary", ordinary)):
+    # the device first: one thread of the host takes seconds a window
+    for provider in ("device", "host"):
         for name, atoms in systems.items():
             system = System.from_atoms(atoms)
             momenta = np.concatenate([one.get_momenta() for one in atoms])
             large = len(system.numbers) > 200_000
             for (kind, options), frames in itertools.product(kinds.items(), (1, 10)):
-                if large and (provider == "ordinary" or frames > 1):
+                if large and (provider == "host" or frames > 1):
                     continue  # a minute of the host's time, 20 GB of frames
-                made = model(scale=1e-3, **options)
+                made = on_device(scale=1e-3, **options)
+                if provider == "host":
+                    made = made.cpu()
+                    made.backend = None
                 yield windows(
                     run(made, system, momenta, dt=10.0 / frames),
                     system=name,
@@ -487,7 +494,7 @@ def peers() -> Iterator[Row]:
     """4,096 atoms of diamond: ours, plain torch, and the e3nn formulation on our neighbour list."""
     import torch
 
-    from mdtrajnet_fast.device import device_graph
+    from mdtrajnet_fast.device_graph import device_graph
     from mdtrajnet_fast.system import System
 
     system = System.from_atoms(crystal((2, 2, 2) if DRY else PEER_ATOMS))
@@ -533,7 +540,7 @@ def roofline() -> Iterator[Row]:
     from operations import operations
 
     from mdtrajnet_fast.config import irreps_channels
-    from mdtrajnet_fast.device import device_graph
+    from mdtrajnet_fast.device_graph import device_graph
     from mdtrajnet_fast.system import System
 
     top = {row["what"]: row for row in ceilings()}
@@ -581,22 +588,24 @@ def trace() -> Iterator[Row]:
     from cases import mixture
     from torch.profiler import ProfilerActivity, profile, record_function
 
-    from mdtrajnet_fast import device as ours
+    from mdtrajnet_fast.rollout import engine_for
     from mdtrajnet_fast.system import System
+    from mdtrajnet_fast.window import Method
 
     many = mixture()
     system = System.from_atoms(many)
     momenta = np.concatenate([one.get_momenta() for one in many])
-    window = ours._Window(model(scale=1e-3), system, momenta)
-    launch, times = ours._Launcher(window), np.array([5.0, 10.0])
+    engine, times = engine_for(on_device(scale=1e-3), system, Method()), np.array([5.0, 10.0])
+    engine.set_state(system.positions, momenta)
     for _ in range(2):
-        launch(times).wait()
+        engine.begin(times, None)
+        engine.end()
     activities = [ProfilerActivity.CPU] + ([] if DRY else [ProfilerActivity.CUDA])
     with profile(activities=activities) as profiler:
         for _ in range(3):
             with record_function("one window"):
-                under_way = launch(times)
-            under_way.wait()
+                engine.begin(times, None)
+            engine.end()
         wait()
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "trace.json"
@@ -615,18 +624,17 @@ def trace() -> Iterator[Row]:
     ]
     replays = [x for x in inside if x["name"].startswith("cudaGraphLaunch")]
     own = {x["args"].get("correlation") for x in replays}
-    on_device = [x for x in events if x.get("args", {}).get("correlation") in own]
+    there = [x for x in events if x.get("args", {}).get("correlation") in own]
     yield {
         "windows": len(spans),
         "replays": len(replays),
         "runtime_calls": sorted({x["name"] for x in inside}),
         "waits": sorted({x["name"] for x in inside if WAITS.search(x["name"])}),
-        "kernels": sum(x.get("cat") == "kernel" for x in on_device),
+        "kernels": sum(x.get("cat") == "kernel" for x in there),
         "host_copies_in_graphs": sum(
-            x.get("cat") == "gpu_memcpy" and bool(re.search("HtoD|DtoH", x["name"]))
-            for x in on_device
+            x.get("cat") == "gpu_memcpy" and bool(re.search("HtoD|DtoH", x["name"])) for x in there
         ),
-        "device_us": sum(x["dur"] for x in on_device if x.get("cat") == "kernel") / 3,
+        "device_us": sum(x["dur"] for x in there if x.get("cat") == "kernel") / 3,
     }
     if not DRY and len(replays) != len(spans):
         raise RuntimeError(f"{len(spans)} windows took {len(replays)} graph launches, not one each")
@@ -638,7 +646,7 @@ def small_case() -> Iterator[Row]:
     """Neighbour list, values and tangent of a few molecules: what the sanitizer watches."""
     from cases import mixture
 
-    from mdtrajnet_fast.device import device_graph
+    from mdtrajnet_fast.device_graph import device_graph
     from mdtrajnet_fast.system import System
 
     graph = device_graph(model(), System.from_atoms(mixture()))

@@ -38,7 +38,7 @@ class _Graphs:
         self.model = model
         self.graph = model.graph(system)
         self.t = torch.as_tensor(t[system.system_index]).to(model.dtype)
-        self.blocks = model.prepare()  # once a rollout, not once a window
+        self.predictor = model.predictor()  # once a rollout, not once a window
 
     def displacement(self) -> Tensor:
         return self.model(self.graph, self.t).displacement
@@ -47,7 +47,7 @@ class _Graphs:
         return self.model.motion(self.graph, self.t)
 
     def window(self, times: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        return self.model.displacements(self.graph, times, self.blocks)
+        return self.predictor.motion(self.graph, times)
 
 
 class _E3nn:

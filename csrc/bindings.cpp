@@ -283,23 +283,6 @@ void expect(const py::array& array, std::initializer_list<py::ssize_t> shape, co
                               " for the atoms and times given, got a " + describe(array));
 }
 
-std::int64_t runaway_atom(const Array<double>& velocities, const Array<double>& t, const Array<double>& moved,
-                          const Array<double>& velocity, bool flight, double cutoff) {
-    const std::int64_t atoms = velocities.ndim() ? velocities.shape(0) : 0, times = t.size();
-    expect(velocities, {atoms, 3}, "velocities");
-    expect(t, {times}, "t");
-    expect(moved, {times, atoms, 3}, "moved");
-    expect(velocity, {times, atoms, 3}, "velocity");
-    Motion motion{};
-    motion.atoms = atoms;
-    motion.velocities = velocities.data();
-    motion.times = times;
-    motion.t = t.data();
-    motion.moved = const_cast<double*>(moved.data());
-    motion.velocity = const_cast<double*>(velocity.data());
-    return runaway(motion, flight, cutoff);
-}
-
 void check_components(const Array<std::int64_t>& component, std::int64_t atoms) {
     expect(component, {atoms}, "component");
     for (std::int64_t i = 0; i < atoms; ++i)
@@ -342,27 +325,6 @@ py::tuple conserve_momenta(const Array<double>& positions, const Array<double>& 
     return py::make_tuple(std::move(new_moved), std::move(new_velocity));
 }
 
-py::array internal_velocities_of(const Array<double>& positions, const Array<double>& velocity, const Array<double>& masses,
-                                 const Array<std::int64_t>& component, const Array<bool>& isolated) {
-    const std::int64_t atoms = masses.size(), times = atoms ? positions.size() / (3 * atoms) : 0;
-    expect(masses, {atoms}, "masses");
-    expect(positions, {times, atoms, 3}, "positions");
-    expect(velocity, {times, atoms, 3}, "velocity");
-    check_components(component, atoms);
-    expect(isolated, {atoms}, "isolated");
-    py::array_t<double> internal(std::vector<py::ssize_t>{times, atoms, 3});
-    Motion motion{};
-    motion.atoms = atoms;
-    motion.masses = masses.data();
-    motion.component = component.data();
-    motion.isolated = isolated.data();
-    motion.times = times;
-    motion.velocity = internal.mutable_data();
-    std::copy_n(velocity.data(), velocity.size(), motion.velocity);
-    internal_velocities(motion, positions.data());
-    return internal;
-}
-
 bool same_bytes(const py::array& a, const py::array& b) {
     const bool comparable = a.nbytes() == b.nbytes() && (a.flags() & b.flags() & py::array::c_style);
     return comparable && !std::memcmp(a.data(), b.data(), a.nbytes());
@@ -373,12 +335,14 @@ bool same_bytes(const py::array& a, const py::array& b) {
 void bind_attention(py::module_&);
 void bind_cuda_attention(py::module_&);
 void bind_cuda_neighbors(py::module_&);
+void bind_engine(py::module_&);
 
 PYBIND11_MODULE(_C, m) {
     m.doc() = "Native parts of mdtrajnet_fast.";
     bind_attention(m);
     bind_cuda_attention(m);
     bind_cuda_neighbors(m);
+    bind_engine(m);
     m.def("build_info", &build_info,
           "How this module was built: compiler, flags, instruction_sets, openmp (its date), and cuda: None, or\n"
           "the version of nvcc and the archs.");
@@ -402,12 +366,6 @@ PYBIND11_MODULE(_C, m) {
     m.def("conserve", &conserve_momenta, py::arg("positions"), py::arg("velocities"), py::arg("masses"), py::arg("t"),
           py::arg("moved"), py::arg("velocity"), py::arg("component"), py::arg("isolated"), py::arg("steps"),
           "moved, velocity: see mdtrajnet_fast.conservation.conserve.");
-    m.def("internal_velocities", &internal_velocities_of, py::arg("positions"), py::arg("velocity"), py::arg("masses"),
-          py::arg("component"), py::arg("isolated"),
-          "Velocities [times, atoms, 3] less those of each component as a rigid body.");
-    m.def("runaway", &runaway_atom, py::arg("velocities"), py::arg("t"), py::arg("moved"), py::arg("velocity"),
-          py::arg("flight"), py::arg("cutoff"),
-          "The first atom that leaves its course by the cutoff or has a velocity that is not finite; or -1.");
     m.def("same_bytes", &same_bytes, py::arg("a"), py::arg("b"),
           "Whether two arrays, both in C order, hold the same bytes; of their types it knows nothing.");
     m.def("cuda_devices", &devices,

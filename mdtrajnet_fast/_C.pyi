@@ -40,21 +40,6 @@ def conserve(
     isolated: NDArray[np.bool_],
     steps: int,
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]: ...
-def runaway(
-    velocities: NDArray[np.float64],
-    t: NDArray[np.float64],
-    moved: NDArray[np.float64],
-    velocity: NDArray[np.float64],
-    flight: bool,
-    cutoff: float,
-) -> int: ...
-def internal_velocities(
-    positions: NDArray[np.float64],
-    velocity: NDArray[np.float64],
-    masses: NDArray[np.float64],
-    component: NDArray[np.integer],
-    isolated: NDArray[np.bool_],
-) -> NDArray[np.float64]: ...
 def same_bytes(a: NDArray[Any], b: NDArray[Any]) -> bool: ...
 
 class VerletList:
@@ -125,32 +110,70 @@ def attention_stack(
     threads: int,
     /,
 ) -> None: ...
-def predict(
-    blocks: list[list[AttentionBlock]],
-    embeddings: list[int],
-    species: int,
-    running: bool,
-    conserving: bool,
-    time_cutoff: float,
-    graph: tuple[int, int, int, int, int],
-    atoms: tuple[int, int, int, int, int],
-    t: NDArray[np.float64],
-    threads: int,
-    /,
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]: ...
-def potential(
-    float64: bool,
-    species: int,
-    radial: int,
-    products: int,
-    hidden: int,
-    cutoff: float,
-    weights: list[int],
-    graph: tuple[int, int, int, int, int],
-    atoms_species: int,
-    energy: int,
-    threads: int,
-) -> None: ...
+
+class Predictor:
+    def __init__(
+        self,
+        *,
+        members: list[list[AttentionBlock]],
+        embeddings: list[int],
+        species: int,
+        running: bool,
+        conserving: bool,
+        readout: bool,
+        time_cutoff: float,
+        potential: tuple[int, int, int, int, float, list[int]] | None,
+    ) -> None: ...
+    def motion(
+        self,
+        graph: tuple[int, int, int, int, int],
+        atoms: tuple[int, ...],
+        t: NDArray[np.float64],
+        threads: int,
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]: ...
+    def energies(
+        self, graph: tuple[int, int, int, int, int], species: int, energy: int, threads: int
+    ) -> None: ...
+
+class Engine:
+    def __init__(
+        self,
+        predictor: Predictor,
+        *,
+        ptr: NDArray[np.int64],
+        species: NDArray[np.int64],
+        masses: NDArray[np.float64],
+        cell: NDArray[np.float64] | None,
+        pbc: NDArray[np.bool_] | None,
+        skin: float,
+        fs: float,
+        back: tuple[float, ...],
+        most: float,
+        steps: int,
+    ) -> None: ...
+    def advance(
+        self,
+        positions: NDArray[np.float64],
+        momenta: NDArray[np.float64],
+        *,
+        t: NDArray[np.float64],
+        windows: int,
+        reversible: bool,
+        pull: float,
+        total: NDArray[np.float64] | None,
+        near: NDArray[np.float64] | None,
+        measure: bool,
+        threads: int,
+    ) -> tuple[
+        NDArray[np.float64],
+        NDArray[np.float64],
+        NDArray[np.float64] | None,
+        int,
+        tuple[int, int, str] | None,
+    ]: ...
+    def energies(
+        self, positions: NDArray[np.float64], momenta: NDArray[np.float64], threads: int
+    ) -> tuple[NDArray[np.float64], tuple[int, int, str] | None]: ...
 
 class CudaSystems:
     def __init__(

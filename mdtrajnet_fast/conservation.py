@@ -1,32 +1,30 @@
-"""Restore what the dynamics conserves: momentum, angular momentum of isolated systems, energy."""
+"""Restore what the dynamics conserves: momentum, angular momentum of isolated systems, energy.
+
+In torch, in float64, on any device and without waiting for it. On the CPU rollouts use
+csrc/cpu/conservation.cpp, which computes the same.
+"""
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Callable
 
-import numpy as np
-
-from . import _C
-from .system import System
-
-# The most by which the internal velocities of a system are scaled in one window.
-_MOST = 0.3
-# Newton steps on the angular momentum: each squares its relative error, which starts well below 1.
-_STEPS = 6
+import torch
+from torch import Tensor
+from torch.linalg import cross
 
 
 def conserve(
-    system: System,
-    t: np.ndarray,
-    moved: np.ndarray,
-    velocity: np.ndarray,
-    component: np.ndarray,
-    isolated: np.ndarray,
-) -> tuple[np.ndarray, np.ndarray]:
+    positions: Tensor,  # [atoms, 3] Å, at the start
+    velocities: Tensor,  # [atoms, 3] Å/fs, at the start
+    masses: Tensor,  # [atoms] amu
+    t: Tensor,  # [times] fs
+    moved: Tensor,  # [times, atoms, 3] Å
+    velocity: Tensor,  # [times, atoms, 3] Å/fs
+    component: Tensor,  # int64 [atoms], labels from 0 to atoms - 1
+    isolated: Tensor | None,  # bool [atoms], where angular momentum is kept; None where nowhere
+    steps: int,  # Newton steps
+) -> tuple[Tensor, Tensor]:
     """Displacements and velocities with the momenta of the start, component by component.
-
-    system: state at the start. t: [times] fs. moved, velocity: [times, atoms, 3] Å and Å/fs.
-    component: [atoms] labels. isolated: [atoms] bool, True where angular momentum is kept too.
 
     Each component's mean displacement becomes its centre-of-mass velocity times t and its momentum
     that of the start. Then each isolated component is turned as a rigid body until its angular
@@ -40,51 +38,149 @@ def conserve(
     L is exact. Turning the velocities alone would not do: to make up for the smallest tilt of a
     nearly linear molecule they would have to spin about its axis at any speed.
     """
-    return _C.conserve(
-        system.positions,
-        system.velocities,
-        system.masses,
+    total = _totals(component)
+    mass = masses[:, None]
+    total_mass = total(mass)
+
+    def mean(x: Tensor) -> Tensor:
+        return (total(mass * x) / total_mass)[..., component, :]
+
+    v0 = velocities
+    moved = moved - mean(moved - v0 * t[:, None, None])
+    velocity = velocity - mean(velocity - v0)
+    if isolated is None:
+        return moved, velocity
+    turns = (isolated & (total(torch.ones_like(mass))[component, 0] > 1))[:, None]
+    x = positions + moved
+    centre, drift = mean(x), mean(v0)
+    wanted = cross(positions - mean(positions), v0)
+    r, v = _turn(
+        torch.where(turns, x - centre, 0.0),
+        torch.where(turns, velocity - drift, 0.0),
+        mass,
+        total(mass * torch.where(turns, wanted, 0.0)),
         t,
-        moved,
-        velocity,
         component,
-        isolated,
-        _STEPS,
+        steps,
     )
+    moved = torch.where(turns, r + (centre - positions), moved)
+    return moved, torch.where(turns, v + drift, velocity)
 
 
-def conserve_energy(
-    system: System,
-    kinetic: np.ndarray,
-    t: np.ndarray,
-    positions: np.ndarray,
-    velocity: np.ndarray,
-    component: np.ndarray,
-    isolated: np.ndarray,
-    pull: float = np.inf,
-    near: np.ndarray | float = np.inf,
-) -> np.ndarray:
+def _totals(label: Tensor) -> Callable[[Tensor], Tensor]:
+    """A function that sums [.., atoms, k] over the atoms of each label: [.., atoms, k].
+
+    There is room for as many labels as atoms; sums over none are 0.
+    """
+    return lambda x: torch.zeros_like(x).index_add(-2, label, x)
+
+
+def _turn(
+    r: Tensor,  # [times, atoms, 3] Å, from the centre of mass; 0 for atoms that do not turn
+    v: Tensor,  # [times, atoms, 3] Å/fs, relative to it; likewise
+    mass: Tensor,  # [atoms, 1] amu
+    wanted: Tensor,  # [labels, 3] amu Å^2/fs, angular momenta
+    t: Tensor,  # [times] fs
+    label: Tensor,  # int64 [atoms]
+    steps: int,
+) -> tuple[Tensor, Tensor]:
+    """Positions and velocities, turned until the angular momenta are those wanted."""
+    total, eye = _totals(label), torch.eye(3, dtype=r.dtype, device=r.device)
+    cross_l = cross(eye.expand(len(wanted), 3, 3), wanted[:, None]).mT  # theta -> theta x L
+    t2 = (t * t)[:, None, None, None]
+    for _ in range(steps):
+        lost = wanted - total(mass * cross(r, v))
+        inertia = _inertia(total, mass, r)
+        by_angle = t2 * _inverse(inertia + t2 * _inertia(total, mass, v)) @ cross_l.mT
+        omega = _inverse(inertia + cross_l @ by_angle) @ lost[..., None]
+        theta = (by_angle @ omega)[..., 0][:, label]
+        r, v = _rotate(theta, r), _rotate(theta, v)
+        v = v + cross(omega[..., 0][:, label], r)
+    return r, v
+
+
+def _inertia(total: Callable[[Tensor], Tensor], mass: Tensor, x: Tensor) -> Tensor:
+    """Tensors of inertia [.., labels, 3, 3] of masses [atoms, 1] at x [.., atoms, 3]."""
+    eye = torch.eye(3, dtype=x.dtype, device=x.device)
+    outer = (x * x).sum(-1)[..., None, None] * eye - x[..., :, None] * x[..., None, :]
+    return total((mass[..., None] * outer).flatten(-2)).unflatten(-1, (3, 3))
+
+
+def _rotate(theta: Tensor, x: Tensor) -> Tensor:
+    """x turned about theta by |theta|: x + sin a / a theta x x + (1 - cos a) / a^2 theta x (..)."""
+    half = theta.square().sum(-1, keepdim=True).sqrt() / (2 * torch.pi)
+    once = cross(theta, x)
+    return x + torch.sinc(2 * half) * once + 0.5 * torch.sinc(half) ** 2 * cross(theta, once)
+
+
+def _inverse(a: Tensor) -> Tensor:
+    """Pseudo-inverse of tensors of inertia [.., 3, 3], whose rank is 3, 2 (linear molecules) or 0.
+
+    Their two larger eigenvalues are alike in size, so that the smallest is det / tr(cofactors)
+    where it is small. One below 1e-10 of the largest is taken for 0, and its direction, n n^T =
+    cofactors / their trace, is left out. (Eigenvalue solvers check their success on the host.)
+    """
+
+    def cofactors(m: Tensor) -> tuple[Tensor, Tensor]:
+        x, y, z = m.unbind(-2)
+        rows = torch.stack([cross(y, z), cross(z, x), cross(x, y)], -2)
+        return rows, (x * rows[..., 0, :]).sum(-1)[..., None, None]
+
+    def trace(m: Tensor) -> Tensor:
+        return m.diagonal(dim1=-2, dim2=-1).sum(-1)[..., None, None]
+
+    c, det = cofactors(a)
+    size, area = trace(a) / 2, trace(c)
+    flat = ~(det > 1e-10 * size * area)
+    axis = torch.where(flat & (area > 0), c / area, 0.0)
+    c, det = cofactors(a + size * axis)
+    return torch.where(det > 0, c / det - axis / size, 0.0)
+
+
+def internal_velocities(
+    positions: Tensor,  # [.., atoms, 3] Å
+    velocity: Tensor,  # [.., atoms, 3] Å/fs
+    masses: Tensor,  # [atoms] amu
+    component: Tensor,  # int64 [atoms]
+    isolated: Tensor | None,  # bool [atoms]
+) -> Tensor:
+    """Velocities without the motion of each component as a rigid body (of others: its drift)."""
+    total = _totals(component)
+    mass = masses[:, None]
+    total_mass = total(mass)
+
+    def relative(x: Tensor) -> Tensor:
+        return x - (total(mass * x) / total_mass)[..., component, :]
+
+    v = relative(velocity)
+    if isolated is None:
+        return v
+    turns = (isolated & (total(torch.ones_like(mass))[component, 0] > 1))[:, None]
+    r = relative(positions)
+    spin = total(mass * cross(r, v))
+    omega = (_inverse(_inertia(total, mass, r)) @ spin[..., None])[..., 0]
+    return torch.where(turns, v - cross(omega[..., component, :], r), v)
+
+
+def draw_energy(
+    velocity: Tensor,  # [times, atoms, 3] Å/fs
+    internal: Tensor,  # [times, atoms, 3] Å/fs, those of internal_velocities
+    t: Tensor,  # [times] fs
+    off: Tensor,  # [systems] eV, how much kinetic energy is too little at the last time
+    kinetic: Callable[[Tensor], Tensor],  # energies [systems] (eV) of velocities [atoms, 3]
+    system: Tensor,  # int64 [atoms]
+    near: Tensor,  # [systems] eV, the differences up to which the pull is weak
+    pull: Tensor,  # infinite: all the way
+    most: float,
+) -> Tensor:
     """Velocities [times, atoms, 3] (Å/fs) drawn to the kinetic energies wanted at the last time.
 
-    system: says which atoms are whose, and their masses. kinetic: [systems] eV, what is left of
-    the total energy. t: [times] fs. positions, velocity: [times, atoms, 3] Å and Å/fs. component,
-    isolated: [atoms], as for :func:`conserve`. pull: how strongly; by default, all the way.
-    near: [systems] eV, the differences up to which the pull is weak.
-
-    The internal velocities, those without the motion of each component as a rigid body, are scaled,
-    which leaves momentum and angular momentum as they are: by up to 30 % at the last time, where
-    they would need more, and before it by a part that grows with the time. With a pull they go the
-    share 1 - exp(-pull (1 + (difference / near)^4)) of that way: weakly where the difference may be
-    an error of the potential, strongly beyond it.
+    The internal velocities are scaled: by up to the part `most` at the last time, where they would
+    need more, and before it by a part that grows with the time. See :mod:`.window`.
     """
-    internal = _C.internal_velocities(positions, velocity, system.masses, component, isolated)
-    now = replace(system, velocities=velocity[-1]).kinetic_energy()
-    inner = replace(system, velocities=internal[-1]).kinetic_energy()
-    wanted = np.maximum(kinetic - (now - inner), 0.0)  # rigid and internal energies add up
-    scale = np.sqrt(np.divide(wanted, inner, out=np.ones_like(inner), where=inner > 0))
-    if pull < np.inf:
-        share = -np.expm1(-pull * (1 + ((wanted - inner) / near) ** 4))
-    else:
-        share = np.ones_like(scale)
-    more = (share * np.clip(scale - 1, -_MOST, _MOST))[system.system_index]
+    own = kinetic(internal[-1])
+    wanted = (own + off).clamp(min=0.0)
+    scale = torch.where(own > 0, wanted / own, 1.0).sqrt()
+    share = -torch.expm1(-pull * (1 + torch.where(own > 0, (wanted - own) / near, 0.0) ** 4))
+    more = (share * (scale - 1).clamp(-most, most))[system]
     return velocity + (t / t[-1])[:, None, None] * more[:, None] * internal

@@ -29,15 +29,13 @@ from .ops import (
     cutoff_envelope,
     fold,
     gaussian_basis,
-    predict,
 )
 from .potential import Potential
+from .predictor import NativePredictor, Predictor, TorchPredictor
 from .system import System
 
 _T = TypeVar("_T")
 
-# Rows (times x atoms) of one forward pass of `predict`: bounds memory for long lists of times.
-_ROWS = 1 << 17
 # Edges below which one thread is faster than many: waking threads for small tensors costs
 # microseconds on a quiet machine and milliseconds on a busy one.
 _SERIAL_EDGES = 1 << 14
@@ -268,17 +266,21 @@ class MDtrajNet(nn.Module):
     def prepare(self, backend: str | None = None) -> list[Blocks]:
         """The members' weights as they are now, in the form that their kernels read.
 
-        For predictions :meth:`snapshot` is faster. backend: None for the model's own.
+        For predictions :meth:`predictor` is faster. backend: None for the model's own.
         """
         chosen = choose_backend(backend or self.backend, self.device, self.dtype)
         return [member.prepare(chosen) for member in self.members]  # type: ignore[operator]
 
-    def snapshot(self, backend: str | None = None) -> list[Blocks]:
-        """What :meth:`prepare` returns, for predictions: without gradients, and :meth:`kept`."""
+    def predictor(self, backend: str | None = None) -> Predictor:
+        """The weights as they are now, folded for predictions by a backend; :meth:`kept`.
+
+        backend: None for the model's own.
+        """
         chosen = choose_backend(backend or self.backend, self.device, self.dtype)
+        kind = NativePredictor if chosen == "cpu" else TorchPredictor
         # the kernels for CPUs of this name are chosen when the weights are packed
         key = (chosen, os.environ.get("MDTRAJNET_INSTRUCTION_SET"))
-        return self.kept(key, lambda: self.prepare(chosen))
+        return self.kept(key, lambda: kind(self, chosen))
 
     def kept(self, key: Hashable, make: Callable[[], _T]) -> _T:
         """make(), or what it returned for this key before, if the weights are what they were then.
@@ -319,38 +321,21 @@ class MDtrajNet(nn.Module):
             return Motion(displacement, None)
         return Motion(displacement, torch.stack([m.velocity for m in motions]).mean(0))
 
-    def potential_snapshot(self) -> Callable[[Graph], Tensor]:
-        """What computes atomic energies [atoms] (eV), for predictions: as :meth:`snapshot`.
+    def potential_energy(self, system: System, edges: Edges | None = None) -> Tensor:
+        """Potential energies of systems: float64 [systems], eV.
 
-        Raises ValueError for a model without a potential.
+        Each up to a constant that depends on its molecule. edges default to a fresh neighbour list.
+        Where gradients are asked for, plain torch computes them. Raises ValueError for a model
+        without a potential.
         """
         if self.potential is None:
             raise ValueError(
                 f"model {self.name!r} has no potential energy; train one with "
                 'target = "potential" in a recipe'
             )
-        if choose_backend(self.backend, self.device, self.dtype) != "cpu":
-            return self.potential
-        return self.kept("potential", self.potential.native)
-
-    def potential_energy(
-        self,
-        system: System,
-        edges: Edges | None = None,
-        atomic: Callable[[Graph], Tensor] | None = None,
-    ) -> Tensor:
-        """Potential energies of systems: float64 [systems], eV.
-
-        Each up to a constant that depends on its molecule. edges default to a fresh neighbour list.
-        atomic: what :meth:`potential_snapshot` returned, to use again; by default, where gradients
-        are asked for, plain torch. Raises ValueError for a model without a potential.
-        """
-        if atomic is None:
-            atomic = self.potential_snapshot()
-            if torch.is_grad_enabled() and self._first.requires_grad:
-                assert self.potential is not None
-                atomic = self.potential
-        energy = atomic(self.graph(system, edges)).double()
+        graph = self.graph(system, edges)
+        learning = torch.is_grad_enabled() and self._first.requires_grad
+        energy = (self.potential if learning else self.predictor().energies)(graph).double()
         owner = torch.from_numpy(system.system_index).to(energy.device)
         return energy.new_zeros(len(system)).index_add(0, owner, energy)
 
@@ -374,52 +359,13 @@ class MDtrajNet(nn.Module):
             primal, tangent = forward_ad.unpack_dual(self(graph, dual, blocks).displacement)
         return primal, torch.zeros_like(primal) if tangent is None else tangent
 
-    def displacements(
-        self, graph: Graph, times: np.ndarray, blocks: list[Blocks] | None = None
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Displacements (Å) and velocities (Å/fs), both float64 [times, atoms, 3].
+    def displacements(self, graph: Graph, times: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Displacements (Å) and velocities (Å/fs), both float64 [times, atoms, 3], for no training.
 
         The frames of a window share one neighbour list and are predicted together; the last time
-        has the same bits whatever the others. blocks: as for :meth:`forward`, but None for a
-        :meth:`snapshot`.
+        has the same bits whatever the others.
         """
-        blocks = self.snapshot() if blocks is None else blocks
-        native = self.config.velocity_readout and blocks[0].backend == "cpu"
-        function = self._native_displacements if native else self._torch_displacements
-        step = max(1, _ROWS // graph.atoms)
-        # natively no time has to do with another; torch may round products of other shapes anew
-        parts = [times] if native else [times[:-1], times[-1:]]
-        found = [
-            function(graph, part[k : k + step], blocks)
-            for part in parts
-            for k in range(0, len(part), step)
-        ]
-        if len(found) == 1:
-            return found[0]
-        moved, velocities = zip(*found, strict=True)
-        return np.concatenate(moved), np.concatenate(velocities)
-
-    def _native_displacements(
-        self, graph: Graph, times: np.ndarray, blocks: list[Blocks]
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """What :meth:`forward` computes, in one call."""
-        return predict(
-            blocks,
-            [member.species_embedding for member in self.members],  # type: ignore[misc]
-            graph,
-            times,
-            time_cutoff=self.config.time_cutoff,
-            conserving=self.config.head == "conserving",
-        )
-
-    @torch.no_grad()
-    def _torch_displacements(
-        self, graph: Graph, times: np.ndarray, blocks: list[Blocks]
-    ) -> tuple[np.ndarray, np.ndarray]:
-        t = torch.from_numpy(np.repeat(times, graph.atoms)).to(graph.r)
-        moved, velocities = (x.double().cpu().numpy() for x in self.motion(graph, t, blocks))
-        shape = (len(times), graph.atoms, 3)
-        return moved.reshape(shape), velocities.reshape(shape)
+        return self.predictor().motion(graph, times)
 
     def check_times(self, times: Sequence[float] | np.ndarray) -> np.ndarray:
         """Times as a float64 array; refused outside 0 <= t <= time_cutoff."""

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from .config import PotentialConfig
-from .ops import Graph, cpu, cutoff_envelope, gaussian_basis
+from .ops import Graph, cutoff_envelope, gaussian_basis
 
 # Of the harmonics l = 0, 1, 2 as Cartesian tensors: 1, u, and u u^T - 1/3 in six parts.
 _COMPONENTS = (1, 3, 6)
@@ -46,16 +46,16 @@ class Potential(nn.Module):
 
     def forward(self, graph: Graph) -> Tensor:
         """Atomic energies [atoms] (eV)."""
-        atoms, degree = graph.atoms, graph.row_ptr.diff()
-        centre = torch.repeat_interleave(torch.arange(atoms, device=degree.device), degree)
         d = graph.r.square().sum(-1).sqrt()
         u = graph.r / d[:, None]
         radial = gaussian_basis(d, self.cutoff, self.radial)
         radial = radial * cutoff_envelope(d, self.cutoff)[:, None]
         parts = (_harmonics(u)[:, :, None] * radial[:, None]).flatten(1)
-        row = centre * self.species + graph.species[graph.neighbor]
-        density = parts.new_zeros(atoms * self.species, parts.shape[1]).index_add(0, row, parts)
-        density = density.view(atoms, self.species, -1, self.radial).transpose(1, 2).flatten(2)
+        row = graph.centre * self.species + graph.species[graph.neighbor]
+        rows = (graph.atoms + 1) * self.species  # the last are for edges that no atom has
+        density = parts.new_zeros(rows, parts.shape[1]).index_add(0, row, parts)[: -self.species]
+        density = density.view(graph.atoms, self.species, -1, self.radial)
+        density = density.transpose(1, 2).flatten(2)
         features = [density[:, 0]]
         for a, left, right in zip(
             density.split(_COMPONENTS, 1), self.left, self.right, strict=True
@@ -65,19 +65,6 @@ class Potential(nn.Module):
         x = functional.silu(self.first(x) + self.element[graph.species])
         x = x + functional.silu(self.second(x))
         return self.last(x)[:, 0]
-
-    def native(self) -> cpu.Potential:
-        """The weights as they are now, in the form that the CPU kernels read."""
-        return cpu.Potential(
-            self.radial,
-            self.cutoff,
-            left=self.left,
-            right=self.right,
-            scale=self.scale,
-            first=(self.first.weight.T, self.first.bias + self.element),
-            second=(self.second.weight.T, self.second.bias),
-            last=self.last.weight[0],
-        )
 
 
 def _harmonics(u: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ import dataclasses
 import hashlib
 import json
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -18,7 +18,6 @@ from tqdm import tqdm
 
 from .analysis import FRAME_ROWS
 from .checkpoint import load_model
-from .device import device_rollout
 from .ensembles import set_velocities, thermal_velocities
 from .model import MDtrajNet
 from .rollout import (
@@ -32,7 +31,7 @@ from .rollout import (
     rollout,
 )
 from .system import System
-from .trajectory import Trajectory, count_frames, open_writer, velocities_from_momenta
+from .trajectory import Trajectory, count_frames, open_writer
 from .trust import TrustMonitor
 
 
@@ -132,7 +131,10 @@ def simulate(
             system, positions=np.concatenate([part.positions[0] for part in parts])
         )
         p = np.concatenate([part.momenta[0] for part in parts])
-        target = _energy_target(network, first, p, stride, reversible, start)
+        # not in the files: the windows that tell it are predicted again
+        target = EnergyTarget.after(
+            network, first, p, window=stride, reversible=reversible, windows=start
+        )
     going = list(range(len(many)))
     with ExitStack() as stack:
         recorders = [
@@ -145,25 +147,23 @@ def simulate(
         while going:
             system = System.from_atoms([many[k] for k in going])
             system = dataclasses.replace(system, positions=positions)
-            times: dict[str, Any] = {
-                "dt": dt,
-                "window": window,
-                "duration": duration,
-                "start": start,
-                "reversible": reversible,
-            }
-            windows: Iterator[Frames]
-            if target is None and network.device.type == "cuda":
-                windows = device_rollout(network, system, momenta, **times)
-            else:
-                windows = rollout(
-                    network, system, momenta, **times, energy_rate=rate, target=target
-                )
+            windows = rollout(
+                network,
+                system,
+                momenta,
+                dt=dt,
+                window=window,
+                duration=duration,
+                start=start,
+                reversible=reversible,
+                energy_rate=rate,
+                target=target,
+            )
             try:
                 for frames in windows:
                     for k, a, b in zip(going, system.ptr, system.ptr[1:], strict=False):
                         recorders[k].add(frames, slice(a, b))
-                    bar.update(min(stride, duration - bar.n))
+                    bar.update(min(frames.end, duration) - bar.n)
                 break
             except RolloutError as error:  # the others go on without it
                 broken = going.pop(error.system)
@@ -178,31 +178,6 @@ def simulate(
                 start = error.window
     done = [recorder.trajectory(duration) for recorder in recorders]
     return done[0] if single else done
-
-
-def _energy_target(
-    model: MDtrajNet,
-    first: System,
-    momenta: np.ndarray,
-    stride: float,
-    reversible: bool,
-    windows: int,
-) -> EnergyTarget:
-    """What a rollout from frame 0 knows, after so many windows, of the energies to keep.
-
-    These are not in its files: the windows that tell them are predicted again.
-    """
-    first = dataclasses.replace(first, velocities=velocities_from_momenta(momenta, first.masses))
-    target = EnergyTarget.begin(model, first, stride, reversible)
-    again = min(windows, target.needed - target.seen)
-    if again:
-        duration = again * stride
-        settled = rollout(
-            model, first, momenta, dt=stride, window=stride, duration=duration, target=target
-        )
-        for _ in settled:
-            pass
-    return target
 
 
 def _monitor(model: MDtrajNet, atoms: ase.Atoms, stride: float) -> TrustMonitor:

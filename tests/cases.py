@@ -32,6 +32,8 @@ SMALL = {
 }
 # The options of models that we train ourselves.
 OWN = {"residual": "running", "head": "conserving", "velocity_readout": True}
+# A potential of small sizes, all different from each other.
+POTENTIAL = {"potential": {"radial": 5, "products": 4, "hidden": 7}}
 
 
 def config(**options) -> ModelConfig:
@@ -43,6 +45,16 @@ def model(seed: int = 0, dtype: torch.dtype = torch.float64, **options) -> MDtra
     """A model with random weights."""
     torch.manual_seed(seed)
     return MDtrajNet(config(**options)).to(dtype).eval().requires_grad_(False)
+
+
+def gentle(scale: float = 0.03, **options) -> MDtrajNet:
+    """A random model whose increments are small, so that random weights make a long trajectory."""
+    made = model(**options)
+    for block in made.members[0].blocks:
+        block.out_vector *= scale
+    if made.potential is not None:
+        made.potential.last.weight *= 0.2
+    return made
 
 
 def hot(name: str, seed: int = 0, temperature_K: float = 500.0) -> ase.Atoms:
@@ -67,6 +79,28 @@ def mixture() -> list[ase.Atoms]:
     lone.set_momenta([[0.3, -0.2, 0.1]])
     names = ["CH3CH2OH", "H2O", "CO2", "CH3CN"]
     return [*(hot(name, seed=k) for k, name in enumerate(names)), lone, diamond((1, 1, 1))]
+
+
+def slab() -> ase.Atoms:
+    """Periodic in two directions."""
+    atoms = diamond((2, 2, 1))
+    atoms.pbc = [True, True, False]
+    return atoms
+
+
+def lone_atom() -> ase.Atoms:
+    """On its way, without neighbours."""
+    return ase.Atoms("O", positions=[[1.0, 2.0, 3.0]], momenta=[[0.3, -0.2, 0.1]])
+
+
+# What rollouts are tested on.
+SYSTEMS = {"molecules": mixture, "diamond": diamond, "slab": slab, "lone atom": lone_atom}
+
+
+def state(atoms: ase.Atoms | list[ase.Atoms]) -> tuple[System, np.ndarray]:
+    """The system, and the momenta, with which a rollout begins."""
+    many = [atoms] if isinstance(atoms, ase.Atoms) else atoms
+    return System.from_atoms(many), np.concatenate([one.get_momenta() for one in many])
 
 
 def velocities(atoms: ase.Atoms) -> np.ndarray:

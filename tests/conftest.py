@@ -1,5 +1,43 @@
-"""One thread for tiny tensors: threads cost more than they save, and results repeat to the bit."""
+"""Settings of all tests, and fixtures that put emulated kernels in a GPU's place.
 
+One thread for tiny tensors: threads cost more than they save, and results repeat to the bit.
+"""
+
+from contextlib import nullcontext
+from types import SimpleNamespace
+
+import pytest
 import torch
 
 torch.set_num_threads(1)
+
+
+@pytest.fixture
+def emulated_attention(monkeypatch):
+    """Tensors on the CPU count as those of a GPU, whose attention kernels run in the emulation."""
+    import emulated_gpu
+
+    from mdtrajnet_fast.ops import blocks, cuda
+
+    emulated = SimpleNamespace(
+        CudaAttentionBlock=emulated_gpu.EmulatedBlock,
+        cuda_attention_stack=emulated_gpu.emulated_stack,
+    )
+    monkeypatch.setattr(cuda, "_C", emulated)
+    monkeypatch.setattr(cuda, "_stream", lambda device: 0)
+    monkeypatch.setattr(cuda, "_check", lambda tensors, device: [x.contiguous() for x in tensors])
+    monkeypatch.setattr(torch.cuda, "device", lambda device: nullcontext())
+    monkeypatch.setattr(blocks, "choose_backend", lambda backend, *_: backend or "cuda")
+    monkeypatch.setattr("mdtrajnet_fast.model.choose_backend", lambda backend, *_: backend)
+
+
+@pytest.fixture
+def emulated_neighbors(monkeypatch):
+    """Tensors on the CPU count as those of a GPU, whose neighbours the emulation searches."""
+    import emulated_gpu
+
+    from mdtrajnet_fast import neighbors_cuda
+
+    monkeypatch.setattr(neighbors_cuda, "_C", emulated_gpu.EmulatedNeighbors())
+    monkeypatch.setattr(neighbors_cuda, "_on_gpu", lambda x: True)
+    monkeypatch.setattr(neighbors_cuda, "_stream", lambda x: 0)

@@ -129,3 +129,28 @@ def run_sanitized(module: str, expression: str) -> subprocess.CompletedProcess[s
     # from here, for in a checkout the source tree, without its compiled part, hides the package
     here = Path(__file__).parent
     return subprocess.run(command, cwd=here, env=environment, capture_output=True, text=True)
+
+
+class CSystems(ctypes.Structure):
+    """Systems of csrc/cpu/neighbors.hpp."""
+
+    _fields_ = [
+        ("positions", ctypes.c_void_p),
+        ("atoms", ctypes.c_int64),
+        ("ptr", ctypes.c_void_p),
+        ("count", ctypes.c_int64),
+        ("cells", ctypes.c_void_p),
+        ("pbc", ctypes.c_void_p),
+    ]
+
+
+class CSkinList(ctypes.Structure):
+    """SkinList of csrc/cuda/neighbors.hpp."""
+
+    _fields_ = [
+        ("state", ctypes.c_void_p),
+        ("row_ptr", ctypes.c_void_p),
+        ("neighbor", ctypes.c_void_p),
+        ("shift", ctypes.c_void_p),
+        ("capacity", ctypes.c_int64),
+    ]

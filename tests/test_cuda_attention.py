@@ -1,6 +1,6 @@
 """The attention block of the GPU, on the CPU: values and time tangents against the reference.
 
-The matrix of cases is that of test_kernels.py, with one hidden layer for each radial network.
+The matrix of cases is that of kernel_cases.py, with one hidden layer for each radial network.
 """
 
 from __future__ import annotations
@@ -8,30 +8,24 @@ from __future__ import annotations
 import ctypes
 import dataclasses
 from collections.abc import Sequence
-from contextlib import nullcontext
-from types import SimpleNamespace
 
 import ase
 import cases
 import numpy as np
 import pytest
 import torch
-from cuda_emulation import CSRC, call, load, needs_compiler, pointer, run_sanitized, set_order
-from test_kernels import SIZES, SYSTEMS, double, folded_of, like, model_of, options_of
+from cuda_emulation import call, load, needs_compiler, pointer, run_sanitized, set_order
+from emulated_gpu import ATTENTION, CRows, CSizes, CState, CWeights, c_blocks
+from kernel_cases import SIZES, SYSTEMS, double, folded_of, like, model_of, options_of
 from torch.autograd import forward_ad
 
 from mdtrajnet_fast.model import MDtrajNet
-from mdtrajnet_fast.ops import Blocks, Graph, blocks, edge_attention, fold
-from mdtrajnet_fast.ops import cuda as ops_cuda
+from mdtrajnet_fast.ops import Blocks, Graph, edge_attention, fold
 from mdtrajnet_fast.ops.reference import FoldedWeights
 from mdtrajnet_fast.system import System
 
 pytestmark = needs_compiler
 
-SOURCES = [
-    CSRC / "testing" / "attention_launchers.cpp",
-    *sorted((CSRC / "cuda").glob("attention*.cu")),
-]
 GUARD = 64  # bytes behind every array that a kernel may write
 TOLERANCE = 1e-5  # relative norm
 SIZES = {
@@ -59,46 +53,6 @@ SIZES = {
 }
 
 
-class CSizes(ctypes.Structure):
-    """AttentionSizes of csrc/cpu/attention.hpp."""
-
-    _fields_ = [
-        *((name, ctypes.c_long) for name in ("scalars", "time_channels", "centres", "heads")),
-        *((name, ctypes.c_long) for name in ("key_channels", "value_channels")),
-        ("layers", ctypes.c_int * 2),
-        ("hidden", ctypes.c_long * 8 * 2),
-        ("cutoff", ctypes.c_double),
-        ("envelope", ctypes.c_bool),
-    ]
-
-
-class CWeights(ctypes.Structure):
-    """AttentionWeights: the first hidden layers, then the other folded tensors."""
-
-    _fields_ = [
-        ("layer_weight", ctypes.c_void_p * 8 * 2),
-        ("layer_bias", ctypes.c_void_p * 8 * 2),
-        ("folded", ctypes.c_void_p * 8),
-    ]
-
-
-class CState(ctypes.Structure):
-    """AttentionState: scalars, displacement, velocity."""
-
-    _fields_ = [("arrays", ctypes.c_void_p * 3)]
-
-
-class CRows(ctypes.Structure):
-    """AttentionRows of csrc/cuda/attention.hpp."""
-
-    _fields_ = [
-        ("atoms", ctypes.c_int64),
-        *((name, ctypes.c_void_p) for name in ("row_ptr", "neighbor", "r", "w")),
-        ("edges", ctypes.c_int64),
-        ("times", ctypes.c_int64),
-    ]
-
-
 def guarded(shape: Sequence[int]) -> np.ndarray:
     """NaN everywhere, and a guard behind it."""
     size = int(np.prod(shape)) * 4
@@ -121,7 +75,7 @@ class Block:
     """A block's packed weights, for the emulated launchers."""
 
     def __init__(self, folded: FoldedWeights, *, key_layers: int = 1, **options):
-        self.library = load(*SOURCES)
+        self.library = load(*ATTENTION)
         self.size = CSizes(
             scalars=folded.query.shape[0],
             time_channels=options["time_channels"],
@@ -151,12 +105,6 @@ class Block:
         call(self.library.emulated_pack, self.size, weights, self.packed)
         check_guard(self.packed)
         assert np.isfinite(self.packed).all()
-
-
-def c_blocks(blocks: Sequence[tuple[CSizes, int]]) -> tuple[np.ndarray, np.ndarray]:
-    """Arrays of pointers to the blocks' sizes and to their packed weights."""
-    sizes = np.array([ctypes.addressof(size) for size, _ in blocks], np.int64)
-    return sizes, np.array([packed for _, packed in blocks], np.int64)
 
 
 class Rows:
@@ -285,7 +233,7 @@ def test_several_times_at_once_in_several_slices(atoms):
 def test_the_order_of_threads_changes_no_bit(sizes):
     model, state, graph = inputs(sizes, "mixture", envelope=True)
     tangent = [like(x, k) for k, x in enumerate(state)]
-    library = load(*SOURCES)
+    library = load(*ATTENTION)
 
     def run(seed: int) -> list[torch.Tensor]:
         set_order(library, seed)
@@ -362,75 +310,7 @@ def test_refusals():
         call(block.library.emulated_attention, block.size, None, rows.view, *nothing, None)
 
 
-class EmulatedBlock:
-    """`_C.CudaAttentionBlock` out of the emulation."""
-
-    def __init__(self, *, key_hidden, value_hidden, **sizes):
-        self.library, self.size = load(*SOURCES), CSizes(**sizes)
-        for net, hidden in enumerate((key_hidden, value_hidden)):
-            self.size.layers[net] = len(hidden)
-            self.size.hidden[net][: len(hidden)] = hidden
-
-    @property
-    def packed_bytes(self) -> int:
-        size = np.zeros(1, np.int64)
-        call(self.library.emulated_packed_bytes, self.size, size)
-        return size.item()
-
-    def pack(self, weights: list[int], packed: int, stream: int) -> None:
-        made, self.packed = CWeights(), packed
-        for net in range(2):
-            made.layer_weight[net][0], made.layer_bias[net][0] = weights[2 * net : 2 * net + 2]
-        made.folded[:] = weights[4:]
-        call(self.library.emulated_pack, self.size, made, ctypes.c_void_p(packed))
-
-    def workspace_bytes(self, graph: tuple, times: int, tangent: bool, stack: bool) -> int:
-        size = np.zeros(1, np.int64)
-        function = self.library.emulated_attention_bytes
-        call(function, self.size, CRows(*graph, times), int(tangent), int(stack), size)
-        return size.item()
-
-    def forward(self, graph, times, state, tangent, out, out_tangent, workspace, stream) -> None:
-        states = (_c_state(x) for x in (state, tangent, out, out_tangent))
-        call(
-            *(self.library.emulated_attention, self.size, ctypes.c_void_p(self.packed)),
-            *(CRows(*graph, times), *states, ctypes.c_void_p(workspace)),
-        )
-
-
-def _c_state(addresses: list[int]) -> CState | None:
-    return CState((ctypes.c_void_p * 3)(*addresses)) if addresses else None
-
-
-def emulated_stack(blocks, running, graph, times, scalars, outs, workspace, stream) -> None:
-    """`_C.cuda_attention_stack` out of the emulation."""
-    sizes, packed = c_blocks([(block.size, block.packed) for block in blocks])
-    pointers = [ctypes.c_void_p(x) for x in scalars]
-    states = [_c_state(x) for x in outs]
-    call(
-        *(blocks[0].library.emulated_attention_stack, sizes, packed, len(blocks), int(running)),
-        *(CRows(*graph, times), pointers[0], *(pointers[1:] or [None])),
-        *(states[0], *(states[1:] or [None]), ctypes.c_void_p(workspace)),
-    )
-
-
-@pytest.fixture
-def gpu(monkeypatch):
-    """Tensors on the CPU count as those of a GPU, whose kernels run in the emulation."""
-    emulated = SimpleNamespace(
-        CudaAttentionBlock=EmulatedBlock, cuda_attention_stack=emulated_stack
-    )
-    monkeypatch.setattr(ops_cuda, "_C", emulated)
-    monkeypatch.setattr(ops_cuda, "_stream", lambda device: 0)
-    monkeypatch.setattr(
-        ops_cuda, "_check", lambda tensors, device: [x.contiguous() for x in tensors]
-    )
-    monkeypatch.setattr(torch.cuda, "device", lambda device: nullcontext())
-    monkeypatch.setattr(blocks, "choose_backend", lambda backend, *_: backend or "cuda")
-    monkeypatch.setattr("mdtrajnet_fast.model.choose_backend", lambda backend, *_: backend)
-
-
-def test_a_block_without_gradients_is_the_native_one(gpu):
+def test_a_block_without_gradients_is_the_native_one(emulated_attention):
     """`edge_attention` on backend "cuda", with and without tangents; not Triton's kernels."""
     model, state, graph = inputs("small", "mixture", envelope=True)
     folded, options = folded_of(model), options_of(model)
@@ -449,18 +329,18 @@ def test_a_block_without_gradients_is_the_native_one(gpu):
 
 
 @pytest.mark.parametrize("kind", [{}, cases.OWN], ids=["published", "own"])
-def test_a_model_on_the_emulated_gpu(gpu, kind):
+def test_a_model_on_the_emulated_gpu(emulated_attention, kind):
     """Packing, stack and tangents as a model calls them, several times at once."""
     model = model_of(SIZES["small"], torch.float32, **kind)
     system = System.from_atoms([cases.hot("CH3CH2OH"), cases.hot("H2O")])
     graph, times = model.graph(system), np.array([0.5, 10.0])
-    found = model.displacements(graph, times, model.prepare("cuda"))
-    expected = model.displacements(graph, times, model.prepare("reference"))
+    found = model.predictor("cuda").motion(graph, times)
+    expected = model.predictor("reference").motion(graph, times)
     for a, b in zip(found, expected, strict=True):
         assert np.linalg.norm(a - b) < 1e-5 * np.linalg.norm(b)
 
 
-def test_a_stack_of_blocks_of_different_sizes(gpu):
+def test_a_stack_of_blocks_of_different_sizes(emulated_attention):
     """The state between blocks keeps its place in a workspace that each divides for itself."""
     widths = (200, 8, 130, 8)
     models = [

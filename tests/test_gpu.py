@@ -11,17 +11,16 @@ import cases
 import numpy as np
 import pytest
 import torch
-from test_cuda_neighbors import cases as neighbor_cases
-from test_cuda_neighbors import refusals
-from test_device import SYSTEMS, assert_list, state
-from test_kernels import SIZES, close, double, folded_of, like, model_of, options_of
-from test_kernels import SYSTEMS as CROWDS
-from test_resident import RECORDS, assert_same_batch
-from test_rollout import gentle
+from cases import SYSTEMS, gentle, state
+from kernel_cases import SIZES, close, double, folded_of, like, model_of, options_of
+from kernel_cases import SYSTEMS as CROWDS
+from neighbor_cases import assert_device_list, calls, refusals
+from pair_cases import RECORDS, assert_same_batch
 from torch.autograd import forward_ad
 
-from mdtrajnet_fast import RolloutError, device, simulate
-from mdtrajnet_fast.device import device_graph, device_rollout
+from mdtrajnet_fast import RolloutError, device_engine, simulate
+from mdtrajnet_fast.device_engine import DeviceEngine
+from mdtrajnet_fast.device_graph import device_graph
 from mdtrajnet_fast.evaluate import errors
 from mdtrajnet_fast.neighbors import neighbor_list
 from mdtrajnet_fast.neighbors_cuda import (
@@ -35,7 +34,8 @@ from mdtrajnet_fast.ops import BACKENDS, edge_attention
 from mdtrajnet_fast.ops.reference import FoldedWeights
 from mdtrajnet_fast.pairs import Pairs
 from mdtrajnet_fast.resident import ResidentPairs, tensor_batch
-from mdtrajnet_fast.rollout import rollout
+from mdtrajnet_fast.rollout import engine_for, rollout
+from mdtrajnet_fast.window import Method
 
 pytestmark = [
     pytest.mark.gpu,
@@ -77,7 +77,7 @@ def given(positions, cell=None, pbc=None, ptr=None) -> tuple[torch.Tensor, Cells
     return positions, Cells(torch.from_numpy(ptr).cuda(), cell, pbc)
 
 
-CASES, REFUSALS = dict(neighbor_cases()), dict(refusals())
+CASES, REFUSALS = dict(calls()), dict(refusals())
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -120,7 +120,7 @@ def test_skin_along_a_walk(system):
         edges = skin.update(x)
         status = Status(*skin.status.tolist())
         assert status[:3] == (0, 0, int(edges.row_ptr[-1]))
-        assert_list(type(edges)(*(y.cpu() for y in edges)), x.cpu(), cells)
+        assert_device_list(type(edges)(*(y.cpu() for y in edges)), x.cpu(), cells)
         kernel = edge_vectors(x, v, edges, cells, torch.float32)
         plain = edge_vectors(x, v, edges, cells, torch.float64)
         for a, b in zip(kernel, plain, strict=True):
@@ -205,7 +205,7 @@ def test_rollout_in_double_precision(options, system, dt):
     model = gentle(**options)
     settings = {"dt": dt, "duration": 47.0}
     expected = list(rollout(model, *state(SYSTEMS[system]()), **settings))
-    found = list(device_rollout(model.cuda(), *state(SYSTEMS[system]()), **settings))
+    found = list(rollout(model.cuda(), *state(SYSTEMS[system]()), **settings))
     for a, b in zip(found, expected, strict=True):
         np.testing.assert_array_equal(a.times, b.times)
         np.testing.assert_allclose(a.positions, b.positions, rtol=0, atol=1e-9)
@@ -228,29 +228,44 @@ def test_rollout(backend, options, system):
     settings = {"dt": 2.5, "duration": 47.0}
     expected = list(rollout(model, *state(SYSTEMS[system]()), **settings))
     model.cuda().backend = backend
-    for run in (device_rollout, rollout):
-        found = list(run(model, *state(SYSTEMS[system]()), **settings))
-        for a, b in zip(found, expected, strict=True):
-            np.testing.assert_allclose(a.positions, b.positions, rtol=0, atol=1e-4)
-            np.testing.assert_allclose(a.momenta, b.momenta, rtol=0, atol=1e-4)
+    found = list(rollout(model, *state(SYSTEMS[system]()), **settings))
+    for a, b in zip(found, expected, strict=True):
+        np.testing.assert_allclose(a.positions, b.positions, rtol=0, atol=1e-4)
+        np.testing.assert_allclose(a.momenta, b.momenta, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("reversible", [True, False], ids=["reversible", "plain"])
+@pytest.mark.parametrize("dt", [10.0, 25.0])
+def test_energies_are_kept_alike(reversible, dt):
+    """In double precision, before and after the energy to keep is known."""
+    options = cases.OWN | cases.POTENTIAL | {"time_cutoff": 25.0, "window": 25.0}
+    model = gentle(**options)
+    many = [cases.hot("CH3CH2OH", 0, 30.0), cases.hot("CO2", 1, 30.0), cases.lone_atom()]
+    settings = {"dt": dt, "duration": 325.0, "reversible": reversible, "energy_rate": 0.05}
+    expected = list(rollout(model, *state(many), **settings))
+    found = list(rollout(model.cuda(), *state(many), **settings))
+    for a, b in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(a.times, b.times)
+        np.testing.assert_allclose(a.positions, b.positions, rtol=0, atol=1e-8)
+        np.testing.assert_allclose(a.momenta, b.momenta, rtol=0, atol=1e-8)
 
 
 def test_rollout_makes_room(monkeypatch):
-    begin, grown = device._Window.__init__, []
+    begin, grown = device_engine._State.__init__, []
 
     def starved(self, *args):
         begin(self, *args)
         self.slots, self.rounds = 2, 1
 
-    monkeypatch.setattr(device._Window, "__init__", starved)
-    grow = device._Window.grow
+    monkeypatch.setattr(device_engine._State, "__init__", starved)
+    grow = device_engine._State.grow
     monkeypatch.setattr(
-        device._Window, "grow", lambda self, room: (grown.append(room), grow(self, room))
+        device_engine._State, "grow", lambda self, needs: (grown.append(needs), grow(self, needs))
     )
     model = calm(**cases.OWN)
     settings = {"dt": 3.0, "duration": 47.0}
     expected = list(rollout(model, *state(cases.mixture()), **settings))
-    found = list(device_rollout(model.cuda(), *state(cases.mixture()), **settings))
+    found = list(rollout(model.cuda(), *state(cases.mixture()), **settings))
     assert grown
     for a, b in zip(found, expected, strict=True):
         np.testing.assert_allclose(a.positions, b.positions, rtol=0, atol=1e-4)
@@ -259,15 +274,20 @@ def test_rollout_makes_room(monkeypatch):
 def test_no_window_waits_for_the_host():
     """Launching captured windows synchronises nothing, as far as torch can tell."""
     model = calm(**cases.OWN).cuda()
-    launch = device._Launcher(device._Window(model, *state(cases.mixture())))
+    system, momenta = state(cases.mixture())
+    engine = engine_for(model, system, Method())
+    assert isinstance(engine, DeviceEngine) and engine.ahead == 2
+    engine.set_state(system.positions, momenta)
     times = np.array([4.0, 10.0])
-    launch(times).wait()
+    engine.begin(times, None)
+    engine.end()
     torch.cuda.set_sync_debug_mode("error")
     try:
-        under_way = [launch(times) for _ in range(2)]
+        for _ in range(2):
+            engine.begin(times, None)
     finally:
         torch.cuda.set_sync_debug_mode("default")
-    first, second = (one.wait()[0] for one in under_way)
+    first, second = (engine.end().positions for _ in range(2))
     assert np.isfinite(second).all() and abs(second[-1] - first[-1]).max() > 0
 
 
@@ -276,9 +296,9 @@ def test_a_broken_trajectory():
     model.members[0].species_embedding[model.config.species.index("N")] = np.nan
     many = [cases.hot("CO2"), cases.hot("NH3")]
     seen = []
-    for run, there in ((rollout, "cpu"), (device_rollout, "cuda")):
+    for there in ("cpu", "cuda"):
         with pytest.raises(RolloutError, match="before 10 fs: atom 0 leaves") as caught:
-            list(run(model.to(there), *state(many), dt=2.0, duration=100.0))
+            list(rollout(model.to(there), *state(many), dt=2.0, duration=100.0))
         seen.append((caught.value.system, caught.value.window))
     assert seen == [(1, 0), (1, 0)]
 

@@ -32,7 +32,7 @@ def test_sections(gpu_report, name):
     else:
         assert all(row["median"] > 0 for row in rows)
     if name == "rollout":
-        assert {row["provider"] for row in rows} == {"device", "ordinary"}
+        assert {row["provider"] for row in rows} == {"device", "host"}
 
 
 def test_the_whole_writes_its_report(tmp_path):

@@ -8,13 +8,14 @@ import torch
 
 from mdtrajnet_fast import _C, MDtrajNet, load_model
 from mdtrajnet_fast.model import _KEPT
-from mdtrajnet_fast.ops import cpu
 from mdtrajnet_fast.simulation import model_hash
 from mdtrajnet_fast.system import System
 
 HEADS = {
     "own": cases.OWN | {"envelope": True},
     "published": {"velocity_readout": True},
+    "own, without a read-out": cases.OWN | {"velocity_readout": False},
+    "published, without a read-out": {},
 }
 heads = pytest.mark.parametrize("options", HEADS.values(), ids=HEADS.keys())
 # largest differences in Å and Å/fs, of motions of up to some 2 Å and 0.2 Å/fs
@@ -43,7 +44,7 @@ def test_values(options, dtype, members):
         graph = model.graph(System.from_atoms(mixture()))
         for t in times:
             found = model.displacements(graph, t)
-            expected = model.displacements(graph, t, model.prepare("reference"))
+            expected = model.predictor("reference").motion(graph, t)
             for x, y in zip(found, expected, strict=True):
                 assert x.dtype == y.dtype == np.float64
                 assert x.shape == y.shape == (len(t), graph.atoms, 3)
@@ -111,27 +112,47 @@ def test_weights_are_kept_until_they_change():
     """Whatever changes them, even behind the back of torch's own counters."""
     model = cases.model(**cases.OWN)
     atoms = cases.hot("CH3CH2OH")
-    kept, name, found = model.snapshot(), model_hash(model), model.predict(atoms, [5.0])
-    assert model.snapshot() is kept and model.snapshot("reference") is not kept
+    kept, name, found = model.predictor(), model_hash(model), model.predict(atoms, [5.0])
+    assert model.predictor() is kept and model.predictor("reference") is not kept
     weight = model.members[0].blocks[0].out_vector
     weight.data[0, 0, 0] *= 1.5
-    assert model.snapshot() is not kept and model_hash(model) != name
+    assert model.predictor() is not kept and model_hash(model) != name
     assert abs(model.predict(atoms, [5.0])[0] - found[0]).max() > 1e-6
     weight.data[0, 0, 0] /= 1.5
     np.testing.assert_array_equal(model.predict(atoms, [5.0])[0], found[0])
     assert model_hash(model) == name
-    single = model.float().snapshot()
+    single = model.float().predictor()
     assert single is not kept and model.predict(atoms, [5.0])[0] is not None
+
+
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+def test_what_is_kept_of_a_model_goes_with_it(backend):
+    model = cases.model(**cases.OWN)
+    model.backend = backend
+    model.predict(cases.hot("H2O"), [5.0])
     count = len(_KEPT)
     del model
     assert len(_KEPT) == count - 1
 
 
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+def test_a_predictor_has_the_weights_as_they_were(backend):
+    model = cases.model(**cases.OWN, **cases.POTENTIAL)
+    graph, t = model.graph(System.from_atoms(cases.hot("CH3CH2OH"))), np.array([5.0])
+    made = model.predictor(backend)
+    before = (*made.motion(graph, t), made.energies(graph).numpy())
+    for weight in model.parameters():
+        weight.data *= 1.1
+    after = (*made.motion(graph, t), made.energies(graph).numpy())
+    for a, b in zip(after, before, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
 def test_other_instruction_sets_pack_anew(monkeypatch):
     model = cases.model(**cases.OWN)
-    best = model.snapshot()
+    best = model.predictor()
     monkeypatch.setenv("MDTRAJNET_INSTRUCTION_SET", "base")
-    assert _C.instruction_set() == "base" and model.snapshot() is not best
+    assert _C.instruction_set() == "base" and model.predictor() is not best
 
 
 def test_gradients_do_not_see_what_is_kept():
@@ -145,9 +166,14 @@ def test_gradients_do_not_see_what_is_kept():
 
 
 def test_a_collection_takes_one_call(monkeypatch):
-    calls = []
-    native = cpu._C.predict
-    monkeypatch.setattr(cpu._C, "predict", lambda *a: calls.append(a) or native(*a))
     model = MDtrajNet(cases.config(**cases.OWN), members=4).double()
+    predictor, calls = model.predictor(), []
+
+    class Counted:
+        def motion(self, *arguments, native=predictor.native):
+            calls.append(arguments)
+            return native.motion(*arguments)
+
+    monkeypatch.setattr(predictor, "native", Counted())
     model.predict(cases.mixture(), [1.0, 2.0])
     assert len(calls) == 1

@@ -10,30 +10,29 @@ import pytest
 import torch
 from scipy.spatial.transform import Rotation
 
-from mdtrajnet_fast import _C, TrainConfig, fit, load_model, rollout, save_model, simulate, train
+from mdtrajnet_fast import TrainConfig, fit, load_model, rollout, save_model, simulate, train
 from mdtrajnet_fast.analysis import total_angular_momentum, total_momentum
-from mdtrajnet_fast.conservation import conserve_energy
 from mdtrajnet_fast.data import load_records
 from mdtrajnet_fast.evaluate import energy_errors, rms_energy_errors
 from mdtrajnet_fast.generate import generate
 from mdtrajnet_fast.pairs import Pairs
-from mdtrajnet_fast.rollout import total_energy
+from mdtrajnet_fast.predictor import TorchPredictor
 from mdtrajnet_fast.system import System
 
-SIZES = {"radial": 5, "products": 4, "hidden": 7}
+SIZES = cases.POTENTIAL["potential"]
 
 
-def model(**options):
+def model():
     """A random model with gentle increments and a random potential, in float64."""
-    made = cases.model(**cases.OWN, potential=SIZES, **options)
-    for block in made.members[0].blocks:
-        block.out_vector *= 0.03
-    made.potential.last.weight *= 0.2
-    return made
+    return cases.gentle(**cases.OWN, **cases.POTENTIAL)
 
 
 def energy(of, atoms):
     return of.potential_energy(System.from_atoms(atoms)).numpy()
+
+
+def total_energy(of, atoms):
+    return energy(of, atoms)[0] + atoms.get_kinetic_energy()
 
 
 def test_symmetries():
@@ -69,49 +68,23 @@ def test_kernel_is_plain_torch(dtype, sizes, threads):
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        kernel = of.potential_snapshot()(graph)
+        kernel = of.predictor().energies(graph)
     finally:
         torch.set_num_threads(before)
     torch.testing.assert_close(kernel, of.potential(graph))
     assert kernel.abs().max() > 0.01
-    of.backend = "reference"
-    assert of.potential_snapshot() is of.potential
-    with torch.no_grad():  # a snapshot is of the weights as they are
-        of.backend = None
+    reference = of.predictor("reference")
+    assert isinstance(reference, TorchPredictor)
+    torch.testing.assert_close(reference.energies(graph), of.potential(graph), rtol=0, atol=0)
+    made = of.predictor()
+    with torch.no_grad():
         of.potential.last.weight *= 2
-    torch.testing.assert_close(of.potential_snapshot()(graph), 2 * kernel)
+    for backend in (None, "reference"):
+        torch.testing.assert_close(of.predictor(backend).energies(graph), 2 * kernel)
+    torch.testing.assert_close(made.energies(graph), kernel, rtol=0, atol=0)
     other = torch.float64 if dtype == torch.float32 else torch.float32
     with pytest.raises(ValueError, match="the CPU kernels of a"):
-        of.potential_snapshot()(cases.model(dtype=other, **cases.OWN).graph(system))
-
-
-def test_internal_velocities():
-    """What is left has neither momentum nor, in molecules, angular momentum; energies add up."""
-    many = [cases.hot("CH3CH2OH"), cases.hot("CO2"), ase.Atoms("O", momenta=[[1.0, 2.0, 3.0]])]
-    straight = ase.Atoms("CNN", [[0, 0, 0], [0, 0, 1.2], [0, 0, 2.4]])
-    straight.set_momenta(np.random.default_rng(0).normal(size=(3, 3)))
-    drifting = cases.diamond()
-    drifting.set_momenta(drifting.get_momenta() + [1.0, 0.0, -2.0])
-    many += [straight, drifting]
-    system = System.from_atoms(many)
-    isolated = ~system.pbc.all(1)[system.system_index]
-    x, v = (np.stack([y, y[::-1]]) for y in (system.positions, system.velocities))
-    internal = _C.internal_velocities(x, v, system.masses, system.system_index, isolated)
-    np.testing.assert_allclose(internal[0][system.system_index == 2], 0, atol=1e-15)
-    for k, (a, b) in enumerate(zip(system.ptr, system.ptr[1:], strict=False)):
-        mass = system.masses[a:b]
-        for positions, velocities, inner in zip(x, v, internal, strict=True):
-            r, u, w = positions[a:b], velocities[a:b], inner[a:b]
-            np.testing.assert_allclose(mass @ w, 0, atol=1e-12)
-            if k < 4:
-                np.testing.assert_allclose(mass @ np.cross(r, w), 0, atol=1e-11)
-            total, rigid, inside = (mass @ (y**2).sum(1) for y in (u, u - w, w))
-            assert total == pytest.approx(rigid + inside)
-            if k == 4:
-                drift = np.broadcast_to(mass @ u / mass.sum(), u.shape)
-                np.testing.assert_allclose(u - w, drift, atol=1e-14)
-    with pytest.raises(ValueError, match="component must hold labels"):
-        _C.internal_velocities(x, v, system.masses, system.system_index + 10**6, isolated)
+        of.predictor().energies(cases.model(dtype=other, **cases.OWN).graph(system))
 
 
 @pytest.mark.parametrize("dt", [10.0, 2.5])
@@ -125,9 +98,9 @@ def test_rollouts_conserve_the_energy(dt):
     free = simulate(many, dt, duration=200, model=without, reversible=False)
     for k, atoms in enumerate(many):
         ends = done[k][:: round(10 / dt)]
-        energies = np.concatenate([total_energy(of, System.from_atoms(frame)) for frame in ends])
+        energies = np.array([total_energy(of, frame) for frame in ends])
         np.testing.assert_allclose(energies, energies[0], atol=1e-9)
-        others = [total_energy(of, System.from_atoms(frame))[0] for frame in free[k]]
+        others = [total_energy(of, frame) for frame in free[k]]
         assert np.ptp(others) > 1e-3
         masses = atoms.get_masses()
         x, v = done[k].positions, done[k].velocities
@@ -147,16 +120,16 @@ def test_reversible_windows_are_drawn_to_the_energy(monkeypatch):
     """By the share 1 - exp(-rate window) of the way each, and not at all with a rate of 0."""
     monkeypatch.setattr(rollout, "SETTLING_FS", 0.0)
     of, atoms = model(), cases.hot("CH3CH2OH")
-    start, ends = total_energy(of, System.from_atoms(atoms))[0], {}
+    start, ends = total_energy(of, atoms), {}
     for rate in (0.0, 0.02, 5.0):
         run = simulate(atoms, 10.0, duration=10, model=of, energy_rate=rate)
         ends[rate] = run.velocities[-1]
-        energy = total_energy(of, System.from_atoms(run[-1]))[0]
+        energy = total_energy(of, run[-1])
         assert (abs(energy - start) < 1e-9) == (rate == 5.0)
     expected = ends[0.0] + (1 - np.exp(-0.2)) * (ends[5.0] - ends[0.0])
     np.testing.assert_allclose(ends[0.02], expected, atol=1e-12)
     run = simulate(atoms, 2.5, duration=300, model=of, energy_rate=5.0)
-    energies = [total_energy(of, System.from_atoms(frame))[0] for frame in run[::4]]
+    energies = [total_energy(of, frame) for frame in run[::4]]
     np.testing.assert_allclose(energies, start, atol=1e-9)
 
 
@@ -166,24 +139,9 @@ def test_the_energy_to_keep_is_that_of_the_first_windows():
     for one in (many[0], many[1]):
         run, free = (simulate(one, 10.0, **settings | {"energy_rate": r}) for r in (5.0, 0.0))
         np.testing.assert_array_equal(run.momenta[:21], free.momenta[:21])  # 200 fs
-        energies = np.array([total_energy(of, System.from_atoms(x))[0] for x in run])
+        energies = np.array([total_energy(of, x) for x in run])
         assert np.ptp(energies[:21]) > 1e-3
         np.testing.assert_allclose(energies[-5:], energies[:21].mean(), atol=1e-9)
-
-
-def test_scaling_has_a_limit():
-    """An energy that cannot be had is approached window by window."""
-    atoms = cases.hot("CH3CH2OH")
-    system = System.from_atoms(atoms)
-    v = np.stack([0.9 * system.velocities, system.velocities])
-    x, component = np.stack([atoms.positions] * 2), np.zeros(9, int)
-    for kinetic, scale in ((-5.0, 0.7), (50.0, 1.3)):
-        new = conserve_energy(
-            system, np.array([kinetic]), np.array([5.0, 10.0]), x, v, component, np.ones(9, bool)
-        )
-        internal = _C.internal_velocities(x, v, system.masses, component, np.ones(9, bool))
-        np.testing.assert_allclose(new[1], v[1] + (scale - 1) * internal[1], atol=1e-14)
-        np.testing.assert_allclose(new[0], v[0] + (scale - 1) / 2 * internal[0], atol=1e-14)
 
 
 def test_restart_is_exact(tmp_path):
@@ -204,22 +162,42 @@ def test_restart_is_exact(tmp_path):
 
 def test_others_keep_their_energy_when_one_breaks(monkeypatch):
     of, many, calls = model(), [cases.hot("CO2"), cases.hot("CH3CH2OH"), cases.hot("NH3")], []
-    predicted = of.displacements
+    of.backend, predicted = "reference", TorchPredictor.tensors
 
-    def breaks_in_the_third_window(graph, times, blocks):
+    def breaks_in_the_third_window(self, graph, times):
         calls.append(times)
-        moved, velocity = predicted(graph, times, blocks)
+        moved, velocity = predicted(self, graph, times)
         if len(calls) > 2 and graph.atoms > 7:
             moved[:, 5] += 10.0
         return moved, velocity
 
-    monkeypatch.setattr(of, "displacements", breaks_in_the_third_window)
+    monkeypatch.setattr(TorchPredictor, "tensors", breaks_in_the_third_window)
     with pytest.warns(RuntimeWarning, match="system 1: the trajectory broke"):
         done = simulate(many, 10.0, duration=100, model=of, reversible=False)
     for k in (0, 2):
-        energies = [total_energy(of, System.from_atoms(frame))[0] for frame in done[k]]
+        energies = [total_energy(of, frame) for frame in done[k]]
         assert len(energies) == 11
         np.testing.assert_allclose(energies, energies[0], atol=1e-9)
+
+
+@pytest.mark.parametrize("reversible", [True, False], ids=["reversible", "plain"])
+@pytest.mark.parametrize("dt", [10.0, 50.0])
+def test_others_keep_their_energy_natively_when_one_breaks(reversible, dt):
+    """To the bit, before and after the energy to keep is known."""
+    of = model()
+    of.members[0].species_embedding[of.config.species.index("N")] = np.nan
+    lone = ase.Atoms("N", momenta=[[0.0, 0.0, 20.0]])  # whose own motion has nothing of its weights
+    hydrogen = ase.Atoms("H2", [[0, 0, 43.0], [0, 0.74, 43.0]], momenta=np.zeros((2, 3)))
+    meets = lone + hydrogen
+    many = [cases.hot("CO2"), meets, cases.hot("CH3CH2OH")]
+    settings = {"duration": 400, "model": of, "reversible": reversible}
+    with pytest.warns(RuntimeWarning, match="system 1: the trajectory broke"):
+        done = simulate(many, dt, **settings)
+    assert 200 < done[1].times[-1] < 300
+    for k in (0, 2):
+        alone = simulate(many[k], dt, **settings)
+        np.testing.assert_array_equal(done[k].positions, alone.positions)
+        np.testing.assert_array_equal(done[k].momenta, alone.momenta)
 
 
 def test_a_model_without_a_potential_says_so():
@@ -282,7 +260,7 @@ def test_training(config, data, tmp_path):
     batch = pairs.draw(np.random.default_rng(0), 5, 30.0)
     wrong = energy_errors(saved, batch).numpy()
     start, end = batch.system, batch.end
-    change = [total_energy(saved, x) for x in (start, end)]
+    change = [saved.potential_energy(x).detach().numpy() + x.kinetic_energy() for x in (start, end)]
     np.testing.assert_allclose(wrong, change[1] - change[0], atol=1e-5)
 
 

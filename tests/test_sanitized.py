@@ -54,4 +54,4 @@ def test_head(tmp_path):
     """What surrounds the blocks of a network."""
     head = ROOT / "csrc" / "cpu" / "head.cpp"
     printed = run(tmp_path, ROOT / "csrc" / "testing" / "head_main.cpp", head)
-    assert printed == "48 of 48 right\n"
+    assert printed == "96 of 96 right\n"

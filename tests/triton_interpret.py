@@ -17,9 +17,9 @@ os.environ["TRITON_INTERPRET"] = "1"
 import ase
 import cases
 import torch
+from kernel_cases import SIZES, SYSTEMS, folded_of, like, model_of, options_of
 from mdtrajnet_fast.kernels import attention
 from no_waits import NoWaits
-from test_kernels import SIZES, SYSTEMS, folded_of, like, model_of, options_of
 from torch import Tensor
 from torch.autograd import forward_ad
 from triton_inputs import CUTOFF, ODD, SMALL, inputs, single

@@ -64,13 +64,13 @@ struct PotentialSizes {
 // Weights of a potential; all rows but scale's are padded with zeros to whole vectors of any instruction set, 64 bytes.
 template <class T>
 struct PotentialWeights {
-    T* maps;         // [3][species radial][2 products]: of each l the left one, then the right one, each padded
-    T* scale;        // [species][features]
-    T* first;        // [features][hidden]
-    T* first_bias;   // [species][hidden]
-    T* second;       // [hidden][hidden]
-    T* second_bias;  // [hidden]
-    T* last;         // [hidden]
+    const T* maps;         // [3][species radial][2 products]: of each l the left one, then the right one, each padded
+    const T* scale;        // [species][features]
+    const T* first;        // [features][hidden]
+    const T* first_bias;   // [species][hidden]
+    const T* second;       // [hidden][hidden]
+    const T* second_bias;  // [hidden]
+    const T* last;         // [hidden]
 };
 
 template <class T>

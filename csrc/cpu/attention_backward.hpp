@@ -445,8 +445,8 @@ class Backward : public Forward<T, false> {
                                     nullptr, Start::kAdd});
 
         const T *key = key_own_gradient.data(), *val = value_own_gradient.data();
-        multiply_rows<T>(count, p.S, p.ld_key, key, p.ld_key, p.key_atom.data(), p.ld_key, state_sum, p.ld_scalars);
-        multiply_rows<T>(count, p.S, p.ld_value_atom, val, p.ld_value_atom, p.value_atom.data(), p.ld_value_atom, state_sum,
+        multiply_rows<T>(count, p.S, p.ld_key, key, p.ld_key, p.key_atom_rows.data(), p.ld_key, state_sum, p.ld_scalars);
+        multiply_rows<T>(count, p.S, p.ld_value_atom, val, p.ld_value_atom, p.value_atom_rows.data(), p.ld_value_atom, state_sum,
                          p.ld_scalars);
         multiply<T, true>((p.n + 1) * p.key_columns, {p.S, count, s, p.S, key, p.ld_key, sums.key_atom.data(), p.ld_key, nullptr,
                                                       Start::kAdd});

@@ -96,6 +96,13 @@ void product(long columns, long rows, long depth, Field<T, D> a, long lda, Field
     }
 }
 
+// c = a b with b constant and in panels.
+template <class T, bool D>
+void product_panels(long columns, long rows, long depth, Field<T, D> a, long lda, const T* b, Field<T, D> c, long ldc) {
+    multiply_panels<T>(columns, {rows, depth, a.v, lda, b, 0, c.v, ldc, nullptr, Start::kZero});
+    if constexpr (D) multiply_panels<T>(columns, {rows, depth, a.t, lda, b, 0, c.t, ldc, nullptr, Start::kZero});
+}
+
 template <class T, bool D>
 Field<T, D> constant(const T* p) {
     return {const_cast<T*>(p), nullptr};
@@ -204,9 +211,8 @@ class Forward {
         velocities = change;
         queried = query;
         const F s = scalars + begin * p.S;
-        product((p.n + 1) * p.key_columns, count, p.S, s, p.S, constant<T, D>(p.key_atom), p.ld_key, key_own, p.ld_key);
-        product((p.m + 1) * p.value_columns, count, p.S, s, p.S, constant<T, D>(p.value_atom), p.ld_value_atom, value_own,
-                p.ld_value_atom);
+        product_panels<T, D>((p.n + 1) * p.key_columns, count, p.S, s, p.S, p.key_atom, key_own, p.ld_key);
+        product_panels<T, D>((p.m + 1) * p.value_columns, count, p.S, s, p.S, p.value_atom, value_own, p.ld_value_atom);
         for (int net = 0; net < 2; ++net) {
             const Layer<T>& layer = p.layers[net][0];
             product(layer.out, count, p.size.time_channels, s + (p.S - p.size.time_channels), p.S,
@@ -477,9 +483,8 @@ class Forward {
     // Scalar values of one head from the means, [count, h v0] in `values`; `scalar` keeps them per scalar of the atom.
     void contract(long head, F s) {
         const long h = p.h, v = p.v, stride = 3 * h * ldm;
-        product(p.S * v, tile_count, p.m + 1, mean + head * ldm, stride,
-                constant<T, D>(p.scalar_atom.data() + head * (p.m + 1) * p.ld_scalar_atom), p.ld_scalar_atom, scalar,
-                p.ld_scalar_atom);
+        product_panels<T, D>(p.S * v, tile_count, p.m + 1, mean + head * ldm, stride,
+                             p.scalar_atom.data() + head * (p.m + 1) * p.ld_scalar_atom, scalar, p.ld_scalar_atom);
         for (long part = 0; part < 2; ++part)
             product(v, tile_count, p.m + 1, mean + ((part + 1) * h + head) * ldm, stride,
                     constant<T, D>(p.scalar_edge.data() + (2 * head + part) * (p.m + 1) * p.ld_scalar_edge),

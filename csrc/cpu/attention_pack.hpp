@@ -5,7 +5,7 @@
 #include <string.h>
 
 #include "attention.hpp"
-#include "simd.hpp"
+#include "gemm.hpp"
 
 namespace {
 
@@ -58,8 +58,10 @@ struct Packed {
     long ld_value;               // own and shared columns side by side: 8 h in whole vectors
     long ld_scalar_atom, ld_scalar_edge;
     Layer<T> layers[2][kMaxLayers];
-    Buffer<T> query, key_atom, key_edge, value_atom, value_edge, scalar_atom, scalar_edge, out;
-    // transposed, for gradients
+    Buffer<T> query, key_edge, value_edge, scalar_edge, out;
+    Buffer<T> key_atom, value_atom, scalar_atom;  // the large ones, in panels
+    // for gradients: in rows, or transposed
+    Buffer<T> key_atom_rows, value_atom_rows;
     Buffer<T> key_edge_back;     // [edge_columns, padded n + 1]
     Buffer<T> value_edge_back;   // [6 h, padded m + 1]
     Buffer<T> scalar_atom_back;  // [h, S v0, padded m + 1]
@@ -149,17 +151,21 @@ void* pack(const AttentionSizes& size, const AttentionWeights<T>& w, bool gradie
         }
     copy_rows(S, c, w.query, c, p.query.resize(S * p.ld_query), p.ld_query);
     const long key = (n + 1) * p.key_columns, value = (m + 1) * p.value_columns;
-    copy_rows(S, key, w.key_atom, key, p.key_atom.resize(S * p.ld_key), p.ld_key);
+    to_panels(S, key, w.key_atom, p.key_atom.resize(S * p.ld_key));
     copy_rows(n + 1, p.edge_columns, w.key_edge, p.edge_columns, p.key_edge.resize((n + 1) * p.ld_edge), p.ld_edge);
-    copy_rows(S, value, w.value_atom, value, p.value_atom.resize(S * p.ld_value_atom), p.ld_value_atom);
+    to_panels(S, value, w.value_atom, p.value_atom.resize(S * p.ld_value_atom));
     // the atom's own columns come first in a row: leave room for them
     copy_rows(m + 1, 6 * h, w.value_edge, 6 * h, p.value_edge.resize((m + 1) * p.ld_value) + 2 * h, p.ld_value);
-    copy_rows(h * (m + 1), S * v, w.scalar_atom, S * v, p.scalar_atom.resize(h * (m + 1) * p.ld_scalar_atom),
-              p.ld_scalar_atom);
+    p.scalar_atom.resize(h * (m + 1) * p.ld_scalar_atom);
+    for (long k = 0; k < h; ++k)
+        to_panels(m + 1, S * v, w.scalar_atom + k * (m + 1) * S * v,
+                  p.scalar_atom.data() + k * (m + 1) * p.ld_scalar_atom);
     copy_rows(h * 2 * (m + 1), v, w.scalar_edge, v, p.scalar_edge.resize(h * 2 * (m + 1) * p.ld_scalar_edge),
               p.ld_scalar_edge);
     copy_rows(h * v, S, w.out, S, p.out.resize(h * v * p.ld_scalars), p.ld_scalars);
     if (gradients) {
+        copy_rows(S, key, w.key_atom, key, p.key_atom_rows.resize(S * p.ld_key), p.ld_key);
+        copy_rows(S, value, w.value_atom, value, p.value_atom_rows.resize(S * p.ld_value_atom), p.ld_value_atom);
         const long ldn = padded<T>(n + 1), ldm = padded<T>(m + 1);
         transpose(n + 1, p.edge_columns, w.key_edge, p.edge_columns, p.key_edge_back.resize(p.edge_columns * ldn), ldn);
         transpose(m + 1, 6 * h, w.value_edge, 6 * h, p.value_edge_back.resize(6 * h * ldm), ldm);

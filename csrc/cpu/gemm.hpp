@@ -1,6 +1,8 @@
 // Products of small matrices that lie in cache, row-major, in blocks of registers.
 #pragma once
 
+#include <string.h>
+
 #include "simd.hpp"
 
 namespace {
@@ -10,6 +12,15 @@ enum class Start { kZero, kBias, kAdd };  // what a product is added to: nothing
 // Registers hold kRows<C> rows of C vectors of the result, and leave room for the operands.
 template <int C>
 constexpr int kRows = kVectorRegisters == 32 ? (C == 3 ? 8 : C == 2 ? 12 : 14) : (C == 3 ? 4 : C == 2 ? 6 : 8);
+
+// Whether registers just suffice for one row more, which would wait for itself if it were left alone.
+template <int C>
+constexpr bool kLoneRow = kVectorRegisters == 32 && C == 3;
+
+template <int N>
+struct Count {
+    static constexpr int value = N;
+};
 
 template <class T>
 struct Product {
@@ -70,26 +81,55 @@ void last_rows(long rows, const Product<T>& p, const T* a, const T* b, T* c, con
 }
 
 template <class T, int C, bool Transposed>
-void panel(const Product<T>& p, long column) {
+void panel(const Product<T>& p, const T* b, long column) {
     constexpr int R = kRows<C>;
     const T* bias = p.bias + column;
     const long step = Transposed ? 1 : p.lda;
     long i = 0;
-    for (; i + R <= p.rows; i += R)
-        block<T, R, C, Transposed>(p, p.a + i * step, p.b + column, p.c + i * p.ldc + column, bias);
+    for (; i + R <= p.rows; i += R) {
+        if (kLoneRow<C> && p.rows - i == R + 1) {
+            block<T, R + 1, C, Transposed>(p, p.a + i * step, b, p.c + i * p.ldc + column, bias);
+            return;
+        }
+        block<T, R, C, Transposed>(p, p.a + i * step, b, p.c + i * p.ldc + column, bias);
+    }
     if (i < p.rows)
-        last_rows<T, R - 1, C, Transposed>(p.rows - i, p, p.a + i * step, p.b + column,
-                                           p.c + i * p.ldc + column, bias);
+        last_rows<T, R - 1, C, Transposed>(p.rows - i, p, p.a + i * step, b, p.c + i * p.ldc + column, bias);
+}
+
+// Cuts columns, in whole vectors, into panels of three, two or one: of(Count, first column) for each.
+template <class T, class F>
+void for_each_panel(long columns, const F& of) {
+    constexpr long W = kLanes<T>;
+    long vectors = (columns + W - 1) / W, j = 0;
+    for (; vectors > 4 || vectors == 3; vectors -= 3, j += 3 * W) of(Count<3>{}, j);
+    for (; vectors >= 2; vectors -= 2, j += 2 * W) of(Count<2>{}, j);
+    if (vectors) of(Count<1>{}, j);
 }
 
 // c = start + a b over `columns`, which count in whole vectors: b, c and bias are padded to them.
 template <class T, bool Transposed = false>
 void multiply(long columns, const Product<T>& p) {
-    constexpr long W = kLanes<T>;
-    long vectors = (columns + W - 1) / W, j = 0;
-    for (; vectors > 4 || vectors == 3; vectors -= 3, j += 3 * W) panel<T, 3, Transposed>(p, j);
-    for (; vectors >= 2; vectors -= 2, j += 2 * W) panel<T, 2, Transposed>(p, j);
-    if (vectors) panel<T, 1, Transposed>(p, j);
+    for_each_panel<T>(columns, [&](auto c, long j) { panel<T, c.value, Transposed>(p, p.b + j, j); });
+}
+
+// The same for b in panels, each with its rows one after another, so that large weights are read from end to end: from one
+// row of a wide b to the next no prefetcher follows.  p.ldb is not used.
+template <class T>
+void multiply_panels(long columns, Product<T> p) {
+    for_each_panel<T>(columns, [&](auto c, long j) {
+        p.ldb = c.value * kLanes<T>;
+        panel<T, c.value, false>(p, p.b + j * p.depth, j);
+    });
+}
+
+// b [depth][columns] in panels for multiply_panels, in memory for `depth` rows of whole vectors.
+template <class T>
+void to_panels(long depth, long columns, const T* b, T* panels) {
+    for_each_panel<T>(columns, [&](auto c, long j) {
+        const long width = c.value * kLanes<T>, real = j + width < columns ? width : columns - j;
+        for (long k = 0; k < depth; ++k) memcpy(panels + j * depth + k * width, b + k * columns + j, real * sizeof(T));
+    });
 }
 
 // c[i * ldc + j] += sum_k a[i * lda + k] b[j * ldb + k] over whole vectors of k: the products of long rows.

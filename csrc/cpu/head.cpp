@@ -49,18 +49,22 @@ void remove_means(const HeadAtoms<T>& atoms, int64_t count, T* of, std::vector<d
 
 template <class T>
 void first_scalars(const HeadSizes& size, const T* embedding, int64_t atoms, const int64_t* species, int64_t times,
-                   const double* t, T* scalars) {
+                   const double* t, T* scalars, T* tangent) {
     const long channels = size.species_channels, centres = size.time_channels;
     const double step = size.time_cutoff / (centres - 1);
-    std::vector<T> basis(centres);
+    std::vector<T> basis(centres), slope(centres);
     for (int64_t k = 0; k < times; ++k) {
         for (long c = 0; c < centres; ++c) {
-            const double x = (t[k] - c * step) / step;
-            basis[c] = T(std::exp(-x * x) / 1.12);
+            const double x = (t[k] - c * step) / step, value = std::exp(-x * x) / 1.12;
+            basis[c] = T(value);
+            slope[c] = T(-2 * x / step * value);
         }
         for (int64_t i = 0; i < atoms; ++i) {
             scalars = std::copy_n(embedding + species[i] * channels, channels, scalars);
             scalars = std::copy(basis.begin(), basis.end(), scalars);
+            if (!tangent) continue;
+            tangent = std::fill_n(tangent, channels, T(0));
+            tangent = std::copy(slope.begin(), slope.end(), tangent);
         }
     }
 }
@@ -78,28 +82,34 @@ void add_motion(const HeadSizes& size, const AttentionGraph<T>& graph, const Hea
         for (int64_t k = 0; k < times; ++k) {
             T *x = dx + k * numbers, *y = dv + k * numbers;
             if (size.conserving) {
-                const double part = t[k] / size.time_cutoff;
-                const T carried = T(t[k] * (1 - std::exp(-9 * part * part)));
-                const T rise = T(5 * part * part / (4 * part + 1)), slope = T(part);
+                const double part = t[k] / size.time_cutoff, fading = std::exp(-9 * part * part), tall = 4 * part + 1;
+                const T carried = T(t[k] * (1 - fading)), rise = T(5 * part * part / tall);
+                // the factors of drift, displacement and dv in the velocity
+                const T drifting = T(size.readout ? 0 : 1 - fading + 18 * part * part * fading);
+                const T rising = T(size.readout ? 0 : 10 * part * (2 * part + 1) / (tall * tall) / size.time_cutoff);
+                const T changing = size.readout ? T(part) : rise;
                 for (int64_t n = 0; n < numbers; ++n) {
+                    y[n] = drift[n] * drifting + rising * x[n] + changing * y[n];
                     x[n] = drift[n] * carried + rise * x[n];
-                    y[n] *= slope;
                 }
                 remove_means(atoms, graph.atoms, x, sum, mass);
                 remove_means(atoms, graph.atoms, y, sum, mass);
             }
-            const double flight = size.conserving ? t[k] : 0;  // the published head leaves it to the rollout
+            // the published head leaves free flight to the rollout
+            const double flight = size.conserving ? t[k] : 0, kept = size.conserving || size.readout;
             for (int64_t n = 0; n < numbers; ++n) {
                 const double v = atoms.velocities[n];
                 moved[k * numbers + n] += share * (v * flight + x[n]);
-                velocity[k * numbers + n] += share * (v + y[n]);
+                velocity[k * numbers + n] += share * (v * kept + y[n]);
             }
         }
     }
 }
 
-template void first_scalars(const HeadSizes&, const float*, int64_t, const int64_t*, int64_t, const double*, float*);
-template void first_scalars(const HeadSizes&, const double*, int64_t, const int64_t*, int64_t, const double*, double*);
+template void first_scalars(const HeadSizes&, const float*, int64_t, const int64_t*, int64_t, const double*, float*,
+                            float*);
+template void first_scalars(const HeadSizes&, const double*, int64_t, const int64_t*, int64_t, const double*, double*,
+                            double*);
 template void add_motion(const HeadSizes&, const AttentionGraph<float>&, const HeadAtoms<float>&, int64_t, const double*,
                          float*, float*, double, double*, double*, int);
 template void add_motion(const HeadSizes&, const AttentionGraph<double>&, const HeadAtoms<double>&, int64_t,

@@ -16,6 +16,8 @@ struct HeadSizes {
     double radial_cutoff;  // Å
     double time_cutoff;    // fs
     bool conserving;       // the head; else the published one
+    bool readout;          // velocities are read out; else they are time derivatives of the displacements
+    std::int64_t species;  // rows of the embedding
 };
 
 // The graph's atoms at the start.
@@ -29,12 +31,13 @@ struct HeadAtoms {
 };
 
 // scalars [times][atoms][species channels, then time channels]; embedding [species][species channels], t [times] fs.
+// tangent: memory for the scalars' derivatives with respect to time, or null.
 template <class T>
 void first_scalars(const HeadSizes& size, const T* embedding, std::int64_t atoms, const std::int64_t* species,
-                   std::int64_t times, const double* t, T* scalars);
+                   std::int64_t times, const double* t, T* scalars, T* tangent);
 
-// Adds `share` of the motion to moved (Å) and velocity (Å/fs).  dx, dv: displacement and velocity change of the last state,
-// which are used up.  All four [times][atoms][3].
+// Adds `share` of the motion to moved (Å) and velocity (Å/fs).  dx, dv: displacement of the last state, and its velocity
+// change or, without a read-out, the displacement's time derivative; they are used up.  All four [times][atoms][3].
 template <class T>
 void add_motion(const HeadSizes& size, const AttentionGraph<T>& graph, const HeadAtoms<T>& atoms, std::int64_t times,
                 const double* t, T* dx, T* dv, double share, double* moved, double* velocity, int threads);

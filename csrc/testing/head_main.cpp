@@ -41,10 +41,13 @@ bool run(const HeadSizes& size, long atoms, long times, int threads) {
     std::vector<double> t(times);
     for (long k = 0; k < times; ++k) t[k] = 5.0 * k;
 
-    std::vector<T> scalars(rows * (size.species_channels + size.time_channels), T(NAN));
-    first_scalars(size, embedding.data(), atoms, species.data(), times, t.data(), scalars.data());
+    std::vector<T> scalars(rows * (size.species_channels + size.time_channels), T(NAN)), tangent;
+    if (!size.readout) tangent = scalars;
+    first_scalars(size, embedding.data(), atoms, species.data(), times, t.data(), scalars.data(),
+                  size.readout ? nullptr : tangent.data());
     bool good = true;
-    for (const T x : scalars) good = good && std::isfinite(x);
+    for (const auto& array : {scalars, tangent})
+        for (const T x : array) good = good && std::isfinite(x);
 
     auto dx = random_array<T>(3 * rows), dv = random_array<T>(3 * rows);
     std::vector<double> moved(3 * rows, 0.0), velocity(3 * rows, 0.0);
@@ -63,11 +66,12 @@ int main() {
     for (const bool conserving : {true, false})
         for (const int threads : {1, 2})
             for (const long atoms : {1L, 2L, 40L})
-                for (const long times : {1L, 3L}) {
-                    const HeadSizes size{5, 3, 4.0, 12.0, conserving};
-                    good += run<float>(size, atoms, times, threads) + run<double>(size, atoms, times, threads);
-                    all += 2;
-                }
+                for (const long times : {1L, 3L})
+                    for (const bool readout : {true, false}) {
+                        const HeadSizes size{5, 3, 4.0, 12.0, conserving, readout, 3};
+                        good += run<float>(size, atoms, times, threads) + run<double>(size, atoms, times, threads);
+                        all += 2;
+                    }
     std::printf("%d of %d right\n", good, all);
     return good != all;
 }

@@ -1,7 +1,7 @@
 """The operations a model is made of. Nothing here knows of models or files."""
 
 from . import cpu
-from .blocks import BACKENDS, Blocks, choose_backend, edge_attention, predict
+from .blocks import BACKENDS, Blocks, choose_backend, edge_attention
 from .graph import Graph
 from .reference import BlockWeights, FoldedWeights, cutoff_envelope, fold, gaussian_basis
 
@@ -17,5 +17,4 @@ __all__ = [
     "edge_attention",
     "fold",
     "gaussian_basis",
-    "predict",
 ]

@@ -9,12 +9,11 @@ predict faster than Triton's is reasoned from counted instructions, not measured
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
@@ -149,26 +148,15 @@ class Blocks:
         return cpu if self.backend == "cpu" else cuda
 
     @cached_property
-    def _native(self) -> list[Any]:
+    def native(self) -> list[Any]:
+        """The blocks as the kernels of the backend "cpu" or "cuda" read them."""
         return [self._library.Block(folded, **self._options) for folded in self.folded]
 
     def _native_stack(self, scalars: Tensor, graph: Graph) -> tuple[Tensor, Tensor]:
         """All blocks in one native call, with the time tangent where scalars carry one."""
         value, tangent = forward_ad.unpack_dual(scalars)
         both = (value,) if tangent is None else (value, tangent)
-        dx, dv = self._library.stack(self._native, self.running, both, graph.csr)
+        dx, dv = self._library.stack(self.native, self.running, both, graph.csr)
         if tangent is None:
             return dx[0], dv[0]
         return forward_ad.make_dual(*dx), forward_ad.make_dual(*dv)
-
-
-def predict(
-    members: Sequence[Blocks],
-    embeddings: Sequence[Tensor],
-    graph: Graph,
-    times: np.ndarray,
-    **head: Any,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Whole networks around blocks of the backend "cpu" in one call: see :func:`.cpu.predict`."""
-    native = [blocks._native for blocks in members]
-    return cpu.predict(native, embeddings, members[0].running, graph, times, **head)

@@ -109,6 +109,12 @@ class Graph:
         """Number of atoms."""
         return self.species.shape[0]
 
+    @cached_property
+    def centre(self) -> Tensor:
+        """The atom in whose row each edge is, int64 [edges]."""
+        degree = self.row_ptr.diff()
+        return torch.repeat_interleave(torch.arange(self.atoms, device=degree.device), degree)
+
     @property
     def csr(self) -> CSR:
         """The edges alone."""

@@ -1,0 +1,376 @@
+#include "cpu/engine.hpp"
+
+#include <algorithm>
+#include <cmath>
+#include <stdexcept>
+
+#include "cpu/conservation.hpp"
+
+namespace mdtrajnet {
+namespace {
+
+using std::int64_t;
+using Array = std::vector<double>;
+
+// Atoms of a group: enough to make use of weights once they are in the cache, few enough to leave room for the states.
+constexpr int64_t kGroup = 128;
+
+void sum_to(double* to, double factor, const double* x, int64_t count) {
+    for (int64_t n = 0; n < count; ++n) to[n] += factor * x[n];
+}
+
+}  // namespace
+
+// Some of the systems, and memory for their windows.
+class Engine::Group {
+  public:
+    Group(const Predictor& predictor, const Contents& all, const Rules& rules, int64_t from, int64_t to)
+        : first_system(from), first_atom(all.ptr[from]), atoms(all.ptr[to] - all.ptr[from]), systems(to - from),
+          predictor_(predictor), rules_(rules), list_(predictor.head().radial_cutoff, rules.skin) {
+        for (int64_t s = from; s <= to; ++s) ptr_.push_back(all.ptr[s] - first_atom);
+        const auto part = [&](const auto& x, auto& own, int64_t each, int64_t begin, int64_t end) {
+            if (!x.empty()) own.assign(x.begin() + each * begin, x.begin() + each * end);
+        };
+        part(all.species, species_, 1, first_atom, first_atom + atoms);
+        part(all.masses, masses_, 1, first_atom, first_atom + atoms);
+        part(all.cells, cells_, 9, from, to);
+        part(all.pbc, pbc_, 3, from, to);
+        isolated_.reset(new bool[atoms]);
+        for (int64_t s = 0; s < systems; ++s) {
+            const bool periodic = !pbc_.empty() && (pbc_[3 * s] || pbc_[3 * s + 1] || pbc_[3 * s + 2]);
+            std::fill(isolated_.get() + ptr_[s], isolated_.get() + ptr_[s + 1], !periodic);
+        }
+    }
+
+    // The group's share of a window of all `total` atoms and `all` systems.  Throws Broken.
+    void window(const double* positions, const double* momenta, const Window& of, int64_t total, int64_t all, int threads) {
+        threads_ = threads;
+        start(positions, momenta);
+        EnergyTarget target = of.target;
+        if (target.total) target.total += first_system, target.near += first_system;
+        energies_.assign(of.energies ? 2 * systems : 0, 0.0);
+        of.reversible ? reversible(of.times, of.t, target) : plain(of.times, of.t, target);
+        for (int64_t k = 0; k < of.times; ++k) {
+            double *x = of.positions + 3 * (k * total + first_atom), *p = of.momenta + 3 * (k * total + first_atom);
+            for (int64_t n = 0; n < 3 * atoms; ++n) {
+                x[n] = x_[n] + path_.moved[3 * k * atoms + n];
+                p[n] = path_.velocity[3 * k * atoms + n] / rules_.fs * masses_[n / 3];
+            }
+        }
+        write(of.energies, all);
+    }
+
+    void energies(const double* positions, const double* momenta, double* energies, int64_t all, int threads) {
+        threads_ = threads;
+        start(positions, momenta);
+        energies_.assign(2 * systems, 0.0);
+        measure(potential(x_), v_);
+        write(energies, all);
+    }
+
+    const int64_t first_system, first_atom, atoms, systems;
+
+  private:
+    // The way from a start.
+    struct Path {
+        Array moved, velocity;  // [times][atoms][3] Å and Å/fs
+
+        void resize(int64_t numbers) { moved.resize(numbers), velocity.resize(numbers); }
+    };
+
+    void start(const double* positions, const double* momenta) {
+        x_.assign(positions + 3 * first_atom, positions + 3 * (first_atom + atoms));
+        v_.resize(3 * atoms);
+        for (int64_t n = 0; n < 3 * atoms; ++n) v_[n] = momenta[3 * first_atom + n] / masses_[n / 3] * rules_.fs;
+    }
+
+    void write(double* energies, int64_t all) const {
+        for (int64_t k = 0; energies && k < 2; ++k)
+            std::copy_n(energies_.data() + k * systems, systems, energies + k * all + first_system);
+    }
+
+    void plain(int64_t times, const double* t, const EnergyTarget& target) {
+        forward(x_, v_, times, t, path_);
+        labels_ = component_;
+        if (target.total || !energies_.empty()) keep_energy(times, t, path_, target);
+    }
+
+    void reversible(int64_t times, const double* t, const EnergyTarget& target) {
+        const int64_t inner = times - 1, numbers = 3 * atoms;
+        const double* h = t + inner;
+        forward(x_, v_, times, t, path_);
+        labels_ = component_;
+        double *moved = path_.moved.data() + inner * numbers, *velocity = path_.velocity.data() + inner * numbers;
+        Array x(numbers), v(velocity, velocity + numbers);
+        for (int64_t n = 0; n < numbers; ++n) {
+            x[n] = x_[n] + moved[n];
+            moved[n] *= rules_.back[0];
+            velocity[n] *= rules_.back[0];
+        }
+        for (std::size_t k = 1; k < rules_.back.size(); ++k) {
+            backward(x, v, 1, h, seen_);
+            sum_to(x.data(), 1, seen_.moved.data(), numbers);
+            v = seen_.velocity;
+            forward(x, v, 1, h, seen_);
+            sum_to(x.data(), 1, seen_.moved.data(), numbers);
+            v = seen_.velocity;
+            for (int64_t n = 0; n < numbers; ++n) moved[n] += rules_.back[k] * (x[n] - x_[n]);
+            sum_to(velocity, rules_.back[k], v.data(), numbers);
+        }
+        end_.moved.assign(moved, moved + numbers);
+        end_.velocity.assign(velocity, velocity + numbers);
+        conserve_momenta(1, h, end_);
+        if (target.total || !energies_.empty()) keep_energy(1, h, end_, target);
+        if (inner) within(inner, t);
+        std::copy(end_.moved.begin(), end_.moved.end(), path_.moved.end() - numbers);
+        std::copy(end_.velocity.begin(), end_.velocity.end(), path_.velocity.end() - numbers);
+    }
+
+    // The frames before the end, seen from both ends.
+    void within(int64_t inner, const double* t) {
+        const int64_t numbers = 3 * atoms;
+        Array x = x_, ago(inner);
+        sum_to(x.data(), 1, end_.moved.data(), numbers);
+        for (int64_t k = 0; k < inner; ++k) ago[k] = t[inner] - t[k];
+        backward(x, end_.velocity, inner, ago.data(), seen_);
+        for (int64_t k = 0; k < inner; ++k) {
+            const double late = t[k] / t[inner];
+            for (int64_t n = 0, at = k * numbers; n < numbers; ++n, ++at) {
+                double &moved = path_.moved[at], &velocity = path_.velocity[at];
+                moved += late * (x[n] - x_[n] + seen_.moved[at] - moved);
+                velocity += late * (seen_.velocity[at] - velocity);
+            }
+        }
+        path_.moved.resize(inner * numbers), path_.velocity.resize(inner * numbers);
+        conserve_momenta(inner, t, path_);
+        path_.resize((inner + 1) * numbers);
+    }
+
+    // Where the atoms are t after x and v, with the momenta of these.
+    void forward(const Array& x, const Array& v, int64_t times, const double* t, Path& path) {
+        find_neighbors(x);
+        path.resize(3 * atoms * times);
+        predictor_.real() ? predict<double>(x, v, times, t, path) : predict<float>(x, v, times, t, path);
+        const Motion motion = motion_of(x, v, component_, times, t, path);
+        // the published head leaves free flight to the rollout
+        const int64_t atom = runaway(motion, predictor_.head().conserving, predictor_.head().radial_cutoff);
+        if (atom >= 0) {
+            const int64_t s = std::upper_bound(ptr_.begin(), ptr_.end(), atom) - ptr_.begin() - 1;
+            throw Broken{first_system + s, atom - ptr_[s], {}};
+        }
+        conserve(motion, rules_.steps);
+    }
+
+    // Where they were t before: the film in reverse.
+    void backward(const Array& x, const Array& v, int64_t times, const double* t, Path& path) {
+        Array turned(v.size());
+        for (std::size_t n = 0; n < v.size(); ++n) turned[n] = -v[n];
+        forward(x, turned, times, t, path);
+        for (double& velocity : path.velocity) velocity = -velocity;
+    }
+
+    void conserve_momenta(int64_t times, const double* t, Path& path) {
+        conserve(motion_of(x_, v_, labels_, times, t, path), rules_.steps);
+    }
+
+    Motion motion_of(const Array& x, const Array& v, const std::vector<int64_t>& component, int64_t times, const double* t,
+                     Path& path) const {
+        return {atoms, x.data(), v.data(), masses_.data(), component.data(), isolated_.get(),
+                times, t,        path.moved.data(), path.velocity.data()};
+    }
+
+    Systems systems_at(const Array& x) const {
+        return {x.data(), atoms, ptr_.data(), systems, cells_.empty() ? nullptr : cells_.data(),
+                pbc_.empty() ? nullptr : pbc_.data()};
+    }
+
+    void find_neighbors(const Array& x) {
+        const Systems there = systems_at(x);
+        row_ptr_.resize(atoms + 1);
+        try {
+            list_.update(there, threads_, row_ptr_.data());
+        } catch (const std::invalid_argument&) {
+            refuse(there);
+            throw;
+        }
+        near_.resize(row_ptr_.back());
+        shift_.resize(3 * row_ptr_.back());
+        list_.fill(near_.data(), shift_.data());
+        neighbor_.assign(near_.begin(), near_.end());
+        component_.resize(atoms);
+        connected_components(atoms, row_ptr_.data(), near_.data(), component_.data());
+    }
+
+    // Throws for the system that a neighbour list refuses.
+    void refuse(const Systems& there) const {
+        for (int64_t s = 0; s < systems; ++s) {
+            const int64_t ptr[2] = {0, ptr_[s + 1] - ptr_[s]};
+            std::vector<int64_t> row_ptr(ptr[1] + 1);
+            const Systems alone{there.positions + 3 * ptr_[s], ptr[1], ptr, 1, there.cells ? there.cells + 9 * s : nullptr,
+                                there.pbc ? there.pbc + 3 * s : nullptr};
+            try {
+                NeighborSearch(alone, predictor_.head().radial_cutoff, 1, row_ptr.data());
+            } catch (const std::invalid_argument& error) {
+                throw Broken{first_system + s, -1, error.what()};
+            }
+        }
+    }
+
+    // The edges' vectors at x and v, and the graph of them.
+    template <class T>
+    struct Edges {
+        std::vector<T> r, w;
+    };
+    template <class T>
+    AttentionGraph<T> graph(const Array& x, const Array& v, Edges<T>& edges) const {
+        edges.r.resize(3 * near_.size()), edges.w.resize(3 * near_.size());
+        edge_vectors<T>(systems_at(x), v.data(), row_ptr_.data(), near_.data(), shift_.data(), edges.r.data(),
+                        edges.w.data());
+        return {atoms, row_ptr_.data(), neighbor_.data(), edges.r.data(), edges.w.data()};
+    }
+
+    template <class T>
+    void predict(const Array& x, const Array& v, int64_t times, const double* t, Path& path) const {
+        Edges<T> edges;
+        const AttentionGraph<T> of = graph(x, v, edges);
+        const std::vector<T> masses(masses_.begin(), masses_.end()), velocities(v.begin(), v.end());
+        const int64_t components = *std::max_element(component_.begin(), component_.end()) + 1;
+        predictor_.motion<T>(of, {species_.data(), masses.data(), velocities.data(), component_.data(), components}, times, t,
+                             path.moved.data(), path.velocity.data(), useful_threads(threads_, times * rows()));
+    }
+
+    template <class T>
+    void add_potential(const Array& x, Array& energy) const {
+        Edges<T> edges;
+        std::vector<T> atomic(atoms);
+        predictor_.energies<T>(graph(x, v_, edges), species_.data(), atomic.data(), useful_threads(threads_, rows()));
+        for (int64_t s = 0; s < systems; ++s)
+            for (int64_t i = ptr_[s]; i < ptr_[s + 1]; ++i) energy[s] += static_cast<double>(atomic[i]);
+    }
+
+    int64_t rows() const { return atoms + static_cast<int64_t>(near_.size()); }
+
+    // Potential energies [systems] (eV) at x.
+    Array potential(const Array& x) {
+        find_neighbors(x);
+        Array energy(systems, 0.0);
+        predictor_.real() ? add_potential<double>(x, energy) : add_potential<float>(x, energy);
+        return energy;
+    }
+
+    // Kinetic energies [systems] (eV) of velocities v [atoms][3].
+    Array kinetic(const double* v) const {
+        Array energy(systems, 0.0);
+        for (int64_t s = 0; s < systems; ++s)
+            for (int64_t i = ptr_[s]; i < ptr_[s + 1]; ++i)
+                energy[s] += 0.5 / (rules_.fs * rules_.fs) * masses_[i] *
+                             (v[3 * i] * v[3 * i] + v[3 * i + 1] * v[3 * i + 1] + v[3 * i + 2] * v[3 * i + 2]);
+        return energy;
+    }
+
+    // Writes the energies of a state: the total, and the kinetic energy relative to the centre of mass.
+    void measure(const Array& potential, const Array& v) {
+        const Array all = kinetic(v.data());
+        for (int64_t s = 0; s < systems; ++s) {
+            double mass = 0, p[3] = {};
+            for (int64_t i = ptr_[s]; i < ptr_[s + 1]; ++i) {
+                mass += masses_[i];
+                for (int k = 0; k < 3; ++k) p[k] += masses_[i] * v[3 * i + k];
+            }
+            const double overall = (p[0] * p[0] + p[1] * p[1] + p[2] * p[2]) / mass;
+            energies_[s] = potential[s] + all[s];
+            energies_[systems + s] = all[s] - 0.5 / (rules_.fs * rules_.fs) * overall;
+        }
+    }
+
+    // Draws the velocities at the end of a path from the start to the target; while that is not known, measures instead.
+    void keep_energy(int64_t times, const double* t, Path& path, const EnergyTarget& target) {
+        const int64_t numbers = 3 * atoms;
+        const double *moved = path.moved.data() + (times - 1) * numbers, *v = path.velocity.data() + (times - 1) * numbers;
+        Array x = x_;
+        sum_to(x.data(), 1, moved, numbers);
+        const Array energy = potential(x);
+        if (!target.total) {
+            measure(energy, Array(v, v + numbers));
+            return;
+        }
+        Path inner;  // velocities without the rigid motion of each component
+        inner.velocity = path.velocity;
+        Array positions(path.moved);
+        for (int64_t k = 0; k < times; ++k) sum_to(positions.data() + k * numbers, 1, x_.data(), numbers);
+        internal_velocities(motion_of(x_, v_, labels_, times, t, inner), positions.data());
+        const Array now = kinetic(v), own = kinetic(inner.velocity.data() + (times - 1) * numbers);
+        for (int64_t s = 0; s < systems; ++s) {
+            // rigid and internal energies add up
+            const double wanted = std::max(target.total[s] - energy[s] - (now[s] - own[s]), 0.0), more = wanted - own[s];
+            if (!(own[s] > 0)) continue;
+            const double far = std::pow(more / target.near[s], 4);
+            const double share = std::isinf(target.pull) ? 1.0 : -std::expm1(-target.pull * (1 + far));
+            const double scale = share * std::clamp(std::sqrt(wanted / own[s]) - 1, -rules_.most, rules_.most);
+            for (int64_t k = 0; k < times; ++k)
+                sum_to(path.velocity.data() + k * numbers + 3 * ptr_[s], t[k] / t[times - 1] * scale,
+                       inner.velocity.data() + k * numbers + 3 * ptr_[s], 3 * (ptr_[s + 1] - ptr_[s]));
+        }
+    }
+
+    const Predictor& predictor_;
+    const Rules& rules_;
+    VerletList list_;
+    std::vector<int64_t> ptr_, species_;
+    Array masses_, cells_;
+    std::vector<std::uint8_t> pbc_;
+    std::unique_ptr<bool[]> isolated_;
+    int threads_ = 1;
+
+    Array x_, v_, energies_;       // the start of the window; [2][systems] at its end
+    Path path_, end_, seen_;
+    std::vector<int64_t> row_ptr_, neighbor_, component_;  // where neighbours were looked for last
+    std::vector<std::int32_t> near_, shift_;
+    std::vector<int64_t> labels_;  // components at the start of the window
+};
+
+Engine::Engine(std::shared_ptr<const Predictor> predictor, const Contents& contents, const Rules& rules)
+    : predictor_(std::move(predictor)), rules_(rules), atoms_(contents.ptr.back()),
+      systems_(static_cast<int64_t>(contents.ptr.size()) - 1) {
+    for (int64_t from = 0; from < systems_;) {
+        int64_t to = from + 1;
+        while (to < systems_ && contents.ptr[to] - contents.ptr[from] < kGroup) ++to;
+        groups_.push_back(std::make_unique<Group>(*predictor_, contents, rules_, from, to));
+        from = to;
+    }
+}
+
+Engine::~Engine() = default;
+
+// Runs work(group, threads) for every group; the first system's trouble is returned.
+std::optional<Broken> Engine::each(int threads, const std::function<void(Group&, int)>& work) {
+    const auto count = static_cast<int64_t>(groups_.size());
+    const bool apart = threads > 1 && count >= 2 * threads;  // else the threads share the work on each group
+    std::vector<std::optional<Broken>> broken(count);
+    std::vector<std::exception_ptr> errors(count);
+#pragma omp parallel for schedule(dynamic) num_threads(threads) if (apart)
+    for (int64_t g = 0; g < count; ++g) {
+        try {
+            work(*groups_[g], apart ? 1 : threads);
+        } catch (const Broken& why) {
+            broken[g] = why;
+        } catch (...) {
+            errors[g] = std::current_exception();
+        }
+    }
+    for (const std::exception_ptr& error : errors)
+        if (error) std::rethrow_exception(error);
+    for (std::optional<Broken>& why : broken)
+        if (why) return why;
+    return std::nullopt;
+}
+
+std::optional<Broken> Engine::window(const double* positions, const double* momenta, const Window& window, int threads) {
+    return each(threads, [&](Group& group, int own) { group.window(positions, momenta, window, atoms_, systems_, own); });
+}
+
+std::optional<Broken> Engine::energies(const double* positions, const double* momenta, double* energies, int threads) {
+    return each(threads, [&](Group& group, int own) { group.energies(positions, momenta, energies, systems_, own); });
+}
+
+}  // namespace mdtrajnet

@@ -1,0 +1,48 @@
+"""Trajectories to learn from, and batches of them, that tests on all devices share."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import cases
+import numpy as np
+import torch
+
+from mdtrajnet_fast.data import Record
+
+
+def record(name: str, seed: int, frames: int = 40, **changes) -> Record:
+    """A molecule that flies apart, so that edges and components change from frame to frame."""
+    atoms, rng = cases.hot(name, seed=seed), np.random.default_rng(seed)
+    times = np.arange(frames)[:, None, None]
+    v = rng.normal(scale=0.08, size=(len(atoms), 3))
+    fields = {
+        "molecule": name,
+        "trajectory": f"traj{seed:02d}",
+        "numbers": atoms.numbers.astype(np.int64),
+        "masses": atoms.get_masses(),
+        "positions": (atoms.positions + v * times).astype(np.float32),
+        "velocities": (v + 0.01 * np.sin(times + atoms.positions)).astype(np.float32),
+        "frame_fs": 1.0 + seed % 2,
+        "energy": None,
+        "temperature_K": None,
+        "smiles": None,
+        "cell": np.zeros((3, 3)),
+        "pbc": np.zeros(3, bool),
+    }
+    return Record(**fields | changes)
+
+
+NAMES = ("CH3CH2OH", "H2O", "CO2", "H2", "CH4", "C6H6", "OH")
+RECORDS = [record(name, seed) for seed, name in enumerate(NAMES)]
+
+
+def assert_same_batch(ours, theirs) -> None:
+    for field in dataclasses.fields(theirs.graph):
+        a, b = getattr(ours.graph, field.name), getattr(theirs.graph, field.name)
+        if isinstance(b, torch.Tensor):
+            assert a.dtype == b.dtype and torch.equal(a, b), field.name
+        else:
+            assert a == b, field.name
+    for a, b in zip(ours[1:], theirs[1:], strict=True):
+        assert a.dtype == b.dtype and torch.equal(a, b)
