@@ -14,6 +14,7 @@
 #include <string>
 #include <vector>
 
+#include "bindings.hpp"
 #include "cpu/conservation.hpp"
 #include "cpu/neighbors.hpp"
 #ifdef MDTRAJNET_CUDA
@@ -195,14 +196,14 @@ py::tuple run_list(std::int64_t atoms, const Find& find, const Fill& fill) {
     py::array_t<std::int64_t> row_ptr(atoms + 1);
     std::int64_t* rows = row_ptr.mutable_data();
     {
-        py::gil_scoped_release release;
+        const Computing computing;
         find(rows);
     }
     py::array_t<std::int32_t> neighbor(rows[atoms]);
     py::array_t<std::int32_t> shift({py::ssize_t(rows[atoms]), py::ssize_t(3)});
     std::int32_t *neighbors = neighbor.mutable_data(), *shifts = shift.mutable_data();
     {
-        py::gil_scoped_release release;
+        const Computing computing;
         fill(neighbors, shifts);
     }
     return py::make_tuple(std::move(row_ptr), std::move(neighbor), std::move(shift));
@@ -257,8 +258,11 @@ py::tuple edge_vectors_as(const Systems& systems, const Array<double>& velocitie
                           const Neighbors& neighbor, const Neighbors& shift) {
     const std::vector<py::ssize_t> shape = {neighbor.size(), 3};
     py::array_t<T> r(shape), w(shape);
-    edge_vectors<T>(systems, velocities.data(), row_ptr.data(), neighbor.data(), shift.data(), r.mutable_data(),
-                    w.mutable_data());
+    T *to_r = r.mutable_data(), *to_w = w.mutable_data();
+    {
+        const Computing computing;
+        edge_vectors<T>(systems, velocities.data(), row_ptr.data(), neighbor.data(), shift.data(), to_r, to_w);
+    }
     return py::make_tuple(std::move(r), std::move(w));
 }
 
@@ -319,7 +323,7 @@ py::tuple conserve_momenta(const Array<double>& positions, const Array<double>& 
     std::copy_n(moved.data(), moved.size(), motion.moved);
     std::copy_n(velocity.data(), velocity.size(), motion.velocity);
     {
-        py::gil_scoped_release release;
+        const Computing computing;
         conserve(motion, steps);
     }
     return py::make_tuple(std::move(new_moved), std::move(new_velocity));

@@ -8,6 +8,7 @@
 #include <string>
 #include <vector>
 
+#include "bindings.hpp"
 #include "cpu/predictor.hpp"
 
 namespace py = pybind11;
@@ -142,7 +143,7 @@ py::tuple motion(const Predictor& predictor, const py::tuple& graph, const py::t
     const double* times = t.data();
     double *to_moved = moved.mutable_data(), *to_velocity = velocity.mutable_data();
     {
-        py::gil_scoped_release release;
+        const Computing computing;
         with_precision(predictor.real(), [&](auto zero) {
             using T = decltype(zero);
             const HeadAtoms<T> of{as<std::int64_t>(p[0]), as<T>(p[1]), as<T>(p[2]), as<std::int64_t>(p[3]), components};
@@ -155,7 +156,7 @@ py::tuple motion(const Predictor& predictor, const py::tuple& graph, const py::t
 void energies(const Predictor& predictor, const py::tuple& graph, Pointer species, Pointer energy, int threads) {
     const Graph g = graph_of(graph);
     check_labels("species", species, g.atoms, predictor.head().species);
-    py::gil_scoped_release release;
+    const Computing computing;
     with_precision(predictor.real(), [&](auto zero) {
         using T = decltype(zero);
         predictor.energies<T>(g.view<T>(), as<std::int64_t>(species), as<T>(energy), threads);
@@ -175,7 +176,7 @@ void bind_attention(py::module_& module) {
              [](const Block& block, const py::tuple& graph, std::int64_t times, const Pointers& state,
                 const Pointers& tangent, const Pointers& out, const Pointers& out_tangent, int threads) {
                  const Graph g = graph_of(graph);
-                 py::gil_scoped_release release;
+                 const Computing computing;
                  with_precision(block.real, [&](auto zero) {
                      block_forward<decltype(zero)>(block, g, times, state, tangent, out, out_tangent, threads);
                  });
@@ -185,7 +186,7 @@ void bind_attention(py::module_& module) {
                 const Pointers& increment_gradient, const Pointers& state_gradient, const Pointers& weight_gradient,
                 const Pointers& edge_gradient, int threads) {
                  const Graph g = graph_of(graph);
-                 py::gil_scoped_release release;
+                 const Computing computing;
                  with_precision(block.real, [&](auto zero) {
                      using T = decltype(zero);
                      block.backward<T>(g.view<T>(), times, state_of<T>(state), state_of<T>(increment_gradient),
@@ -198,7 +199,7 @@ void bind_attention(py::module_& module) {
                [](const Blocks& blocks, bool running, const py::tuple& graph, std::int64_t times, const Pointers& scalars,
                   const Pointers& displacement, const Pointers& velocity, int threads) {
                    const Graph g = graph_of(graph);
-                   py::gil_scoped_release release;
+                   const Computing computing;
                    with_precision(blocks.at(0)->real, [&](auto zero) {
                        using T = decltype(zero);
                        attention_stack<T>(blocks, running, g.view<T>(), times, static_cast<int>(scalars.size()),

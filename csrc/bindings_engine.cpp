@@ -11,6 +11,7 @@
 #include <utility>
 #include <vector>
 
+#include "bindings.hpp"
 #include "cpu/engine.hpp"
 
 namespace py = pybind11;
@@ -83,7 +84,7 @@ py::tuple advance(Engine& engine, Array positions, Array momenta, const Array& t
     std::int64_t done = 0;
     for (;;) {
         {
-            py::gil_scoped_release release;
+            const Computing computing;
             broken = engine.window(from_x, from_p, window, threads);
         }
         if (broken || ++done == windows) break;
@@ -110,7 +111,7 @@ py::tuple energies(Engine& engine, const Array& positions, const Array& momenta,
     double* to = energies.mutable_data();
     std::optional<Broken> broken;
     {
-        py::gil_scoped_release release;
+        const Computing computing;
         broken = engine.energies(x, p, to, threads);
     }
     return py::make_tuple(std::move(energies), said(broken));

@@ -6,6 +6,8 @@
 // for a given number of threads.
 #pragma once
 
+#include <omp.h>
+
 #include "attention_forward.hpp"
 
 namespace {
@@ -562,8 +564,7 @@ void backward(const void* packed, const AttentionGraph<T>& graph, int64_t times,
     sort_by_neighbor(graph, pointers.data(), sorted.data());
     auto** workers = static_cast<Backward<T>**>(calloc(threads, sizeof(void*)));
     int team = 1;  // the threads that there really are
-#pragma omp parallel num_threads(threads) if (threads > 1)
-    {
+    parallel(threads, [&] {
         auto* worker = new Backward<T>(p, graph, rows);
         workers[omp_get_thread_num()] = worker;
 #pragma omp single
@@ -583,7 +584,7 @@ void backward(const void* packed, const AttentionGraph<T>& graph, int64_t times,
             const long begin = k * kTile, end = begin + kTile < atoms ? begin + kTile : atoms;
             worker->gather(begin, end, by_neighbor_ptr, by_neighbor, edges, state, state_gradient, edge_sums);
         }
-    }
+    });
     collect_all(p, workers, team, weight_gradient);
     T *const to[2] = {edge_gradient.r, edge_gradient.w}, *const from[2] = {edge_sums.r, edge_sums.w};
     for (int part = 0; part < 2; ++part)

@@ -5,12 +5,11 @@
 // result does not depend on how atoms fall into tiles and groups, so not on the number of threads.
 #pragma once
 
-#include <omp.h>
-
 #include "attention_pack.hpp"
 #include "functions.hpp"
 #include "gemm.hpp"
 #include "math/edge.hpp"
+#include "subnormals.hpp"
 
 namespace {
 
@@ -576,8 +575,7 @@ void forward_all(const Packed<T>& p, const AttentionGraph<T>& graph, long atoms,
     const F query = memory.template field<D>(atoms * p.ld_query);
     const long tiles = (atoms + kTile - 1) / kTile, rows = largest_group(graph);
     if (threads > tiles) threads = static_cast<int>(tiles);
-#pragma omp parallel num_threads(threads) if (threads > 1)
-    {
+    parallel(threads, [&] {
         Forward<T, D> worker(p, graph, rows, false);
 #pragma omp for schedule(static)
         for (long k = 0; k < tiles; ++k) {
@@ -589,7 +587,7 @@ void forward_all(const Packed<T>& p, const AttentionGraph<T>& graph, long atoms,
             const long begin = k * kTile, count = begin + kTile < atoms ? kTile : atoms - begin;
             worker.tile(begin, count, scalars, displacement, velocity, query, out_scalars, out_displacement, out_velocity);
         }
-    }
+    });
 }
 
 template <class T>

@@ -5,6 +5,7 @@
 #include <stdexcept>
 
 #include "cpu/conservation.hpp"
+#include "cpu/subnormals.hpp"
 
 namespace mdtrajnet {
 namespace {
@@ -348,16 +349,18 @@ std::optional<Broken> Engine::each(int threads, const std::function<void(Group&,
     const bool apart = threads > 1 && count >= 2 * threads;  // else the threads share the work on each group
     std::vector<std::optional<Broken>> broken(count);
     std::vector<std::exception_ptr> errors(count);
-#pragma omp parallel for schedule(dynamic) num_threads(threads) if (apart)
-    for (int64_t g = 0; g < count; ++g) {
-        try {
-            work(*groups_[g], apart ? 1 : threads);
-        } catch (const Broken& why) {
-            broken[g] = why;
-        } catch (...) {
-            errors[g] = std::current_exception();
+    parallel(apart ? threads : 1, [&] {
+#pragma omp for schedule(dynamic)
+        for (int64_t g = 0; g < count; ++g) {
+            try {
+                work(*groups_[g], apart ? 1 : threads);
+            } catch (const Broken& why) {
+                broken[g] = why;
+            } catch (...) {
+                errors[g] = std::current_exception();
+            }
         }
-    }
+    });
     for (const std::exception_ptr& error : errors)
         if (error) std::rethrow_exception(error);
     for (std::optional<Broken>& why : broken)

@@ -4,6 +4,7 @@
 #include <cmath>
 #include <vector>
 
+#include "cpu/subnormals.hpp"
 #include "math/edge.hpp"
 
 namespace mdtrajnet {
@@ -15,17 +16,20 @@ using std::int64_t;
 template <class T>
 std::vector<T> drifts(const AttentionGraph<T>& graph, const T* masses, T cutoff, int threads) {
     std::vector<T> drift(3 * graph.atoms);
-#pragma omp parallel for num_threads(threads) if (threads > 1)
-    for (int64_t i = 0; i < graph.atoms; ++i) {
-        T total = masses[i], sum[3] = {};
-        for (int64_t e = graph.row_ptr[i]; e < graph.row_ptr[i + 1]; ++e) {
-            const T *r = graph.r + 3 * e, *w = graph.w + 3 * e;
-            const T mass = masses[graph.neighbor[e]] * envelope(std::sqrt(r[0] * r[0] + r[1] * r[1] + r[2] * r[2]), cutoff);
-            total += mass;
-            for (int x = 0; x < 3; ++x) sum[x] += mass * w[x];
+    parallel(threads, [&] {
+#pragma omp for
+        for (int64_t i = 0; i < graph.atoms; ++i) {
+            T total = masses[i], sum[3] = {};
+            for (int64_t e = graph.row_ptr[i]; e < graph.row_ptr[i + 1]; ++e) {
+                const T *r = graph.r + 3 * e, *w = graph.w + 3 * e;
+                const T distance = std::sqrt(r[0] * r[0] + r[1] * r[1] + r[2] * r[2]);
+                const T mass = masses[graph.neighbor[e]] * envelope(distance, cutoff);
+                total += mass;
+                for (int x = 0; x < 3; ++x) sum[x] += mass * w[x];
+            }
+            for (int x = 0; x < 3; ++x) drift[3 * i + x] = sum[x] / total;
         }
-        for (int x = 0; x < 3; ++x) drift[3 * i + x] = sum[x] / total;
-    }
+    });
     return drift;
 }
 
@@ -75,8 +79,7 @@ void add_motion(const HeadSizes& size, const AttentionGraph<T>& graph, const Hea
     const int64_t numbers = 3 * graph.atoms;
     std::vector<T> drift;
     if (size.conserving) drift = drifts(graph, atoms.masses, T(size.radial_cutoff), threads);
-#pragma omp parallel num_threads(threads) if (threads > 1)
-    {
+    parallel(threads, [&] {
         std::vector<double> sum(3 * atoms.components), mass(atoms.components);
 #pragma omp for
         for (int64_t k = 0; k < times; ++k) {
@@ -103,7 +106,7 @@ void add_motion(const HeadSizes& size, const AttentionGraph<T>& graph, const Hea
                 velocity[k * numbers + n] += share * (v * kept + y[n]);
             }
         }
-    }
+    });
 }
 
 template void first_scalars(const HeadSizes&, const float*, int64_t, const int64_t*, int64_t, const double*, float*,

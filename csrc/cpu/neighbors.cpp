@@ -13,6 +13,8 @@
 #include <stdexcept>
 #include <string>
 
+#include "cpu/subnormals.hpp"
+
 namespace mdtrajnet {
 namespace {
 
@@ -487,8 +489,7 @@ void NeighborSearch::System::find(int threads, int64_t* counts) {
     if (threads == 1) {
         work(0);
     } else {
-#pragma omp parallel num_threads(threads)
-        {
+        parallel(threads, [&] {
 #pragma omp for schedule(static, 1)
             for (int t = 0; t < threads; ++t) {
                 try {
@@ -497,7 +498,7 @@ void NeighborSearch::System::find(int threads, int64_t* counts) {
                     errors[t] = std::current_exception();
                 }
             }
-        }
+        });
     }
     for (const std::exception_ptr& error : errors)
         if (error) std::rethrow_exception(error);
@@ -560,8 +561,10 @@ void NeighborSearch::System::fill(int threads, int32_t* neighbor, int32_t* shift
         work(0);
         return;
     }
-#pragma omp parallel for schedule(static, 1) num_threads(threads)
-    for (int t = 0; t < threads; ++t) work(t);
+    parallel(threads, [&] {
+#pragma omp for schedule(static, 1)
+        for (int t = 0; t < threads; ++t) work(t);
+    });
 }
 
 namespace {
@@ -581,16 +584,18 @@ void for_each_system(const Systems& systems, int threads, const Body& body) {
         if (large(s)) body(s, threads);
     std::exception_ptr error;
     int64_t failed = systems.count;
-#pragma omp parallel for schedule(dynamic, 8) num_threads(threads)
-    for (int64_t s = 0; s < systems.count; ++s) {
-        if (large(s)) continue;
-        try {
-            body(s, 1);
-        } catch (...) {
+    parallel(threads, [&] {
+#pragma omp for schedule(dynamic, 8)
+        for (int64_t s = 0; s < systems.count; ++s) {
+            if (large(s)) continue;
+            try {
+                body(s, 1);
+            } catch (...) {
 #pragma omp critical(mdtrajnet_neighbors)
-            if (s < failed) failed = s, error = std::current_exception();
+                if (s < failed) failed = s, error = std::current_exception();
+            }
         }
-    }
+    });
     if (error) std::rethrow_exception(error);
 }
 
@@ -689,14 +694,16 @@ void VerletList::filter(const Systems& systems, int threads, int64_t* row_ptr) {
             work(from, to);
             return;
         }
-#pragma omp parallel for schedule(static, 1) num_threads(team)
-        for (int t = 0; t < team; ++t) {
-            try {
-                work(from + (to - from) * t / team, from + (to - from) * (t + 1) / team);
-            } catch (...) {
-                errors[t] = std::current_exception();
+        parallel(team, [&] {
+#pragma omp for schedule(static, 1)
+            for (int t = 0; t < team; ++t) {
+                try {
+                    work(from + (to - from) * t / team, from + (to - from) * (t + 1) / team);
+                } catch (...) {
+                    errors[t] = std::current_exception();
+                }
             }
-        }
+        });
         for (const std::exception_ptr& error : errors)
             if (error) std::rethrow_exception(error);
     });
@@ -728,8 +735,10 @@ void VerletList::fill(int32_t* neighbor, int32_t* shift) const {
         work(0, atoms);
         return;
     }
-#pragma omp parallel for schedule(static, 1) num_threads(team)
-    for (int t = 0; t < team; ++t) work(atoms * t / team, atoms * (t + 1) / team);
+    parallel(team, [&] {
+#pragma omp for schedule(static, 1)
+        for (int t = 0; t < team; ++t) work(atoms * t / team, atoms * (t + 1) / team);
+    });
 }
 
 template <class T>

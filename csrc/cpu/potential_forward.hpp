@@ -2,12 +2,11 @@
 // what it computes.  Atoms are worked on in groups, so that their rows make matrices; no row depends on another.
 #pragma once
 
-#include <omp.h>
-
 #include "attention_pack.hpp"
 #include "functions.hpp"
 #include "gemm.hpp"
 #include "math/edge.hpp"
+#include "subnormals.hpp"
 
 namespace {
 
@@ -114,8 +113,7 @@ void potential(const PotentialSizes& z, const PotentialWeights<T>& weights, cons
                const int64_t* species, T* energy, int threads) {
     constexpr long W = kLanes<T>;
     const int64_t groups = (graph.atoms + kAtoms - 1) / kAtoms;
-#pragma omp parallel num_threads(threads) if (threads > 1)
-    {
+    parallel(threads, [&] {
         const AtomGroup<T> m(z);
 #pragma omp for
         for (int64_t g = 0; g < groups; ++g) {
@@ -147,7 +145,7 @@ void potential(const PotentialSizes& z, const PotentialWeights<T>& weights, cons
                 energy[begin + i] = lane_sum<T>(sum);
             }
         }
-    }
+    });
 }
 
 }  // namespace
