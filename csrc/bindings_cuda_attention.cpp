@@ -7,7 +7,7 @@
 #include <string>
 #include <vector>
 
-#include "cuda/attention.hpp"
+#include "cuda/attention_layout.hpp"
 
 namespace py = pybind11;
 using namespace mdtrajnet;
@@ -94,6 +94,8 @@ void bind_cuda_attention(py::module_& m) {
                                [](const CudaBlock& block) -> std::size_t {
                                    ON_CUDA(return cuda::packed_attention_bytes(block.size));
                                })
+        .def_property_readonly("specialised", [](const CudaBlock& block) { return cuda::specialised(block.size); },
+                               "Are there edge kernels for these sizes by themselves?  Known without CUDA, too.")
         .def("pack",
              [](CudaBlock& block, const Addresses& weights, Address packed, Address stream) {
                  block.packed = packed;

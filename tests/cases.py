@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 import ase
 import numpy as np
 import torch
 from ase.build import bulk, molecule
 
-from mdtrajnet_fast.config import ModelConfig
+from mdtrajnet_fast.checkpoint import BUNDLED as BUNDLED_FOLDER
+from mdtrajnet_fast.config import ModelConfig, irreps_channels
 from mdtrajnet_fast.ensembles import thermal_velocities
 from mdtrajnet_fast.model import MDtrajNet
 from mdtrajnet_fast.ops import Graph
@@ -34,6 +37,47 @@ SMALL = {
 OWN = {"residual": "running", "head": "conserving", "velocity_readout": True}
 # A potential of small sizes, all different from each other.
 POTENTIAL = {"potential": {"radial": 5, "products": 4, "hidden": 7}}
+PUBLISHED = ModelConfig(species=("C", "H", "N", "O"))
+
+
+def bundled_configs() -> dict[str, ModelConfig]:
+    """The bundled models' own configs, by name."""
+    files = sorted(BUNDLED_FOLDER.glob("*/config.json"))
+    return {
+        file.parent.name: ModelConfig.from_dict(json.loads(file.read_text())["config"])
+        for file in files
+    }
+
+
+def block_sizes(config: ModelConfig) -> dict[str, Any]:
+    """The sizes of a model's blocks, as `_C.CudaAttentionBlock` takes them."""
+    return {
+        "scalars": config.scalars,
+        "time_channels": config.t_embed_dim,
+        "centres": config.d_embed_dim,
+        "heads": config.num_heads,
+        "key_channels": irreps_channels(config.irreps_key)[0],
+        "value_channels": irreps_channels(config.irreps_value)[0],
+        "key_hidden": config.key_weight_hidden_neurons,
+        "value_hidden": config.value_weight_hidden_neurons,
+    }
+
+
+def _bundled() -> dict[str, dict[str, Any]]:
+    names = ["species", "sp_embed_dim", "t_embed_dim", "radial_cutoff", "d_embed_dim", "num_heads"]
+    names += ["irreps_key", "irreps_query", "irreps_value"]
+    names += ["key_weight_hidden_neurons", "value_weight_hidden_neurons"]
+    found: list[dict[str, Any]] = []
+    distinct = {}
+    for name, config in bundled_configs().items():
+        if (sizes := block_sizes(config)) not in found:
+            found.append(sizes)
+            distinct[name] = {x: getattr(config, x) for x in names} | {"num_attn_blocks": 2}
+    return distinct
+
+
+# The bundled models' sizes without their other options, one of each: what kernels are tested with.
+BUNDLED = _bundled()
 
 
 def config(**options) -> ModelConfig:

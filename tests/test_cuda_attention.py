@@ -31,12 +31,7 @@ TOLERANCE = 1e-5  # relative norm
 SIZES = {
     "small": SIZES["small"] | {"key_weight_hidden_neurons": (7,)},
     "published": SIZES["published"],  # compiled by themselves, as are the next
-    "own": SIZES["published"]
-    | {
-        "t_embed_dim": 8,
-        "key_weight_hidden_neurons": (64,),
-        "value_weight_hidden_neurons": (64,),
-    },
+    **cases.BUNDLED,
     "three heads": SIZES["three heads"] | {"value_weight_hidden_neurons": (40,)},
     # two blocks of everything: heads, channels, chunks of hidden units, groups of scalar values
     "wide": {
@@ -229,7 +224,7 @@ def test_several_times_at_once_in_several_slices(atoms):
                     assert torch.equal(a[rows], b)
 
 
-@pytest.mark.parametrize("sizes", ["small", "own"])
+@pytest.mark.parametrize("sizes", ["small", *cases.BUNDLED])
 def test_the_order_of_threads_changes_no_bit(sizes):
     model, state, graph = inputs(sizes, "mixture", envelope=True)
     tangent = [like(x, k) for k, x in enumerate(state)]
@@ -364,7 +359,8 @@ def sanitized_cases() -> None:
     """Values and tangents of a few atoms, for run_sanitized."""
     lone = ase.Atoms("O")
     cluster = ase.Atoms("H10", np.random.default_rng(0).uniform(0, 3, (10, 3)))
-    systems = {"small": [cases.hot("CH3CN"), lone], "own": [cluster], "wide": [cases.hot("H2O")]}
+    systems = {"small": [cases.hot("CH3CN"), lone], "wide": [cases.hot("H2O")]}
+    systems |= {name: [cluster] for name in cases.BUNDLED}
     for sizes, atoms in systems.items():
         model = model_of(SIZES[sizes], torch.float32, envelope=True)
         *state, graph = cases.block_inputs(model, atoms)

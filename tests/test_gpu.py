@@ -46,8 +46,7 @@ KERNELS = [name for name in BACKENDS if name not in ("cpu", "reference")]
 ONE_LAYER = {
     "small": cases.SMALL | {"key_weight_hidden_neurons": (7,)},
     "published": SIZES["published"],
-    "own": SIZES["published"]
-    | {"key_weight_hidden_neurons": (64,), "value_weight_hidden_neurons": (64,)},
+    "own": next(iter(cases.BUNDLED.values())),
 }
 
 

@@ -6,6 +6,7 @@
 #include <string>
 
 #include "cuda/attention_layout.hpp"
+#include "cuda/launch.hpp"
 
 // Per block of the network: queries of all atoms, then slice by slice columns, logits, values (the edge kernels, in files of
 // their own), combine and finish.

@@ -6,9 +6,9 @@
 // times it holds or on how its atoms fall into slices; there are no atomics.
 //
 // Limits, refused with std::invalid_argument: one hidden layer per radial network, at most kMaxCentres Gaussians, and
-// 2^31 - 1 atoms, all times counted.  Any numbers of heads, channels and hidden units; the edge kernels are compiled for 16
-// Gaussians, 1 to 4 heads, 1 to 8 scalar key channels and 64 or 128 hidden units by themselves.  A failed launch throws
-// std::runtime_error.
+// 2^31 - 1 atoms, all times counted.  Any numbers of heads, channels and hidden units; for kKnownSizes
+// (attention_layout.hpp), with 1 to 4 heads and 1 to 8 scalar key channels, there are edge kernels of their own.  A
+// failed launch throws std::runtime_error.
 //
 // Where the work is done, for the published sizes (S = 20 scalars, 4 heads of 8 channels, n = 128 hidden units), counting
 // multiply-adds and a GELU as 20:

@@ -14,9 +14,10 @@
 //     shared   units x [r, w, (w.u) u][z][4 heads], the constant unit last
 #pragma once
 
-#include "cpu/attention.hpp"
-#include "cuda/launch.hpp"
-#include "math/dual.hpp"
+#include <algorithm>
+#include <iterator>
+
+#include "cuda/attention.hpp"
 
 namespace mdtrajnet::cuda {
 
@@ -71,6 +72,23 @@ inline Layout layout_of(const AttentionSizes& size) {
     return l;
 }
 
+// The sizes that the edge kernels are compiled for by themselves: the published model's, and those of the models that
+// come with the package.  Others run in the slower kernels for any sizes.
+struct KnownSizes {
+    int centres, hidden;  // hidden: units of key and value, in whole chunks
+};
+constexpr KnownSizes kKnownSizes[] = {{16, 128}, {20, 64}};
+
+inline bool fits(const KnownSizes& known, const Layout& l) {
+    return l.B == known.centres && l.N == known.hidden && l.M == known.hidden && l.passes == 1;
+}
+
+inline bool specialised(const AttentionSizes& size) {
+    if (size.layers[0] != 1 || size.layers[1] != 1) return false;
+    const Layout l = layout_of(size);
+    return std::any_of(std::begin(kKnownSizes), std::end(kKnownSizes), [&](auto known) { return fits(known, l); });
+}
+
 // Numbers in memory, and their tangents.
 struct Both {
     float *v, *t;
@@ -97,7 +115,7 @@ struct EdgeCall {
 // Rows of a tile, a multiple of the four that share a warp's lanes.
 enum class Rows { eight, sixteen };
 
-void launch_logits(const EdgeCall& call, Rows rows, bool tangent, cudaStream_t stream);
-void launch_values(const EdgeCall& call, Rows rows, bool tangent, cudaStream_t stream);
+void launch_logits(const EdgeCall& call, Rows rows, bool tangent, Stream stream);
+void launch_values(const EdgeCall& call, Rows rows, bool tangent, Stream stream);
 
 }  // namespace mdtrajnet::cuda

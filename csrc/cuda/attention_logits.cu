@@ -204,12 +204,10 @@ void launch_rows(const EdgeCall& call, [[maybe_unused]] Rows rows, bool tangent,
 
 }  // namespace
 
-void launch_logits(const EdgeCall& call, Rows rows, bool tangent, cudaStream_t stream) {
-    using Published = Known<16, 128>;
-    using Small = Known<16, 64>;
-    if (Published::fits(call.layout)) launch_rows<Published>(call, rows, tangent, stream);
-    else if (Small::fits(call.layout)) launch_rows<Small>(call, rows, tangent, stream);
-    else launch_rows<Any>(call, rows, tangent, stream);
+void launch_logits(const EdgeCall& call, Rows rows, bool tangent, Stream stream) {
+    with_shape(call.layout, [&](auto shape) {
+        launch_rows<typename decltype(shape)::type>(call, rows, tangent, stream);
+    });
 }
 
 }  // namespace mdtrajnet::cuda

@@ -8,6 +8,8 @@
 #include <type_traits>
 
 #include "cuda/attention_layout.hpp"
+#include "cuda/launch.hpp"
+#include "math/dual.hpp"
 #include "math/edge.hpp"
 #include "math/gelu.hpp"
 
@@ -24,9 +26,6 @@ struct Known {
     static constexpr int kBlocks = 2;  // of a multiprocessor
     static constexpr int B = kB, N = kHidden, M = kHidden, head_blocks = 1, channel_blocks = 1;
     __device__ explicit Known(const Layout&) {}
-    static bool fits(const Layout& l) {
-        return l.B == B && l.N == N && l.M == M && l.head_blocks == 1 && l.channel_blocks == 1;
-    }
 };
 
 // Any sizes; weights are read through the cache.
@@ -37,6 +36,19 @@ struct Any {
     __device__ explicit Any(const Layout& l)
         : B(l.B), N(l.N), M(l.M), head_blocks(l.head_blocks), channel_blocks(l.channel_blocks) {}
 };
+
+template <class Shape>
+struct Type {
+    using type = Shape;
+};
+
+// Calls run(Type<Shape>{}) for the sizes of a layout.
+template <std::size_t k = 0, class Run>
+void with_shape(const Layout& l, const Run& run) {
+    if constexpr (k == std::size(kKnownSizes)) run(Type<Any>{});
+    else if (fits(kKnownSizes[k], l)) run(Type<Known<kKnownSizes[k].centres, kKnownSizes[k].hidden>>{});
+    else with_shape<k + 1>(l, run);
+}
 
 template <bool D>
 using Number = std::conditional_t<D, Dual<float>, float>;
@@ -106,17 +118,17 @@ __device__ inline void stage(float* to, const float* from, int count) {
         *reinterpret_cast<float4*>(to + k) = load4(from + k);
 }
 
-// A centre and its edges.
+// A centre and its edges.  Unsigned: made 64 bits wide, nothing of it takes a second register.
 struct Centre {
     long begin;  // first edge in the graph
     int degree;
-    int row, time, copy;  // of the state; which copy of the graph, and the row of that copy's first atom
+    unsigned row, time, copy;  // of the state; which copy of the graph, and the row of that copy's first atom
 };
 
 __device__ inline Centre centre_of(const EdgeCall& call, long row) {
-    const int atoms = int(call.graph.atoms), time = int(row) / atoms, copy = time * atoms;
+    const unsigned atoms = unsigned(call.graph.atoms), time = unsigned(row) / atoms, copy = time * atoms;
     const long begin = call.graph.row_ptr[row - copy];
-    return {begin, int(call.graph.row_ptr[row - copy + 1] - begin), int(row), time, copy};
+    return {begin, int(call.graph.row_ptr[row - copy + 1] - begin), unsigned(row), time, copy};
 }
 
 // Where in `logits` those of a centre's edge begin, for a block of heads.

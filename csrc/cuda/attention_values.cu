@@ -26,16 +26,9 @@ struct ValueTile : Tile<R, D> {
     }
 };
 
-// Of 4 heads: what turns f exp(l) into weights, f being the envelope or 1.  With tangents the change of the sum, too.
+// Turns the logits l of the centre's edges into weights f^2 exp(l) / sum f exp(l), f being the envelope or 1.
 template <bool D>
-struct Normal {
-    float inverse[4];      // of the sum
-    float change[D ? 4 : 1];  // derivative of the sum, times its inverse
-};
-
-// Turns the logits l of the centre's edges into f^2 exp(l - largest), and sums f exp(l - largest).
-template <bool D>
-__device__ Normal<D> softmax(const EdgeCall& call, const Centre& centre, int heads, int head_blocks) {
+__device__ void softmax(const EdgeCall& call, const Centre& centre, int heads, int head_blocks) {
     const auto place = [&](int e) { return logits_at(call, centre, e, heads, head_blocks); };
     float top[4] = {-1e30f, -1e30f, -1e30f, -1e30f};
     for (int e = lane_index(); e < centre.degree; e += 32) {
@@ -64,22 +57,30 @@ __device__ Normal<D> softmax(const EdgeCall& call, const Centre& centre, int hea
             put<D>(call.logits, place(e) + k, call.envelope ? x * f : x);
         }
     }
-    Normal<D> result;
+    float inverse[4], change[4];  // of the sum; its derivative, times the inverse
 #pragma unroll
     for (int k = 0; k < 4; ++k) {
         const float total = warp_sum(sum[k]);
         // without neighbours, or with all of them at the cutoff, 0 is divided by the floor
-        result.inverse[k] = 1 / fmaxf(total, 1e-30f);
-        if constexpr (D) result.change[k] = total > 1e-30f ? warp_sum(sum_t[k]) * result.inverse[k] : 0.0f;
+        inverse[k] = 1 / fmaxf(total, 1e-30f);
+        change[k] = D && total > 1e-30f ? warp_sum(sum_t[k]) * inverse[k] : 0.0f;
     }
-    return result;
+    // here, by the lanes that wrote them, and not tile by tile: inverse and change would take eight registers there
+    for (int e = lane_index(); e < centre.degree; e += 32) {
+#pragma unroll
+        for (int k = 0; k < 4; ++k) {
+            Number<D> a = get<D>(call.logits, place(e) + k) * inverse[k];
+            if constexpr (D) a.t -= a.v * change[k];
+            put<D>(call.logits, place(e) + k, a);
+        }
+    }
 }
 
 // Weights of the tile's edges, plain, times d and times w.u; 0 in rows without an edge.  The barriers of hidden_layer
 // come before they are read.
 template <int R, bool D>
 __device__ void weigh(const EdgeCall& call, const Centre& centre, int begin, int heads, int head_blocks,
-                      const Normal<D>& normal, const ValueTile<R, D>& tile) {
+                      const ValueTile<R, D>& tile) {
     const int row = lane_index();
     if (row < tile.rows) {
         const Number<D> d = tile.feature(kDistance, row), wu = tile.feature(kAlong, row);
@@ -87,11 +88,7 @@ __device__ void weigh(const EdgeCall& call, const Centre& centre, int begin, int
         const long from = logits_at(call, centre, e, heads, head_blocks);
 #pragma unroll
         for (int k = 0; k < 4; ++k) {
-            Number<D> a{};
-            if (e < centre.degree) {
-                a = get<D>(call.logits, from + k) * normal.inverse[k];
-                if constexpr (D) a.t -= a.v * normal.change[k];
-            }
+            const Number<D> a = e < centre.degree ? get<D>(call.logits, from + k) : Number<D>{};
             put<D>(tile.factors, row * kMeans + k, a);
             put<D>(tile.factors, row * kMeans + 4 + k, a * d);
             put<D>(tile.factors, row * kMeans + 8 + k, a * wu);
@@ -205,7 +202,7 @@ __global__ void __launch_bounds__(kThreads, Shape::kBlocks) values(EdgeCall call
 
     Number<D> total[3] = {};
     for (int heads = 0; heads < shape.head_blocks; ++heads) {
-        const Normal<D> normal = softmax<D>(call, centre, heads, shape.head_blocks);
+        softmax<D>(call, centre, heads, shape.head_blocks);
         const long of_block = call.layout.own_value + long(heads) * (shape.M + 1) * kOwnValues;
         const Both own{atom.v + of_block, D ? atom.t + of_block : nullptr};
         const float* const shared = columns + heads * block_floats;
@@ -221,7 +218,7 @@ __global__ void __launch_bounds__(kThreads, Shape::kBlocks) values(EdgeCall call
             Number<D> constant{};  // the constant unit's mean, of factor `lane`
             for (int begin = 0; begin < centre.degree; begin += tile.rows) {
                 prepare(call, centre, begin, shape.B, tile);
-                weigh<R, D>(call, centre, begin, heads, shape.head_blocks, normal, tile);
+                weigh<R, D>(call, centre, begin, heads, shape.head_blocks, tile);
                 float x[2][4 * R], xt[2][D ? 4 * R : 1];
                 hidden_layer<R, D>(layers + shape.B * unit, {offset.v + unit, D ? offset.t + unit : nullptr}, shape.B,
                                    tile, x, xt);
@@ -290,12 +287,10 @@ void launch_rows(const EdgeCall& call, [[maybe_unused]] Rows rows, bool tangent,
 
 }  // namespace
 
-void launch_values(const EdgeCall& call, Rows rows, bool tangent, cudaStream_t stream) {
-    using Published = Known<16, 128>;
-    using Small = Known<16, 64>;
-    if (Published::fits(call.layout)) launch_rows<Published>(call, rows, tangent, stream);
-    else if (Small::fits(call.layout)) launch_rows<Small>(call, rows, tangent, stream);
-    else launch_rows<Any>(call, rows, tangent, stream);
+void launch_values(const EdgeCall& call, Rows rows, bool tangent, Stream stream) {
+    with_shape(call.layout, [&](auto shape) {
+        launch_rows<typename decltype(shape)::type>(call, rows, tangent, stream);
+    });
 }
 
 }  // namespace mdtrajnet::cuda
