@@ -36,7 +36,7 @@ centres a tile); an H200 of 67 TFLOP/s needs 0.8 ns. Traffic: some 120 B an edge
 TB/s), and 60 kB an atom of own matrices and means (13 ns, as much as 16 edges: what bounds
 molecules). Compiled for sm_90, 35 % of the instructions of the forward kernels are FMAs and three
 blocks of four warps fit a multiprocessor; at half the issue rate that makes 0.35 us an atom and
-block for diamond, about a tenth of the FMA peak. The backward kernels (255 or 180 registers, eight
+block for diamond, about a tenth of the FMA peak. The backward kernels (255 or 190 registers, eight
 warps) fit one block: some 1.2 us an atom and block. Chosen without measurement: tiles, chunks,
 warps, programs, slices. To try first on a device: tiles of 64 rows with four warps and "tf32x3"
 products, whose operands need not sit in registers. `allow_tf32` is correct but not tuned: with

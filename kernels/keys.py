@@ -289,6 +289,11 @@ def logits_backward(
             yo = spread(gl4 * tl.where(path == 0, d[:, None],
                                        tl.where(path == 1, wu[:, None], 0.0)),
                         member, PACK)  # fmt: skip
+            # beside what they sum: at the end of the loop they spill registers
+            sum_bias_q += tl.sum(y2, axis=0)
+            sum_bias_t += tl.sum(y4, axis=0)
+            sum_bias_c += tl.sum(ys, axis=0)
+            sum_bias_s += tl.sum(yo, axis=0)
             # the columns, for the gradients of their factors
             x = collect(tl.dot(h, own_c, input_precision=PRECISION), member, PACK) + own_bias
             x2 = tl.dot(h, edge_q, input_precision=PRECISION) + bias_q[None, :]
@@ -325,10 +330,6 @@ def logits_backward(
             sum_c = tl.dot(ht, ys, sum_c, input_precision=PRECISION)
             sum_s = tl.dot(ht, yo, sum_s, input_precision=PRECISION)
             sum_layer = tl.dot(tl.trans(g), gx, sum_layer, input_precision=PRECISION)
-            sum_bias_q += tl.sum(y2, axis=0)
-            sum_bias_t += tl.sum(y4, axis=0)
-            sum_bias_c += tl.sum(ys, axis=0)
-            sum_bias_s += tl.sum(yo, axis=0)
             sum_shift += tl.sum(tl.reshape(gx, [PACK, SLOT, KB]), axis=1)
             t += SLOT
         tl.store(g_own + at_c, sum_c, mask=here_c[None, :] & real[:, None])

@@ -10,6 +10,7 @@ import json
 import os
 import subprocess
 import sys
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -45,7 +46,7 @@ def child(script: str, tmp_path: Path) -> dict[str, dict[str, float]]:
 @pytest.mark.slow
 def test_values_tangents_and_gradients(tmp_path):
     cases = child("triton_interpret.py", tmp_path)
-    assert len(cases) == 3 + 1 + 3 * 3 * 2
+    assert len(cases) == 3 + len(triton_inputs.BUNDLED) + 1 + 3 * 3 * 2
     for case, errors in cases.items():
         assert len(errors) == 26, case  # 3 values, twice, 3 tangents, 17 gradients
         # a float32 distance knows the rest to the cutoff to 1e-4 of it where that is small
@@ -57,10 +58,15 @@ def test_values_tangents_and_gradients(tmp_path):
 @pytest.mark.slow
 def test_registers_and_shared_memory(tmp_path):
     kernels = child("triton_compile.py", tmp_path)
-    assert {name.split(", ")[2] for name in kernels} == {"sm_80", "sm_90", "sm_120"}
-    assert {name.split(", ")[0] for name in kernels} > set(PRODUCTS)
+    compiled: dict[tuple[str, str], set[str]] = {}
+    for name in kernels:
+        kernel, model, _, target = name.split(", ")
+        compiled.setdefault((model, target), set()).add(kernel)
+    targets = product(triton_inputs.BUNDLED, ("sm_80", "sm_90", "sm_120"))
+    assert set(compiled) == {("published", "sm_90"), *targets}
+    assert all(found > set(PRODUCTS) for found in compiled.values())
     for name, usage in kernels.items():
-        kernel, _, target = name.split(", ")
+        kernel, *_, target = name.split(", ")
         registers, shared = PRODUCTS.get(kernel, ELEMENTWISE)
         assert usage["registers"] <= registers, (name, usage)
         assert usage["shared"] <= shared, (name, usage)

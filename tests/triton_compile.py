@@ -2,8 +2,9 @@
 
 Run by test_triton.py in a process of its own, without TRITON_INTERPRET. The operation is called on
 small CPU tensors with the launcher replaced by one that records kernels and arguments, so that what
-is compiled is what would be launched. Prints {"kernel, case, target": {registers, stack, shared}}
-as JSON: registers a thread, stack bytes a thread (spilled registers), shared bytes a block.
+is compiled is what would be launched. Prints {"kernel, model, neighbours, target": {registers,
+stack, shared}} as JSON: registers a thread, stack bytes a thread (spilled registers), shared bytes
+a block.
 """
 
 from __future__ import annotations
@@ -28,8 +29,11 @@ from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction
 
 TYPES = {torch.float32: "*fp32", torch.int64: "*i64"}
-# The H200 for both shapes of tiles; an older and a newer generation for one.
-CASES = {"few": ((8, 8, 8, 8), (90,)), "many": ((46, 46, 46, 46), (80, 90, 120))}
+# The H200 for both shapes of tiles; for the bundled models an older and a newer generation for one.
+DEGREES = {"few": (8, 8, 8, 8), "many": (46, 46, 46, 46)}
+CASES = [("published", triton_inputs.PUBLISHED, degrees, (90,)) for degrees in DEGREES]
+for name, sizes in triton_inputs.BUNDLED.items():
+    CASES += [(name, sizes, "few", (90,)), (name, sizes, "many", (80, 90, 120))]
 
 
 class Launch:
@@ -71,9 +75,9 @@ class Launch:
         return {"registers": int(registers), "stack": int(stack), "shared": shared}
 
 
-def launches(degrees: tuple[int, ...]) -> list[Launch]:
-    """What the values, the tangents and the gradients of the published sizes launch."""
-    state, graph, folded, options, _ = triton_inputs.inputs(triton_inputs.PUBLISHED, degrees)
+def launches(sizes: tuple[int, ...], degrees: tuple[int, ...]) -> list[Launch]:
+    """What the values, the tangents and the gradients launch."""
+    state, graph, folded, options, _ = triton_inputs.inputs(sizes, degrees)
     state, folded = triton_inputs.single(state), triton_inputs.single(folded)
     edges = triton_inputs.single((graph.row_ptr, graph.neighbor, graph.r, graph.w))
     options["envelope"] = True  # the larger kernels
@@ -93,13 +97,13 @@ def launches(degrees: tuple[int, ...]) -> list[Launch]:
 
 def jobs() -> Iterator[tuple[str, Launch, int]]:
     seen = set()
-    for case, (degrees, capabilities) in CASES.items():
-        for launch in launches(degrees):
-            key = (launch.name, str(launch.constants), str(launch.options))
+    for model, sizes, degrees, capabilities in CASES:
+        for launch in launches(sizes, DEGREES[degrees]):
             for capability in capabilities:
-                if (key, capability) not in seen:
-                    seen.add((key, capability))
-                    yield f"{launch.name}, {case}, sm_{capability}", launch, capability
+                key = (launch.name, str(launch.constants), str(launch.options), model, capability)
+                if key not in seen:
+                    seen.add(key)
+                    yield f"{launch.name}, {model}, {degrees}, sm_{capability}", launch, capability
 
 
 if __name__ == "__main__":

@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
+import cases
 import numpy as np
 import torch
 from torch import Tensor
 
+from mdtrajnet_fast.config import ModelConfig
 from mdtrajnet_fast.ops import Graph
 from mdtrajnet_fast.ops.reference import FoldedWeights
 
 CUTOFF = 4.0
+
+
+def sizes_of(config: ModelConfig) -> tuple[int, ...]:
+    """Sizes of a model of one hidden layer for each network, in the order of the next."""
+    *sizes, (key,), (value,) = cases.block_sizes(config).values()
+    return (*sizes, key, value)
+
+
 # Scalars, time channels, Gaussians, heads, c0, v0, hidden units of key and value.
 SMALL = (8, 3, 6, 2, 3, 2, 8, 9)  # all different, as in cases.SMALL
 ODD = (11, 2, 17, 3, 5, 3, 35, 40)  # nothing a power of two; two chunks of hidden units
-PUBLISHED = (20, 4, 16, 4, 8, 8, 128, 128)
-OURS = (24, 4, 16, 4, 8, 8, 64, 64)
+PUBLISHED = sizes_of(cases.PUBLISHED)
+BUNDLED = {name: sizes_of(ModelConfig.from_dict(sizes)) for name, sizes in cases.BUNDLED.items()}
 
 
 def inputs(

@@ -22,7 +22,7 @@ from mdtrajnet_fast.kernels import attention
 from no_waits import NoWaits
 from torch import Tensor
 from torch.autograd import forward_ad
-from triton_inputs import CUTOFF, ODD, SMALL, inputs, single
+from triton_inputs import BUNDLED, CUTOFF, ODD, SMALL, inputs, single
 
 from mdtrajnet_fast.ops import edge_attention
 from mdtrajnet_fast.ops.reference import FoldedWeights
@@ -46,6 +46,7 @@ DEGREES = {
     "few envelope": (SMALL, FEW, True),
     "odd few": (ODD, (2, 0, 9), False),
     "first and last alone": (SMALL, (0, 1, 1, 0), False),
+    **{name: (sizes, (2, 0, 9), True) for name, sizes in BUNDLED.items()},
 }
 
 
