@@ -116,7 +116,7 @@ def backends() -> list[str]:
 
     from mdtrajnet_fast.ops import BACKENDS, choose_backend
 
-    first = choose_backend(None, torch.device(device()), torch.float32)
+    first = choose_backend(None, torch.device(device()), torch.float32).name
     rest = [name for name in BACKENDS if name not in (first, "cpu", "reference")]
     return [first] if DRY else [first, *rest]
 

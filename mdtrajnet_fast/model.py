@@ -22,6 +22,7 @@ from . import _C
 from .config import ModelConfig, irreps_channels
 from .neighbors import Edges, neighbor_list
 from .ops import (
+    Backend,
     Blocks,
     BlockWeights,
     Graph,
@@ -122,7 +123,7 @@ class Network(nn.Module):
         self.species_embedding = nn.Parameter(torch.randn(len(config.species), config.sp_embed_dim))
         self.blocks = nn.ModuleList(AttentionBlock(config) for _ in range(config.num_attn_blocks))
 
-    def prepare(self, backend: str) -> Blocks:
+    def prepare(self, backend: Backend) -> Blocks:
         """The attention blocks with their weights as they are now, folded for a backend."""
         config = self.config
         return Blocks(
@@ -277,10 +278,10 @@ class MDtrajNet(nn.Module):
         backend: None for the model's own.
         """
         chosen = choose_backend(backend or self.backend, self.device, self.dtype)
-        kind = NativePredictor if chosen == "cpu" else TorchPredictor
+        kind = NativePredictor if chosen.networks else TorchPredictor
         # the kernels for CPUs of this name are chosen when the weights are packed
-        key = (chosen, os.environ.get("MDTRAJNET_INSTRUCTION_SET"))
-        return self.kept(key, lambda: kind(self, chosen))
+        key = (chosen.name, os.environ.get("MDTRAJNET_INSTRUCTION_SET"))
+        return self.kept(key, lambda: kind(self, chosen.name))
 
     def kept(self, key: Hashable, make: Callable[[], _T]) -> _T:
         """make(), or what it returned for this key before, if the weights are what they were then.

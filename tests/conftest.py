@@ -17,7 +17,7 @@ def emulated_attention(monkeypatch):
     """Tensors on the CPU count as those of a GPU, whose attention kernels run in the emulation."""
     import emulated_gpu
 
-    from mdtrajnet_fast.ops import blocks, cuda
+    from mdtrajnet_fast.ops import BACKENDS, blocks, cuda
 
     emulated = SimpleNamespace(
         CudaAttentionBlock=emulated_gpu.EmulatedBlock,
@@ -27,8 +27,12 @@ def emulated_attention(monkeypatch):
     monkeypatch.setattr(cuda, "_stream", lambda device: 0)
     monkeypatch.setattr(cuda, "_check", lambda tensors, device: [x.contiguous() for x in tensors])
     monkeypatch.setattr(torch.cuda, "device", lambda device: nullcontext())
-    monkeypatch.setattr(blocks, "choose_backend", lambda backend, *_: backend or "cuda")
-    monkeypatch.setattr("mdtrajnet_fast.model.choose_backend", lambda backend, *_: backend)
+
+    def chosen(name, *_):
+        return BACKENDS[name or "cuda"]
+
+    monkeypatch.setattr(blocks, "choose_backend", chosen)
+    monkeypatch.setattr("mdtrajnet_fast.model.choose_backend", chosen)
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ from kernel_cases import SIZES, SYSTEMS, double, folded_of, like, model_of, opti
 from torch.autograd import forward_ad
 
 from mdtrajnet_fast.model import MDtrajNet
-from mdtrajnet_fast.ops import Blocks, Graph, edge_attention, fold
+from mdtrajnet_fast.ops import BACKENDS, Blocks, Graph, edge_attention, fold
 from mdtrajnet_fast.ops.reference import FoldedWeights
 from mdtrajnet_fast.system import System
 
@@ -348,7 +348,7 @@ def test_a_stack_of_blocks_of_different_sizes(emulated_attention):
             [folded_of(model) for model in models],
             True,
             **options_of(models[0]),
-            backend=backend,
+            backend=BACKENDS[backend],
         )(scalars, graph)
         for backend in ("cuda", "reference")
     ]

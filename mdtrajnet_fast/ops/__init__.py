@@ -1,12 +1,14 @@
 """The operations a model is made of. Nothing here knows of models or files."""
 
 from . import cpu
-from .blocks import BACKENDS, Blocks, choose_backend, edge_attention
+from .backends import BACKENDS, Backend, choose_backend
+from .blocks import Blocks, edge_attention
 from .graph import Graph
 from .reference import BlockWeights, FoldedWeights, cutoff_envelope, fold, gaussian_basis
 
 __all__ = [
     "BACKENDS",
+    "Backend",
     "BlockWeights",
     "Blocks",
     "FoldedWeights",

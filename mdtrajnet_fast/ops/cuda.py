@@ -10,7 +10,6 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
 from .. import _C
 from .graph import CSR
@@ -108,20 +107,6 @@ class Block:
                 _stream(self.device),
             )
         return out, out_tangent
-
-
-def increments(
-    block: Block, state: Sequence[tuple[Tensor, Tensor | None]], graph: CSR
-) -> tuple[Tensor, Tensor, Tensor]:
-    """A block's increments of a state whose parts may have tangents; then the increments have."""
-    values = [value for value, _ in state]
-    if all(tangent is None for _, tangent in state):
-        s, x, v = block.forward(values, [], graph)[0]
-        return s, x, v
-    changes = [torch.zeros_like(value) if change is None else change for value, change in state]
-    both = zip(*block.forward(values, changes, graph), strict=True)
-    s, x, v = (forward_ad.make_dual(*pair) for pair in both)
-    return s, x, v
 
 
 def _workspace(
