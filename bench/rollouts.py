@@ -42,8 +42,8 @@ from mdtrajnet_fast import MDtrajNet, Trajectory, load_model, simulate
 from mdtrajnet_fast.analysis import WAVENUMBER, vibrational_density_of_states
 from mdtrajnet_fast.data import Record, load_records
 from mdtrajnet_fast.generate import generate
+from mdtrajnet_fast.mechanics import momenta_from_velocities
 from mdtrajnet_fast.system import System
-from mdtrajnet_fast.trajectory import momenta_from_velocities
 from mdtrajnet_fast.trust import trust_summary
 
 RESOLUTION, HIGHEST = 30.0, 4000.0  # cm^-1

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from .checkpoint import bundled_models, load_model, save_model
     from .config import ModelConfig
     from .dynamics import MDtrajNetDynamics
-    from .ensembles import thermal_velocities
+    from .mechanics import thermal_velocities
     from .model import MDtrajNet
     from .neighbors import NeighborList, neighbor_list
     from .rollout import RolloutError
@@ -40,7 +40,7 @@ _HOME = {
     "read_structure": "structures",
     "save_model": "checkpoint",
     "simulate": "simulation",
-    "thermal_velocities": "ensembles",
+    "thermal_velocities": "mechanics",
     "vibrational_density_of_states": "analysis",
 }
 __all__ = [*_HOME]

@@ -22,10 +22,10 @@ from . import _C, __version__
 from .analysis import WAVENUMBER, peaks, vibrational_density_of_states
 from .checkpoint import bundled_models, load_model, provenance, save_model, training_logs
 from .data import load_records
-from .ensembles import thermal_velocities
 from .evaluate import atom_errors, error_table, grouped_tables, rms_energy_errors
 from .generate import TEMPERATURES_K, generate
 from .import_mlatom import load_mlatom
+from .mechanics import thermal_velocities
 from .model import MDtrajNet
 from .pairs import Pairs
 from .report import group_label, plot_errors, plot_groups, plot_training, write_spectrum

@@ -32,12 +32,12 @@ from ase.optimize import LBFGS
 from numpy.typing import ArrayLike
 from tqdm import tqdm
 
-from .analysis import bond_changes, degrees_of_freedom
+from .analysis import bond_changes
 from .data import Writer, check_name
-from .ensembles import thermal_velocities
+from .mechanics import degrees_of_freedom, thermal_velocities, velocities_from_momenta
 from .structures import conformers as rdkit_conformers
 from .structures import read_structure
-from .trajectory import Trajectory, velocities_from_momenta
+from .trajectory import Trajectory
 
 TEMPERATURES_K = (300.0, 300.0, 150.0, 300.0, 450.0, 300.0, 600.0, 300.0, 450.0, 600.0)
 

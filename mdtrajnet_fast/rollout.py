@@ -16,10 +16,10 @@ import numpy as np
 
 from .device_engine import DeviceEngine
 from .host_engine import HostEngine
+from .mechanics import momenta_from_velocities, velocities_from_momenta
 from .model import MDtrajNet
 from .predictor import NativePredictor
 from .system import System
-from .trajectory import momenta_from_velocities, velocities_from_momenta
 from .window import Broke, Engine, Method, Target
 
 # How fast reversible windows are drawn to the energy of the start (1/fs). docs/study.md: much

@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from .analysis import FRAME_ROWS
 from .checkpoint import load_model
-from .ensembles import set_velocities, thermal_velocities
+from .mechanics import set_velocities, thermal_velocities
 from .model import MDtrajNet
 from .rollout import (
     ENERGY_RATE,
@@ -61,7 +61,7 @@ def simulate(
     window: stride of the rollout (fs); None for the model's own.
     velocities: [atoms, 3] Å/fs (a list of such arrays for a list), in place of those of atoms.
     temperature_K, seed: draw velocities at exactly this kinetic temperature over the free degrees
-        of freedom (:func:`~mdtrajnet_fast.ensembles.thermal_velocities`); system k of a list draws
+        of freedom (:func:`~mdtrajnet_fast.mechanics.thermal_velocities`); system k of a list draws
         with seed + k.
     trajectory: file to stream the frames to (.traj, .extxyz or .h5), or one for each system.
         Written after every window; never overwritten. (All frames are kept in memory, too.)

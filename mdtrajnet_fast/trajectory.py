@@ -59,53 +59,15 @@ import h5py
 import numpy as np
 from ase.io.trajectory import TrajectoryReader as AseReader
 from ase.io.trajectory import TrajectoryWriter as AseWriter
-from ase.units import fs
 from numpy.typing import ArrayLike, NDArray
+
+from .mechanics import velocities_from_momenta
 
 if TYPE_CHECKING:
     from .trust import TrustSummary
 
 Array = NDArray[np.float64]
 Metadata = dict[str, Any]
-
-
-# ------------------------------------------------------------------------------- conversion
-
-
-def velocities_from_momenta(momenta: ArrayLike, masses: ArrayLike) -> Array:
-    """Velocities [..., atoms, 3] in Å/fs from momenta [..., atoms, 3] in sqrt(eV amu).
-
-    ``masses`` [atoms] in amu. Two correctly rounded float64 operations an element, so that the
-    same bits in give the same bits out whatever the leading dimensions. Going there and back may
-    change the last bit: the momenta are the state, the velocities a view of it.
-
-    Raises ValueError for shapes that do not match or a mass that is not positive.
-    """
-    p, m = _matching(momenta, masses, "momenta")
-    return p / m * fs
-
-
-def momenta_from_velocities(velocities: ArrayLike, masses: ArrayLike) -> Array:
-    """Momenta [..., atoms, 3] in sqrt(eV amu) from velocities [..., atoms, 3] in Å/fs.
-
-    The other direction of :func:`velocities_from_momenta`, with the same guarantee.
-    """
-    v, m = _matching(velocities, masses, "velocities")
-    return v / fs * m
-
-
-def _matching(vectors: ArrayLike, masses: ArrayLike, name: str) -> tuple[Array, Array]:
-    x = np.asarray(vectors, dtype=np.float64)
-    m = np.asarray(masses, dtype=np.float64)
-    if m.ndim != 1 or x.ndim < 2 or x.shape[-2:] != (len(m), 3):
-        raise ValueError(
-            f"got {name} of shape {x.shape} and masses of shape {m.shape}; expected "
-            "[..., atoms, 3] and [atoms]"
-        )
-    if not np.all(m > 0):
-        i = int(np.flatnonzero(~(m > 0))[0])
-        raise ValueError(f"atom {i} has mass {m[i]}; set a positive one with atoms.set_masses()")
-    return x, m[:, None]
 
 
 # ------------------------------------------------------------------------------- in memory

@@ -19,20 +19,7 @@ from ase.units import kB
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import fdtri
 
-from .analysis import (
-    EV,
-    FRAME_ROWS,
-    Array,
-    BondChange,
-    BondWatch,
-    atomic_degrees_of_freedom,
-    centre_of_mass,
-    frames_as_systems,
-    kinetic_temperature,
-    off_a_straight_line,
-    relative_angular_momentum,
-    total_angular_momentum,
-)
+from .analysis import FRAME_ROWS, Array, BondChange, BondWatch, frames_as_systems
 from .block_means import BlockMeans
 from .equipartition import (
     SEGMENT_FS,
@@ -44,9 +31,18 @@ from .equipartition import (
     share_of_stretches,
     strongest_band,
 )
+from .mechanics import (
+    EV,
+    atomic_degrees_of_freedom,
+    centre_of_mass,
+    kinetic_temperature,
+    off_a_straight_line,
+    relative_angular_momentum,
+    total_angular_momentum,
+    velocities_from_momenta,
+)
 from .neighbors import NeighborList
-from .rollout import SETTLING_FS
-from .trajectory import Trajectory, frame_arrays, velocities_from_momenta
+from .trajectory import Trajectory, frame_arrays
 
 # Potential energies [k] (eV) of positions [k, atoms, 3] (Å).
 Energies = Callable[[Array], Array]
@@ -78,6 +74,8 @@ _PHASE_FS = 5000.0
 _EARLY_FS = (100.0, 300.0)
 _CHANGED, _CHANGED_BY_CHANCE = 0.10, 0.9
 _CHANGED_FS = 1000.0  # looked at in runs of this length and more
+# The energy of the start is the mean over this time (fs), the one that rollouts keep.
+_FIRST_FS = 200.0
 _ENERGY = 0.25  # total energy off by this part of the kinetic energy
 
 
@@ -239,7 +237,7 @@ class TrustMonitor:
         self._later = np.zeros(2)  # and after them
         self._energies = BlockMeans(2)  # rows of time (fs) and total energy less the start's (eV)
         self._start_energy: float | None = None
-        self._early_energy = np.zeros(2)  # summed over the first SETTLING_FS, and how many
+        self._early_energy = np.zeros(2)  # summed over the first _FIRST_FS, and how many
         self._first_lonely = math.inf
         self._said: list[_Doubt] = []
         self._atoms = atoms.copy()
@@ -321,7 +319,7 @@ class TrustMonitor:
             self._start_energy = float(total[0])
         for row in np.column_stack((t, total - self._start_energy)):
             self._energies.add(row)
-            if row[0] - self._start <= SETTLING_FS:
+            if row[0] - self._start <= _FIRST_FS:
                 self._early_energy += row[1], 1
 
     def _begin(self, time: float, positions: Array, velocities: Array) -> None:

@@ -13,7 +13,7 @@ from ase.build import bulk, molecule
 
 from mdtrajnet_fast.checkpoint import BUNDLED as BUNDLED_FOLDER
 from mdtrajnet_fast.config import ModelConfig, irreps_channels
-from mdtrajnet_fast.ensembles import thermal_velocities
+from mdtrajnet_fast.mechanics import thermal_velocities
 from mdtrajnet_fast.model import MDtrajNet
 from mdtrajnet_fast.ops import Graph
 from mdtrajnet_fast.system import System

@@ -13,20 +13,23 @@ from mdtrajnet_fast import analysis
 from mdtrajnet_fast.analysis import (
     WAVENUMBER,
     BondWatch,
-    atomic_degrees_of_freedom,
     bond_changes,
     bonds,
     centre_of_mass_drift,
+    peaks,
+    vibrational_density_of_states,
+)
+from mdtrajnet_fast.mechanics import (
+    atomic_degrees_of_freedom,
     degrees_of_freedom,
     kinetic_temperature,
-    peaks,
+    momenta_from_velocities,
     rotation_axes,
     temperature_per_element,
     total_angular_momentum,
     total_momentum,
-    vibrational_density_of_states,
 )
-from mdtrajnet_fast.trajectory import Trajectory, momenta_from_velocities
+from mdtrajnet_fast.trajectory import Trajectory
 from mdtrajnet_fast.trust import TrustMonitor, trust_summary
 
 # ---------------------------------------------------------------------------------- spectra

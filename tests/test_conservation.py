@@ -10,8 +10,8 @@ import torch
 from scipy.spatial.transform import Rotation
 
 from mdtrajnet_fast import _C, conservation
-from mdtrajnet_fast.analysis import total_angular_momentum
 from mdtrajnet_fast.conservation import draw_energy, internal_velocities
+from mdtrajnet_fast.mechanics import total_angular_momentum
 from mdtrajnet_fast.neighbors import connected_components, neighbor_list
 from mdtrajnet_fast.system import System
 from mdtrajnet_fast.window import NEWTON_STEPS

@@ -19,7 +19,8 @@ from ase.md.verlet import VelocityVerlet
 from ase.optimize import BFGS
 
 from mdtrajnet_fast.data import Writer, load_records, unwrap, write_records
-from mdtrajnet_fast.trajectory import Trajectory, momenta_from_velocities
+from mdtrajnet_fast.mechanics import momenta_from_velocities
+from mdtrajnet_fast.trajectory import Trajectory
 
 NUMBERS = np.array([8, 1, 1])
 FRAMES = 7

@@ -11,10 +11,10 @@ import torch
 from scipy.spatial.transform import Rotation
 
 from mdtrajnet_fast import TrainConfig, fit, load_model, rollout, save_model, simulate, train
-from mdtrajnet_fast.analysis import total_angular_momentum, total_momentum
 from mdtrajnet_fast.data import load_records
 from mdtrajnet_fast.evaluate import energy_errors, rms_energy_errors
 from mdtrajnet_fast.generate import generate
+from mdtrajnet_fast.mechanics import total_angular_momentum, total_momentum
 from mdtrajnet_fast.pairs import Pairs
 from mdtrajnet_fast.predictor import TorchPredictor
 from mdtrajnet_fast.system import System

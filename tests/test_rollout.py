@@ -20,7 +20,7 @@ from mdtrajnet_fast import (
     simulate,
     simulation,
 )
-from mdtrajnet_fast.analysis import (
+from mdtrajnet_fast.mechanics import (
     degrees_of_freedom,
     kinetic_temperature,
     total_angular_momentum,

@@ -18,14 +18,13 @@ import pytest
 from ase import Atoms, units
 from ase.build import bulk, molecule
 
+from mdtrajnet_fast.mechanics import momenta_from_velocities, velocities_from_momenta
 from mdtrajnet_fast.trajectory import (
     Trajectory,
     count_frames,
     is_hdf5_trajectory,
-    momenta_from_velocities,
     open_writer,
     truncate,
-    velocities_from_momenta,
 )
 
 SUFFIXES = (".traj", ".extxyz", ".h5")

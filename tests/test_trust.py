@@ -17,7 +17,7 @@ from mdtrajnet_fast.equipartition import (
     occupied_bands,
     strongest_band,
 )
-from mdtrajnet_fast.trajectory import momenta_from_velocities
+from mdtrajnet_fast.mechanics import momenta_from_velocities
 from mdtrajnet_fast.trust import TrustMonitor, trust_summary
 
 ETHANOL = molecule("CH3CH2OH")

@@ -8,7 +8,7 @@ from ase.build import molecule
 from ase.constraints import FixAtoms
 
 from mdtrajnet_fast import thermal_velocities
-from mdtrajnet_fast.analysis import rotation_axes
+from mdtrajnet_fast.mechanics import rotation_axes
 
 SYSTEMS = [
     (molecule("CH3CH2OH"), 21),

@@ -1,0 +1,269 @@
+"""Mechanics of atoms: momenta and velocities, temperature, degrees of freedom, rigid motion.
+
+Arrays are NumPy float64: positions Å, velocities Å/fs, masses amu, temperatures K; momenta are
+ASE's, sqrt(eV amu).
+"""
+
+from __future__ import annotations
+
+import ase
+import numpy as np
+from ase.data import chemical_symbols
+from ase.units import fs, kB
+from numpy.typing import ArrayLike, NDArray
+
+from .system import check_atoms
+
+Array = NDArray[np.float64]
+
+EV = 1 / fs**2  # eV per amu (Å/fs)^2
+
+
+def velocities_from_momenta(momenta: ArrayLike, masses: ArrayLike) -> Array:
+    """Velocities [..., atoms, 3] in Å/fs from momenta [..., atoms, 3] in sqrt(eV amu).
+
+    ``masses`` [atoms] in amu. Two correctly rounded float64 operations an element, so that the
+    same bits in give the same bits out whatever the leading dimensions. Going there and back may
+    change the last bit: the momenta are the state, the velocities a view of it.
+
+    Raises ValueError for shapes that do not match or a mass that is not positive.
+    """
+    p, m = _matching(momenta, masses, "momenta")
+    return p / m * fs
+
+
+def momenta_from_velocities(velocities: ArrayLike, masses: ArrayLike) -> Array:
+    """Momenta [..., atoms, 3] in sqrt(eV amu) from velocities [..., atoms, 3] in Å/fs.
+
+    The other direction of :func:`velocities_from_momenta`, with the same guarantee.
+    """
+    v, m = _matching(velocities, masses, "velocities")
+    return v / fs * m
+
+
+def _matching(vectors: ArrayLike, masses: ArrayLike, name: str) -> tuple[Array, Array]:
+    x = np.asarray(vectors, dtype=np.float64)
+    m = np.asarray(masses, dtype=np.float64)
+    if m.ndim != 1 or x.ndim < 2 or x.shape[-2:] != (len(m), 3):
+        raise ValueError(
+            f"got {name} of shape {x.shape} and masses of shape {m.shape}; expected "
+            "[..., atoms, 3] and [atoms]"
+        )
+    if not np.all(m > 0):
+        i = int(np.flatnonzero(~(m > 0))[0])
+        raise ValueError(f"atom {i} has mass {m[i]}; set a positive one with atoms.set_masses()")
+    return x, m[:, None]
+
+
+# ---- Temperature.
+
+
+def kinetic_temperature(
+    velocities: ArrayLike, masses: ArrayLike, degrees_of_freedom: float | None = None
+) -> Array:
+    """sum_i m_i v_i^2 / (kB degrees_of_freedom) of each frame, [frames] in K.
+
+    velocities [frames, atoms, 3] Å/fs, masses [atoms] amu. The default is 3N degrees of freedom,
+    ASE's convention; see :func:`degrees_of_freedom` for what a molecule at rest has.
+    """
+    v, m = _velocities(velocities, masses)
+    dof = 3 * len(m) if degrees_of_freedom is None else degrees_of_freedom
+    if not dof > 0:
+        raise ValueError(f"got {dof} degrees of freedom; a temperature needs a positive number")
+    return np.einsum("a,fax,fax->f", m, v, v) * (EV / (kB * dof))
+
+
+def temperature_per_element(
+    velocities: ArrayLike,
+    masses: ArrayLike,
+    numbers: ArrayLike,
+    degrees_of_freedom: ArrayLike | None = None,
+) -> dict[str, Array]:
+    """The kinetic temperature of the atoms of each element, {symbol: [frames] in K}.
+
+    ``degrees_of_freedom`` [atoms], 3 each by default. In a small system without net momentum and
+    rotation the atoms have fewer, the heavy ones most of all (0.2 for the oxygen of one water
+    molecule): take them from :func:`atomic_degrees_of_freedom`, or oxygen looks cold.
+    """
+    v, m = _velocities(velocities, masses)
+    z = np.asarray(numbers)
+    dof = np.full(len(m), 3.0) if degrees_of_freedom is None else np.asarray(degrees_of_freedom)
+    if z.shape != m.shape or dof.shape != m.shape:
+        raise ValueError(
+            f"got numbers {z.shape} and degrees_of_freedom {dof.shape} for {len(m)} atoms; "
+            "expected [atoms] of both"
+        )
+    return {
+        chemical_symbols[element]: kinetic_temperature(
+            v[:, z == element], m[z == element], float(dof[z == element].sum())
+        )
+        for element in np.unique(z)
+    }
+
+
+def rotation_axes(atoms: ase.Atoms) -> Array:
+    """The orthonormal principal axes about which an isolated system can rotate, [axes, 3].
+
+    Three of them; two for a linear system, turning about whose line moves nothing; none for one
+    atom. A system counts as linear if all atoms are within 0.3 Å of one line through the centre
+    of mass: vibrations bend it. Whether the system is isolated is for the caller to say.
+    """
+    if len(atoms) < 2:
+        return np.empty((0, 3))
+    m = atoms.get_masses()
+    r = atoms.positions - m @ atoms.positions / m.sum()
+    _, _, axes = np.linalg.svd(r * np.sqrt(m)[:, None])  # the first: the line closest to all atoms
+    off_axis = np.linalg.norm(r - np.outer(r @ axes[0], axes[0]), axis=1)
+    return axes if off_axis.max() > 0.3 else axes[1:]
+
+
+def atomic_degrees_of_freedom(atoms: ase.Atoms, rotation: bool | None = None) -> Array:
+    """How many degrees of freedom each atom has once overall motion is taken out, [atoms].
+
+    At equilibrium <m_i v_i^2> = kB T times this number. It is 3 less the share of atom i in the
+    motions taken out: the diagonal of the projector on the mass-weighted translations
+    sqrt(m_i) e_a and, for the :func:`rotation_axes` e, rotations sqrt(m_i) e x (r_i - centre).
+    The sum is 3N - 3 for a periodic system, 3N - 6 for an isolated one and 3N - 5 for a linear one.
+
+    rotation: whether the overall rotation is taken out, too; by default if no axis is periodic.
+    """
+    if rotation is None:
+        rotation = not atoms.pbc.any()
+    m = atoms.get_masses()
+    about = rotation_axes(atoms) if rotation else np.empty((0, 3))
+    r = atoms.positions - m @ atoms.positions / m.sum()
+    modes = np.empty((len(m), 3, 3 + len(about)))
+    modes[:, :, :3] = np.eye(3)
+    modes[:, :, 3:] = np.cross(about, r[:, None]).transpose(0, 2, 1)
+    modes *= np.sqrt(m)[:, None, None]
+    basis, _ = np.linalg.qr(modes.reshape(3 * len(m), -1))
+    return 3 - np.sum(basis**2, axis=1).reshape(-1, 3).sum(axis=1)
+
+
+def degrees_of_freedom(atoms: ase.Atoms, rotation: bool | None = None) -> int:
+    """3N less 3 for the net momentum, less 3 (linear: 2) for the rotation of an isolated system.
+
+    The sum of :func:`atomic_degrees_of_freedom`, which see.
+    """
+    return round(float(atomic_degrees_of_freedom(atoms, rotation).sum()))
+
+
+# ---- Momentum.
+
+
+def total_momentum(velocities: ArrayLike, masses: ArrayLike) -> Array:
+    """sum_i m_i v_i, [frames, 3] in amu Å/fs."""
+    v, m = _velocities(velocities, masses)
+    return _sum(m, v)
+
+
+def total_angular_momentum(positions: ArrayLike, velocities: ArrayLike, masses: ArrayLike) -> Array:
+    """sum_i m_i (r_i - R) x (v_i - V) about the centre of mass, [frames, 3] in amu Å^2/fs.
+
+    Conserved by an isolated system, not by a periodic one.
+    """
+    v, m = _velocities(velocities, masses)
+    x = np.asarray(positions, dtype=np.float64)
+    return relative_angular_momentum(
+        x - centre_of_mass(x, m)[:, None], v - centre_of_mass(v, m)[:, None], m
+    )
+
+
+def relative_angular_momentum(x: Array, v: Array, m: Array) -> Array:
+    """The same of positions and velocities relative to the centre of mass."""
+    return _sum(m, _cross(x, v))
+
+
+_YZX, _ZXY = np.array([1, 2, 0]), np.array([2, 0, 1])
+
+
+def _cross(a: Array, b: Array) -> Array:
+    """Cross products of [.., 3], to the bit of np.cross, which spends its time on axes."""
+    return a.take(_YZX, -1) * b.take(_ZXY, -1) - a.take(_ZXY, -1) * b.take(_YZX, -1)
+
+
+def centre_of_mass(x: Array, m: Array) -> Array:
+    """Mean of x [frames, atoms, 3] over the atoms, weighted with their masses: [frames, 3]."""
+    return _sum(m / m.sum(), x)
+
+
+def _sum(weights: Array, x: Array) -> Array:
+    # Not einsum: its order of summation, thus the last bit, depends on the number of frames.
+    return np.sum(weights[:, None] * x, axis=1)
+
+
+def off_a_straight_line(elapsed: Array, centre: Array, start: Array, velocity: Array) -> Array:
+    """Centres [frames, 3] less start + elapsed [frames] times velocity, both [3]."""
+    return centre - start - elapsed[:, None] * velocity
+
+
+def _velocities(velocities: ArrayLike, masses: ArrayLike) -> tuple[Array, Array]:
+    v = np.asarray(velocities, dtype=np.float64)
+    m = np.asarray(masses, dtype=np.float64)
+    if v.ndim != 3 or m.ndim != 1 or v.shape[1:] != (len(m), 3) or len(v) == 0:
+        raise ValueError(
+            f"got velocities of shape {v.shape} and masses of shape {m.shape}; expected "
+            "[frames, atoms, 3] with at least one frame, and [atoms]"
+        )
+    return v, m
+
+
+# ---- Velocities at a temperature.
+
+
+def set_velocities(atoms: ase.Atoms, velocities: np.ndarray) -> None:
+    """Set velocities [atoms, 3] in Å/fs, in place.
+
+    Raises ValueError for another shape or values that are not finite.
+    """
+    v = np.asarray(velocities, dtype=np.float64)
+    if v.shape != (len(atoms), 3) or not np.isfinite(v).all():
+        raise ValueError(
+            f"velocities must be finite and of shape ({len(atoms)}, 3), in Å/fs; got {v.shape}"
+        )
+    atoms.set_momenta(momenta_from_velocities(v, atoms.get_masses()))
+
+
+def thermal_velocities(
+    atoms: ase.Atoms, temperature_K: float, seed: int | np.random.Generator | None
+) -> None:
+    """Draw velocities at exactly the given kinetic temperature, in place.
+
+    Maxwell-Boltzmann velocities without net momentum and, for an isolated molecule, without net
+    rotation, scaled so that the kinetic energy is k_B T / 2 for each of the degrees of freedom that
+    are left. The temperature is that of the kinetic energy now: nothing is doubled for a start at
+    a potential minimum, from which half of it flows into the vibrations.
+
+    Raises ValueError for a temperature that is not positive, a system without such freedom, and
+    what :func:`~mdtrajnet_fast.system.check_atoms` refuses.
+    """
+    check_atoms(atoms)
+    if not (np.isfinite(temperature_K) and temperature_K > 0):
+        raise ValueError(f"temperature_K must be positive and finite, got {temperature_K}")
+    freedom = degrees_of_freedom(atoms)
+    if freedom < 1:
+        raise ValueError(
+            f"{atoms.get_chemical_formula()} has no degrees of freedom once momentum and rotation "
+            "are taken out; give velocities instead of a temperature"
+        )
+    normal = np.random.default_rng(seed).standard_normal((len(atoms), 3))
+    spread = np.sqrt(atoms.get_masses() * ase.units.kB * temperature_K)
+    atoms.set_momenta(normal * spread[:, None])
+    _stop(atoms)
+    wanted = 0.5 * freedom * ase.units.kB * temperature_K
+    atoms.set_momenta(atoms.get_momenta() * np.sqrt(wanted / atoms.get_kinetic_energy()))
+
+
+def _stop(atoms: ase.Atoms) -> None:
+    """Take out the net momentum and, for an isolated system, the net rotation."""
+    masses = atoms.get_masses()[:, None]
+    momenta = atoms.get_momenta()
+    momenta -= masses * (momenta.sum(0) / masses.sum())
+    if not atoms.pbc.any():
+        axes = rotation_axes(atoms)
+        r = atoms.positions - atoms.get_center_of_mass()
+        turns = np.stack([np.cross(axis, r) for axis in axes]) if len(axes) else np.zeros((0, 1, 3))
+        inertia = np.einsum("kax,lax->kl", turns, masses * turns)
+        omega = np.linalg.solve(inertia, np.einsum("kax,ax->k", turns, momenta))
+        momenta -= masses * np.einsum("k,kax->ax", omega, turns)
+    atoms.set_momenta(momenta)
