@@ -16,7 +16,12 @@ from ase.data import covalent_radii
 from numpy.typing import ArrayLike, NDArray
 from scipy.fft import next_fast_len
 
-from .mechanics import _velocities, centre_of_mass, off_a_straight_line, velocities_from_momenta
+from .mechanics import (
+    centre_of_mass,
+    checked_velocities,
+    off_a_straight_line,
+    velocities_from_momenta,
+)
 from .neighbors import NeighborList, neighbor_list
 from .trajectory import Trajectory
 
@@ -67,7 +72,7 @@ def vibrational_density_of_states(
     """
     from scipy.signal import welch  # here, for it takes long to import
 
-    v, m = _velocities(velocities, masses)
+    v, m = checked_velocities(velocities, masses)
     frames, atoms = v.shape[:2]
     if not dt_fs > 0:
         raise ValueError(f"got dt_fs = {dt_fs}; expected a positive time between frames in fs")

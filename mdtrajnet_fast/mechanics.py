@@ -66,7 +66,7 @@ def kinetic_temperature(
     velocities [frames, atoms, 3] Å/fs, masses [atoms] amu. The default is 3N degrees of freedom,
     ASE's convention; see :func:`degrees_of_freedom` for what a molecule at rest has.
     """
-    v, m = _velocities(velocities, masses)
+    v, m = checked_velocities(velocities, masses)
     dof = 3 * len(m) if degrees_of_freedom is None else degrees_of_freedom
     if not dof > 0:
         raise ValueError(f"got {dof} degrees of freedom; a temperature needs a positive number")
@@ -85,7 +85,7 @@ def temperature_per_element(
     rotation the atoms have fewer, the heavy ones most of all (0.2 for the oxygen of one water
     molecule): take them from :func:`atomic_degrees_of_freedom`, or oxygen looks cold.
     """
-    v, m = _velocities(velocities, masses)
+    v, m = checked_velocities(velocities, masses)
     z = np.asarray(numbers)
     dof = np.full(len(m), 3.0) if degrees_of_freedom is None else np.asarray(degrees_of_freedom)
     if z.shape != m.shape or dof.shape != m.shape:
@@ -153,7 +153,7 @@ def degrees_of_freedom(atoms: ase.Atoms, rotation: bool | None = None) -> int:
 
 def total_momentum(velocities: ArrayLike, masses: ArrayLike) -> Array:
     """sum_i m_i v_i, [frames, 3] in amu Å/fs."""
-    v, m = _velocities(velocities, masses)
+    v, m = checked_velocities(velocities, masses)
     return _sum(m, v)
 
 
@@ -162,7 +162,7 @@ def total_angular_momentum(positions: ArrayLike, velocities: ArrayLike, masses: 
 
     Conserved by an isolated system, not by a periodic one.
     """
-    v, m = _velocities(velocities, masses)
+    v, m = checked_velocities(velocities, masses)
     x = np.asarray(positions, dtype=np.float64)
     return relative_angular_momentum(
         x - centre_of_mass(x, m)[:, None], v - centre_of_mass(v, m)[:, None], m
@@ -197,7 +197,7 @@ def off_a_straight_line(elapsed: Array, centre: Array, start: Array, velocity: A
     return centre - start - elapsed[:, None] * velocity
 
 
-def _velocities(velocities: ArrayLike, masses: ArrayLike) -> tuple[Array, Array]:
+def checked_velocities(velocities: ArrayLike, masses: ArrayLike) -> tuple[Array, Array]:
     v = np.asarray(velocities, dtype=np.float64)
     m = np.asarray(masses, dtype=np.float64)
     if v.ndim != 3 or m.ndim != 1 or v.shape[1:] != (len(m), 3) or len(v) == 0:
