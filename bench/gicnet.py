@@ -38,11 +38,11 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from mdtrajnet_fast import load_model
-from mdtrajnet_fast.data import Record, load_records
+from mdtrajnet_fast.data.pairs import Choice, Pairs
+from mdtrajnet_fast.data.records import Record, load_records
+from mdtrajnet_fast.md.rollout import rollout
 from mdtrajnet_fast.mechanics import momenta_from_velocities, velocities_from_momenta
-from mdtrajnet_fast.model import MDtrajNet
-from mdtrajnet_fast.pairs import Choice, Pairs
-from mdtrajnet_fast.rollout import rollout
+from mdtrajnet_fast.model.network import MDtrajNet
 
 MOLECULES = ("CCO", "CC(N)=O", "O=CO", "CN", "C=CC")
 HELD_OUT = ("traj01", "traj02", "traj08", "traj09")

@@ -126,8 +126,8 @@ def model(backend: str | None = None, scale: float = 1.0, **options: Any) -> Any
     import torch
     from providers import SPECIES
 
-    from mdtrajnet_fast.config import ModelConfig
-    from mdtrajnet_fast.model import MDtrajNet
+    from mdtrajnet_fast.model.config import ModelConfig
+    from mdtrajnet_fast.model.network import MDtrajNet
 
     torch.manual_seed(0)
     options |= {"num_attn_blocks": 1} if DRY else {}
@@ -248,7 +248,7 @@ def scaling() -> Iterator[Row]:
     """A pass over the number of atoms."""
     import torch
 
-    from mdtrajnet_fast.device_graph import device_graph
+    from mdtrajnet_fast.md.device_graph import device_graph
     from mdtrajnet_fast.system import System
 
     for cells in cubes():
@@ -296,7 +296,7 @@ def rollout() -> Iterator[Row]:
     import numpy as np
     from cases import hot
 
-    from mdtrajnet_fast.rollout import rollout as run
+    from mdtrajnet_fast.md.rollout import rollout as run
     from mdtrajnet_fast.system import System
 
     ethanols = [hot("CH3CH2OH", seed=k) for k in range(2 if DRY else 1024)]
@@ -353,8 +353,8 @@ def neighbors() -> Iterator[Row]:
     """Neighbour lists of 131,072 atoms within 4 Å."""
     import torch
 
-    from mdtrajnet_fast.neighbors import neighbor_list
-    from mdtrajnet_fast.neighbors_cuda import Cells, SkinNeighbors, device_neighbor_list
+    from mdtrajnet_fast.neighbors.device import Cells, SkinNeighbors, device_neighbor_list
+    from mdtrajnet_fast.neighbors.host import neighbor_list
     from mdtrajnet_fast.system import System
 
     system = System.from_atoms(crystal((3, 3, 3) if DRY else (16, 32, 32)))
@@ -413,7 +413,7 @@ def records() -> list[Any]:
     from ase.collections import g2
     from cases import hot
 
-    from mdtrajnet_fast.data import Record
+    from mdtrajnet_fast.data.records import Record
 
     made, frames = [], 40 if DRY else 400
     for k, name in enumerate(g2.names):
@@ -446,9 +446,9 @@ def training() -> Iterator[Row]:
     import numpy as np
     import torch
 
-    from mdtrajnet_fast.evaluate import errors
-    from mdtrajnet_fast.pairs import Pairs
-    from mdtrajnet_fast.resident import ResidentPairs
+    from mdtrajnet_fast.data.device_pairs import ResidentPairs
+    from mdtrajnet_fast.data.pairs import Pairs
+    from mdtrajnet_fast.train.evaluate import errors
 
     pairs = Pairs(records())
     kinds = {"published": {}, "own": {"residual": "running", "head": "conserving"}}
@@ -494,7 +494,7 @@ def peers() -> Iterator[Row]:
     """4,096 atoms of diamond: ours, plain torch, and the e3nn formulation on our neighbour list."""
     import torch
 
-    from mdtrajnet_fast.device_graph import device_graph
+    from mdtrajnet_fast.md.device_graph import device_graph
     from mdtrajnet_fast.system import System
 
     system = System.from_atoms(crystal((2, 2, 2) if DRY else PEER_ATOMS))
@@ -539,8 +539,8 @@ def roofline() -> Iterator[Row]:
     import torch
     from operations import operations
 
-    from mdtrajnet_fast.config import irreps_channels
-    from mdtrajnet_fast.device_graph import device_graph
+    from mdtrajnet_fast.md.device_graph import device_graph
+    from mdtrajnet_fast.model.config import irreps_channels
     from mdtrajnet_fast.system import System
 
     top = {row["what"]: row for row in ceilings()}
@@ -588,9 +588,9 @@ def trace() -> Iterator[Row]:
     from cases import mixture
     from torch.profiler import ProfilerActivity, profile, record_function
 
-    from mdtrajnet_fast.rollout import engine_for
+    from mdtrajnet_fast.md.rollout import engine_for
+    from mdtrajnet_fast.md.window import Method
     from mdtrajnet_fast.system import System
-    from mdtrajnet_fast.window import Method
 
     many = mixture()
     system = System.from_atoms(many)
@@ -646,7 +646,7 @@ def small_case() -> Iterator[Row]:
     """Neighbour list, values and tangent of a few molecules: what the sanitizer watches."""
     from cases import mixture
 
-    from mdtrajnet_fast.device_graph import device_graph
+    from mdtrajnet_fast.md.device_graph import device_graph
     from mdtrajnet_fast.system import System
 
     graph = device_graph(model(), System.from_atoms(mixture()))

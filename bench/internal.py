@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.func import jacrev, vmap
 
-from mdtrajnet_fast.analysis import bonds
+from mdtrajnet_fast.analysis.observables import bonds
 
 STRAIGHT = 0.15  # sine of an angle below which it defines no dihedral
 

@@ -29,8 +29,8 @@ from providers import THREADS, provider  # noqa: E402
 from report import HERE, Timing, began, heading, interleave, loglog, write  # noqa: E402
 
 from mdtrajnet_fast import MDtrajNet, Trajectory, load_model, simulate, thermal_velocities  # noqa: E402
-from mdtrajnet_fast.checkpoint import provenance
-from mdtrajnet_fast.generate import make_calculator  # noqa: E402
+from mdtrajnet_fast.data.generate import make_calculator  # noqa: E402
+from mdtrajnet_fast.model.checkpoint import provenance
 
 TEMPERATURE_K = 300.0
 STEP = 0.5  # fs, of velocity Verlet

@@ -10,7 +10,7 @@ from __future__ import annotations
 from itertools import pairwise
 from typing import NamedTuple
 
-from mdtrajnet_fast.config import ModelConfig, irreps_channels
+from mdtrajnet_fast.model.config import ModelConfig, irreps_channels
 
 
 class Operations(NamedTuple):

@@ -21,8 +21,8 @@ import warnings
 import torch
 from torch import Tensor, nn
 
-from mdtrajnet_fast.config import ModelConfig, irreps_channels
-from mdtrajnet_fast.model import AttentionBlock, MDtrajNet
+from mdtrajnet_fast.model.config import ModelConfig, irreps_channels
+from mdtrajnet_fast.model.network import AttentionBlock, MDtrajNet
 from mdtrajnet_fast.ops import Graph
 
 # e3nn's table of Wigner symbols is a pickle of tensors and slices.

@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mdtrajnet_fast.config import ModelConfig
-from mdtrajnet_fast.model import MDtrajNet
+from mdtrajnet_fast.model.config import ModelConfig
+from mdtrajnet_fast.model.network import MDtrajNet
 from mdtrajnet_fast.system import System
 
 THREADS = int(os.environ.get("MDTRAJNET_BENCH_THREADS", "1"))

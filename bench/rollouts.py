@@ -39,12 +39,12 @@ from ase.data import chemical_symbols
 from ase.units import fs
 
 from mdtrajnet_fast import MDtrajNet, Trajectory, load_model, simulate
-from mdtrajnet_fast.analysis import WAVENUMBER, vibrational_density_of_states
-from mdtrajnet_fast.data import Record, load_records
-from mdtrajnet_fast.generate import generate
+from mdtrajnet_fast.analysis.observables import WAVENUMBER, vibrational_density_of_states
+from mdtrajnet_fast.analysis.trust import trust_summary
+from mdtrajnet_fast.data.generate import generate
+from mdtrajnet_fast.data.records import Record, load_records
 from mdtrajnet_fast.mechanics import momenta_from_velocities
 from mdtrajnet_fast.system import System
-from mdtrajnet_fast.trust import trust_summary
 
 RESOLUTION, HIGHEST = 30.0, 4000.0  # cm^-1
 COLUMNS = ("r", "W1", "T", "T element", "element", "r halves", "W1 halves", "T el halves")

@@ -7,7 +7,7 @@ import numpy as np
 from cases import diamond, hot
 
 from mdtrajnet_fast.mechanics import thermal_velocities
-from mdtrajnet_fast.neighbors import neighbor_list
+from mdtrajnet_fast.neighbors.host import neighbor_list
 
 # Atoms per Å^3 that put about as many neighbours within 4 Å as diamond has, 46.
 _DENSITY = 0.174

@@ -20,7 +20,7 @@ from internal import (
 )
 
 import mdtrajnet_fast
-from mdtrajnet_fast.data import Record
+from mdtrajnet_fast.data.records import Record
 
 MOLECULES = ["CH3CH2OH", "CH3CONH2", "HCOOH", "CH4", "C3H6_Cs", "CH3CN", "C3H6_D3h", "H2O"]
 

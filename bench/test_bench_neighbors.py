@@ -15,7 +15,7 @@ import ase.build
 import ase.neighborlist
 import pytest
 
-from mdtrajnet_fast.neighbors import NeighborList, neighbor_list
+from mdtrajnet_fast.neighbors.host import NeighborList, neighbor_list
 
 THREADS = int(os.environ.get("MDTRAJNET_BENCH_THREADS", "1"))
 CUTOFF = 4.0  # Å; 46 neighbours in diamond

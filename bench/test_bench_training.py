@@ -5,7 +5,7 @@ from __future__ import annotations
 import training
 
 from mdtrajnet_fast import TrainConfig
-from mdtrajnet_fast.generate import generate
+from mdtrajnet_fast.data.generate import generate
 
 
 def test_a_short_comparison(tmp_path, monkeypatch):

@@ -23,10 +23,10 @@ from ase.optimize import BFGS
 from ase.vibrations import Vibrations
 
 from mdtrajnet_fast import MDtrajNet, load_model, read_structure
-from mdtrajnet_fast.analysis import WAVENUMBER
-from mdtrajnet_fast.generate import make_calculator
+from mdtrajnet_fast.analysis.observables import WAVENUMBER
+from mdtrajnet_fast.data.generate import make_calculator
+from mdtrajnet_fast.md.rollout import rollout
 from mdtrajnet_fast.mechanics import momenta_from_velocities, velocities_from_momenta
-from mdtrajnet_fast.rollout import rollout
 from mdtrajnet_fast.system import System
 
 STEP = 0.004  # Å sqrt(amu), of the displacements

@@ -351,8 +351,8 @@ PYBIND11_MODULE(_C, m) {
           "How this module was built: compiler, flags, instruction_sets, openmp (its date), and cuda: None, or\n"
           "the version of nvcc and the archs.");
     m.def("neighbor_list", &neighbor_list, py::arg("positions"), py::arg("cutoff"), py::arg("cell"), py::arg("pbc"),
-          py::arg("ptr"), py::arg("threads"), "row_ptr, neighbor, shift: see mdtrajnet_fast.neighbors.neighbor_list.");
-    py::class_<VerletList>(m, "VerletList", "See mdtrajnet_fast.neighbors.NeighborList.")
+          py::arg("ptr"), py::arg("threads"), "row_ptr, neighbor, shift: see mdtrajnet_fast.neighbors.host.neighbor_list.");
+    py::class_<VerletList>(m, "VerletList", "See mdtrajnet_fast.neighbors.host.NeighborList.")
         .def(py::init([](double cutoff, double skin) {
                  if (!(std::isfinite(skin) && skin >= 0))
                      throw py::value_error("skin must be a finite length in Å, 0 or more, got " + std::to_string(skin));
@@ -366,10 +366,10 @@ PYBIND11_MODULE(_C, m) {
           "Labels of the connected components, in the order of their first atoms.");
     m.def("edge_vectors", &vectors_of_edges, py::arg("positions"), py::arg("velocities"), py::arg("cell"),
           py::arg("pbc"), py::arg("ptr"), py::arg("row_ptr"), py::arg("neighbor"), py::arg("shift"), py::arg("float64"),
-          "r, w: see mdtrajnet_fast.neighbors.edge_vectors.");
+          "r, w: see mdtrajnet_fast.neighbors.host.edge_vectors.");
     m.def("conserve", &conserve_momenta, py::arg("positions"), py::arg("velocities"), py::arg("masses"), py::arg("t"),
           py::arg("moved"), py::arg("velocity"), py::arg("component"), py::arg("isolated"), py::arg("steps"),
-          "moved, velocity: see mdtrajnet_fast.conservation.conserve.");
+          "moved, velocity: see mdtrajnet_fast.md.conservation.conserve.");
     m.def("same_bytes", &same_bytes, py::arg("a"), py::arg("b"),
           "Whether two arrays, both in C order, hold the same bytes; of their types it knows nothing.");
     m.def("cuda_devices", &devices,

@@ -6,42 +6,42 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .analysis import vibrational_density_of_states
-    from .checkpoint import bundled_models, load_model, save_model
-    from .config import ModelConfig
-    from .dynamics import MDtrajNetDynamics
+    from .analysis.observables import vibrational_density_of_states
+    from .analysis.trust import TrustSummary
+    from .io.structures import read_structure
+    from .io.trajectory import Trajectory
+    from .md.ase_dynamics import MDtrajNetDynamics
+    from .md.rollout import RolloutError
+    from .md.simulation import simulate
     from .mechanics import thermal_velocities
-    from .model import MDtrajNet
-    from .neighbors import NeighborList, neighbor_list
-    from .rollout import RolloutError
-    from .simulation import simulate
-    from .structures import read_structure
-    from .train import TrainConfig, fit
-    from .trajectory import Trajectory
-    from .trust import TrustSummary
+    from .model.checkpoint import bundled_models, load_model, save_model
+    from .model.config import ModelConfig
+    from .model.network import MDtrajNet
+    from .neighbors.host import NeighborList, neighbor_list
+    from .train.fit import TrainConfig, fit
 
 __version__ = "0.1.0"
 
 # The public names and where they live. They are loaded at first use: torch takes seconds, which
 # neither `mdtrajnet --help` nor a process that only makes data should pay for.
 _HOME = {
-    "MDtrajNet": "model",
-    "MDtrajNetDynamics": "dynamics",
-    "ModelConfig": "config",
-    "NeighborList": "neighbors",
-    "RolloutError": "rollout",
-    "TrainConfig": "train",
-    "Trajectory": "trajectory",
-    "TrustSummary": "trust",
-    "bundled_models": "checkpoint",
-    "fit": "train",
-    "load_model": "checkpoint",
-    "neighbor_list": "neighbors",
-    "read_structure": "structures",
-    "save_model": "checkpoint",
-    "simulate": "simulation",
+    "MDtrajNet": "model.network",
+    "MDtrajNetDynamics": "md.ase_dynamics",
+    "ModelConfig": "model.config",
+    "NeighborList": "neighbors.host",
+    "RolloutError": "md.rollout",
+    "TrainConfig": "train.fit",
+    "Trajectory": "io.trajectory",
+    "TrustSummary": "analysis.trust",
+    "bundled_models": "model.checkpoint",
+    "fit": "train.fit",
+    "load_model": "model.checkpoint",
+    "neighbor_list": "neighbors.host",
+    "read_structure": "io.structures",
+    "save_model": "model.checkpoint",
+    "simulate": "md.simulation",
     "thermal_velocities": "mechanics",
-    "vibrational_density_of_states": "analysis",
+    "vibrational_density_of_states": "analysis.observables",
 }
 __all__ = [*_HOME]
 

@@ -19,22 +19,22 @@ import torch
 from tqdm import tqdm
 
 from . import _C, __version__
-from .analysis import WAVENUMBER, peaks, vibrational_density_of_states
-from .checkpoint import bundled_models, load_model, provenance, save_model, training_logs
-from .data import load_records
-from .evaluate import atom_errors, error_table, grouped_tables, rms_energy_errors
-from .generate import TEMPERATURES_K, generate
-from .import_mlatom import load_mlatom
+from .analysis.observables import WAVENUMBER, peaks, vibrational_density_of_states
+from .data.generate import TEMPERATURES_K, generate
+from .data.pairs import Pairs
+from .data.records import load_records
+from .io.structures import read_structure
+from .io.trajectory import Trajectory
+from .md.rollout import ENERGY_RATE, RolloutError
+from .md.simulation import check_run, model_hash, simulate
 from .mechanics import thermal_velocities
-from .model import MDtrajNet
-from .pairs import Pairs
-from .report import group_label, plot_errors, plot_groups, plot_training, write_spectrum
-from .rollout import ENERGY_RATE, RolloutError
-from .simulation import check_run, model_hash, simulate
-from .structures import read_structure
+from .model.checkpoint import bundled_models, load_model, provenance, save_model, training_logs
+from .model.mlatom import load_mlatom
+from .model.network import MDtrajNet
+from .plots import group_label, plot_errors, plot_groups, plot_training, write_spectrum
 from .system import System
-from .train import TrainConfig, fit
-from .trajectory import Trajectory
+from .train.evaluate import atom_errors, error_table, grouped_tables, rms_energy_errors
+from .train.fit import TrainConfig, fit
 
 # What `simulate` takes where nothing is said. --resume takes the settings of its folder instead, so
 # the parser has to know what was said.

@@ -11,14 +11,14 @@ import numpy as np
 import torch
 from ase.build import bulk, molecule
 
-from mdtrajnet_fast.checkpoint import BUNDLED as BUNDLED_FOLDER
-from mdtrajnet_fast.config import ModelConfig, irreps_channels
 from mdtrajnet_fast.mechanics import thermal_velocities
-from mdtrajnet_fast.model import MDtrajNet
+from mdtrajnet_fast.model.checkpoint import BUNDLED as BUNDLED_FOLDER
+from mdtrajnet_fast.model.config import ModelConfig, irreps_channels
+from mdtrajnet_fast.model.network import MDtrajNet
 from mdtrajnet_fast.ops import Graph
 from mdtrajnet_fast.system import System
 
-DATA = Path(__file__).parent / "data"
+DATA = Path(__file__).parent / "files"
 
 SMALL = {
     "species": ("C", "H", "N", "O"),

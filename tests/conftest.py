@@ -32,7 +32,7 @@ def emulated_attention(monkeypatch):
         return BACKENDS[name or "cuda"]
 
     monkeypatch.setattr(blocks, "choose_backend", chosen)
-    monkeypatch.setattr("mdtrajnet_fast.model.choose_backend", chosen)
+    monkeypatch.setattr("mdtrajnet_fast.model.network.choose_backend", chosen)
 
 
 @pytest.fixture
@@ -40,7 +40,7 @@ def emulated_neighbors(monkeypatch):
     """Tensors on the CPU count as those of a GPU, whose neighbours the emulation searches."""
     import emulated_gpu
 
-    from mdtrajnet_fast import neighbors_cuda
+    from mdtrajnet_fast.neighbors import device as neighbors_cuda
 
     monkeypatch.setattr(neighbors_cuda, "_C", emulated_gpu.EmulatedNeighbors())
     monkeypatch.setattr(neighbors_cuda, "_on_gpu", lambda x: True)

@@ -9,8 +9,8 @@ import cases
 import numpy as np
 import torch
 
-from mdtrajnet_fast.config import ModelConfig
-from mdtrajnet_fast.model import MDtrajNet
+from mdtrajnet_fast.model.config import ModelConfig
+from mdtrajnet_fast.model.network import MDtrajNet
 from mdtrajnet_fast.ops import Graph, fold
 from mdtrajnet_fast.ops.reference import FoldedWeights
 

@@ -11,8 +11,8 @@ import ase.build
 import numpy as np
 import torch
 
-from mdtrajnet_fast.neighbors import Edges, neighbor_list
-from mdtrajnet_fast.neighbors_cuda import Cells, DeviceEdges
+from mdtrajnet_fast.neighbors.device import Cells, DeviceEdges
+from mdtrajnet_fast.neighbors.host import Edges, neighbor_list
 
 
 def diamond(n: int) -> ase.Atoms:

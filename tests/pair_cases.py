@@ -8,7 +8,7 @@ import cases
 import numpy as np
 import torch
 
-from mdtrajnet_fast.data import Record
+from mdtrajnet_fast.data.records import Record
 
 
 def record(name: str, seed: int, frames: int = 40, **changes) -> Record:

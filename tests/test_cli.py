@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from mdtrajnet_fast import Trajectory, load_model, save_model, simulate
-from mdtrajnet_fast.checkpoint import BUNDLED
 from mdtrajnet_fast.cli import main
-from mdtrajnet_fast.data import load_records
+from mdtrajnet_fast.data.records import load_records
+from mdtrajnet_fast.model.checkpoint import BUNDLED
 
 
 @pytest.fixture(autouse=True)

@@ -18,24 +18,25 @@ from neighbor_cases import assert_device_list, calls, refusals
 from pair_cases import RECORDS, assert_same_batch
 from torch.autograd import forward_ad
 
-from mdtrajnet_fast import RolloutError, device_engine, simulate
-from mdtrajnet_fast.device_engine import DeviceEngine
-from mdtrajnet_fast.device_graph import device_graph
-from mdtrajnet_fast.evaluate import errors
-from mdtrajnet_fast.neighbors import neighbor_list
-from mdtrajnet_fast.neighbors_cuda import (
+from mdtrajnet_fast import RolloutError, simulate
+from mdtrajnet_fast.data.device_pairs import ResidentPairs, tensor_batch
+from mdtrajnet_fast.data.pairs import Pairs
+from mdtrajnet_fast.md import device_engine
+from mdtrajnet_fast.md.device_engine import DeviceEngine
+from mdtrajnet_fast.md.device_graph import device_graph
+from mdtrajnet_fast.md.rollout import engine_for, rollout
+from mdtrajnet_fast.md.window import Method
+from mdtrajnet_fast.neighbors.device import (
     Cells,
     SkinNeighbors,
     Status,
     device_neighbor_list,
     edge_vectors,
 )
+from mdtrajnet_fast.neighbors.host import neighbor_list
 from mdtrajnet_fast.ops import BACKENDS, edge_attention
 from mdtrajnet_fast.ops.reference import FoldedWeights
-from mdtrajnet_fast.pairs import Pairs
-from mdtrajnet_fast.resident import ResidentPairs, tensor_batch
-from mdtrajnet_fast.rollout import engine_for, rollout
-from mdtrajnet_fast.window import Method
+from mdtrajnet_fast.train.evaluate import errors
 
 pytestmark = [
     pytest.mark.gpu,

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mdtrajnet_fast.config import ModelConfig
+from mdtrajnet_fast.model.config import ModelConfig
 from mdtrajnet_fast.ops import Graph
 from mdtrajnet_fast.ops.reference import FoldedWeights
 

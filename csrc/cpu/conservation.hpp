@@ -1,4 +1,4 @@
-// What the dynamics conserves, restored: the arithmetic of mdtrajnet_fast/conservation.py, which says what it does.
+// What the dynamics conserves, restored: the arithmetic of mdtrajnet_fast/md/conservation.py, which says what it does.
 //
 // Component by component and time by time, on one thread: a result does not depend on the other components and times.
 // Cost and memory are linear in the number of atoms.

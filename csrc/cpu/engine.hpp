@@ -1,6 +1,6 @@
 // A window of a rollout in one call: from the state of systems to their frames and the state at its end.
 //
-// The arithmetic of mdtrajnet_fast/window.py, which says what it does and why.  Systems that do not see each other are
+// The arithmetic of mdtrajnet_fast/md/window.py, which says what it does and why.  Systems that do not see each other are
 // worked on in groups of some hundred atoms, several at once where there are threads; no result depends on either.
 #pragma once
 

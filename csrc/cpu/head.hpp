@@ -1,5 +1,5 @@
 // What surrounds the attention blocks of a network on the CPU: the scalars that enter the first, and the head that makes
-// a motion of the last state.  The arithmetic of Network.forward in mdtrajnet_fast/model.py, which says what it does.
+// a motion of the last state.  The arithmetic of Network.forward in mdtrajnet_fast/model/network.py, which says what it does.
 //
 // `times` copies of the graph's atoms come one after another, a row for each atom.  The rows of one copy do not depend on
 // the other copies, and no result on the number of threads.

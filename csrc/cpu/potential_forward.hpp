@@ -1,4 +1,4 @@
-// Atomic energies for one instruction set: the arithmetic of Potential.forward in mdtrajnet_fast/potential.py, which says
+// Atomic energies for one instruction set: the arithmetic of Potential.forward in mdtrajnet_fast/model/potential.py, which says
 // what it computes.  Atoms are worked on in groups, so that their rows make matrices; no row depends on another.
 #pragma once
 

@@ -1,6 +1,6 @@
 // A model made ready for the CPU: from a graph and times to the motion of its atoms, and from a graph to their energies.
 //
-// The arithmetic of Network.forward in mdtrajnet_fast/model.py, which says what it does.  No result depends on the number
+// The arithmetic of Network.forward in mdtrajnet_fast/model/network.py, which says what it does.  No result depends on the number
 // of threads, and none of one time on the other times.
 #pragma once
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..neighbors import Edges, connected_components, edge_vectors
+from ..neighbors.host import Edges, connected_components, edge_vectors
 from ..system import System
 
 

@@ -1,0 +1,1 @@
+"""What trajectories say, and whether they can be believed."""

@@ -1,0 +1,661 @@
+"""Whether to trust a trajectory: temperatures, conservation laws, bonds, in constant memory.
+
+:class:`TrustMonitor` looks at a run while it goes; :func:`trust_summary` feeds a finished
+:class:`Trajectory` through it. Units: Å, fs, amu, K.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import ase
+import numpy as np
+from ase.data import chemical_symbols
+from ase.units import kB
+from numpy.typing import ArrayLike, NDArray
+from scipy.special import fdtri
+
+from ..io.trajectory import Trajectory, frame_arrays
+from ..mechanics import (
+    EV,
+    atomic_degrees_of_freedom,
+    centre_of_mass,
+    kinetic_temperature,
+    off_a_straight_line,
+    relative_angular_momentum,
+    total_angular_momentum,
+    velocities_from_momenta,
+)
+from ..neighbors.host import NeighborList
+from .block_means import BlockMeans
+from .equipartition import (
+    SEGMENT_FS,
+    BandWatch,
+    chance_of_bands,
+    chance_of_elements,
+    chance_of_stretches,
+    occupied_bands,
+    share_of_stretches,
+    strongest_band,
+)
+from .observables import FRAME_ROWS, Array, BondChange, BondWatch, frames_as_systems
+
+# Potential energies [k] (eV) of positions [k, atoms, 3] (Å).
+Energies = Callable[[Array], Array]
+
+# When to warn.
+EQUIPARTITION = 0.10  # relative difference between elements, if it is beyond chance
+DRIFT = 0.10  # relative change of the temperature, if it is beyond chance
+CENTRE_OF_MASS = 0.01  # Å
+_ROUNDED = 0.005  # of the way at the thermal speed: velocities in files are rounded
+ANGULAR_MOMENTUM = 0.05  # of its thermal size sqrt(kB T tr I)
+# The kinetic energy of f degrees of freedom scatters by sqrt(2 / f), and one of its values tells
+# nothing new for about this long. Beyond chance: three standard deviations.
+_CORRELATION_FS = 100.0
+# A molecule keeps what energy each mode was given for much longer, so the temperatures of two
+# elements of f and g degrees of freedom differ as two draws do: their ratio follows the F
+# distribution. Beyond chance: what one run in ten thousand would show.
+_REDISTRIBUTION_FS = 10_000.0
+_RARE = 1e-4
+# Bonds and neighbours need no closer look than this: the dear part of watching a large system.
+_LOOK_EVERY_FS = 5.0
+# Limits for isolated molecules over a picosecond and more; bench/rollouts.py says how often runs of
+# molecular dynamics and collapsed rollouts pass them.
+_UNEVEN = 10**-2.8  # chances of bands, of stretches and of elements, multiplied
+_PHASES = 8  # parts of a window
+_PHASE = 0.06  # difference of their temperatures, relative, in 5 ps; more in less
+_PHASE_FS = 5000.0
+# Change of the temperature after these times (fs), when a start at rest in its minimum has found
+# its balance: relative, and times sqrt(1 / degrees of freedom), whichever is more.
+_EARLY_FS = (100.0, 300.0)
+_CHANGED, _CHANGED_BY_CHANCE = 0.10, 0.9
+_CHANGED_FS = 1000.0  # looked at in runs of this length and more
+# The energy of the start is the mean over this time (fs), the one that rollouts keep.
+_FIRST_FS = 200.0
+_ENERGY = 0.25  # total energy off by this part of the kinetic energy
+
+
+@dataclass(frozen=True)
+class Temperature:
+    """Means in K over the run, its first fifth and its last fifth."""
+
+    mean: float
+    first: float
+    last: float
+
+
+@dataclass(frozen=True)
+class TrustSummary:
+    """What :class:`TrustMonitor` saw. ``print`` shows it; ``warnings`` is empty if all is well."""
+
+    frames: int
+    start_fs: float
+    end_fs: float
+    start_temperature: float  # K, of the first frame
+    temperature: Temperature  # in the frame of the centre of mass; nan for one atom
+    temperature_drift: float  # K/ps, least squares; nan for a single frame
+    elements: dict[str, Temperature]
+    strongest_band: tuple[float, float] | None  # share of the kinetic energy, and cm^-1
+    occupied_bands: float | None  # how many bands hold the kinetic energy
+    phase_spread: float | None  # relative difference of the temperatures of parts of the window
+    energy_change: float | None  # eV, mean of the last fifth less that of the first 200 fs
+    centre_of_mass_drift: float  # Å, the farthest from straight-line motion
+    angular_momentum_drift: float | None  # the largest change, of the thermal size; None: periodic
+    bonds: int  # in the first frame
+    broken: tuple[BondChange, ...]
+    formed: tuple[BondChange, ...]
+    lonely_atoms: tuple[int, ...]  # without a neighbour within the model's cutoff at some time
+    unusable_from_fs: float | None  # first frame with a number that is not finite, or atoms that
+    # sit on each other; nothing after it is counted
+    believable_fs: float  # until when the run may be believed
+    warnings: tuple[str, ...]
+
+    @property
+    def ok(self) -> bool:
+        """Whether there is nothing to warn of."""
+        return not self.warnings
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain lists, numbers and text for JSON; None stands for what is not defined."""
+        return _plain({**dataclasses.asdict(self), "ok": self.ok})
+
+    def __str__(self) -> str:
+        if self.ok:
+            verdict = f"no warnings, believable to its end at {self.end_fs:g} fs"
+        else:
+            count = len(self.warnings)
+            until = (
+                f"NOT believable beyond {self.believable_fs:g} of {self.end_fs:g} fs"
+                if self.believable_fs > self.start_fs
+                else "NOT believable"
+            )
+            verdict = f"{until}, {count} warning{'s' if count > 1 else ''}"
+        lines = [f"Trust: {verdict} ({self.frames} frames)"]
+        for name, t in {"temperature": self.temperature, **self.elements}.items():
+            label = name if name == "temperature" else f"  of {name}"
+            value = f"{t.mean:8.1f} K   first fifth {t.first:.1f}, last fifth {t.last:.1f}"
+            lines.append(f"  {label:<17}{'not defined' if math.isnan(t.mean) else value}")
+        if not math.isnan(self.temperature_drift):
+            lines[1] += f", drift {self.temperature_drift:+.1f} K/ps"
+        if not math.isnan(self.start_temperature):
+            lines[1] += f", first frame {self.start_temperature:.1f} K"
+        if self.strongest_band is not None:
+            share, where = self.strongest_band
+            lines.append(
+                f"  strongest band   {100 * share:8.1f} % of the kinetic energy, at "
+                f"{where:.0f} cm^-1; it is spread over {self.occupied_bands:.1f} bands"
+            )
+        if self.phase_spread is not None:
+            lines.append(
+                f"  in the window    {100 * self.phase_spread:8.1f} % between temperatures of parts"
+            )
+        if self.energy_change is not None:
+            lines.append(
+                f"  total energy     {self.energy_change:+8.3f} eV in the last fifth, by the "
+                "model's potential"
+            )
+        lines.append(f"  centre of mass   {self.centre_of_mass_drift:8.1e} Å off a straight line")
+        if self.angular_momentum_drift is not None:
+            lines.append(
+                f"  angular momentum {self.angular_momentum_drift:8.1e} of its thermal size"
+            )
+        lines.append(
+            f"  bonds            {self.bonds:8d}, {len(self.broken)} broken, {len(self.formed)} "
+            "formed"
+        )
+        return "\n".join(lines + [f"  WARNING: {text}" for text in self.warnings])
+
+
+def trust_summary(
+    trajectory: Trajectory, cutoff: float | None = None, potential: Energies | None = None
+) -> TrustSummary:
+    """Check a finished trajectory: temperatures, drift, bonds; see :class:`TrustMonitor`.
+
+    cutoff: of the model that made it, in Å; None: do not look for atoms without neighbours.
+    potential: the model's; None: do not look at the total energy. The window is that of the
+    trajectory's metadata.
+    """
+    window = trajectory.metadata.get("window_fs")
+    monitor = TrustMonitor(trajectory.atoms, cutoff, window, potential)
+    for start in range(0, len(trajectory), 256):
+        part = slice(start, start + 256)
+        monitor.update(trajectory.times[part], trajectory.positions[part], trajectory.momenta[part])
+    return monitor.summary()
+
+
+class TrustMonitor:
+    """Watches a run chunk by chunk in constant memory; the chunks do not change the result.
+
+    atoms: numbers, masses, cell and pbc are taken from it. cutoff: the model's, in Å; None: do not
+    look for atoms without neighbours. window: stride of the rollout (fs); None: do not compare the
+    parts of windows. potential: energies [k] (eV) of positions [k, atoms, 3] (Å); None: do not look
+    at the total energy. Raises ValueError for a cutoff that is not positive.
+
+    ``update`` takes the frames in order, the first one being the reference; ``summary`` can be
+    called at any time after it. What is warned of, and when:
+
+    * in an isolated molecule the energy is spread less evenly over bands of the spectrum, stretches
+      and elements than chance allows (:mod:`.equipartition`), in all of a run of a
+      picosecond or more or in its last half;
+    * elements differ in temperature by more than 10 % in the last fifth of the run, and more than
+      chance allows for so few atoms;
+    * the temperature depends on the time within the window;
+    * the temperature after 300 fs differs from that of 100 to 300 fs by more than 10 %, and more
+      than chance allows (in runs of a picosecond or more);
+    * the total energy leaves that of the start by a quarter of the kinetic energy;
+    * the temperature changes by more than 10 % from the first to the last fifth, and more than
+      chance allows in so short a time;
+    * the mean temperature is less than half of that of the start, and more than chance allows (in
+      runs of 500 fs or more);
+    * the centre of mass leaves its straight line by more than 0.01 Å, and by more than 0.5 % of the
+      way it makes at its thermal speed (velocities are rounded in some files);
+    * the angular momentum of an isolated system changes by more than 5 % of its thermal size;
+    * bonds break or form (as :func:`bond_changes` has it) or atoms have no neighbour within the
+      cutoff, looked for in frames at least 5 fs apart;
+    * numbers are not finite, or atoms sit on each other.
+
+    Temperatures are those of the motion relative to the centre of mass, with the degrees of freedom
+    each atom really has (:func:`atomic_degrees_of_freedom`); the rotation of an isolated system
+    counts as one if it rotates in the first frame.
+    """
+
+    def __init__(
+        self,
+        atoms: ase.Atoms,
+        cutoff: float | None = None,
+        window: float | None = None,
+        potential: Energies | None = None,
+    ) -> None:
+        self._window, self._potential = window, potential
+        self._bands = BandWatch(atoms.get_masses())
+        self._phases = np.zeros((_PHASES, 2))  # temperatures summed, and how many
+        self._early = np.zeros(2)  # likewise, at the times _EARLY_FS
+        self._later = np.zeros(2)  # and after them
+        self._energies = BlockMeans(2)  # rows of time (fs) and total energy less the start's (eV)
+        self._start_energy: float | None = None
+        self._early_energy = np.zeros(2)  # summed over the first _FIRST_FS, and how many
+        self._first_lonely = math.inf
+        self._said: list[_Doubt] = []
+        self._atoms = atoms.copy()
+        self._near = None if cutoff is None else NeighborList(cutoff, skin=0.5)
+        self._lonely = np.zeros(len(atoms), dtype=bool)
+        self._masses = atoms.get_masses()
+        self._order = np.argsort(atoms.numbers, kind="stable")
+        self._elements, self._starts = np.unique(atoms.numbers[self._order], return_index=True)
+        self._periodic = bool(atoms.pbc.any())
+        self._frames = 0
+        self._next_look = -math.inf
+        self._unusable: float | None = None
+        self._com_drift = 0.0
+        self._spin_drift = 0.0
+
+    def update(self, times: ArrayLike, positions: ArrayLike, momenta: ArrayLike) -> None:
+        """Look at frames: times [k] fs, positions [k, atoms, 3] Å, momenta [k, atoms, 3]
+        sqrt(eV amu).
+
+        Raises ValueError for wrong shapes, or if the very first frame is not usable.
+        """
+        t, x, p = frame_arrays(len(self._atoms), times, positions, momenta)
+        if len(t) == 0 or self._unusable is not None:
+            return
+        v = velocities_from_momenta(p, self._masses)
+        finite: NDArray[np.bool_] = np.asarray(np.isfinite(x + v).all(axis=(1, 2)))
+        if self._frames == 0:
+            if not finite[0]:
+                atom = int(np.argwhere(~np.isfinite(x[0] + v[0]))[0, 0])
+                raise ValueError(
+                    f"atom {atom} has a position or velocity that is not finite in the first frame"
+                )
+            self._begin(float(t[0]), x[0], v[0])
+        usable = len(t) if np.all(finite) else int(np.argmin(finite))
+        looks = []
+        for k, time in enumerate(t[:usable].tolist()):
+            if time >= self._next_look:
+                self._next_look = time + _LOOK_EVERY_FS
+                looks.append(k)
+        step = max(1, FRAME_ROWS // len(self._atoms))
+        for k in range(0, len(looks), step):
+            some = looks[k : k + step]
+            if (count := self._look(t[some], x[some])) < len(some):
+                usable = some[count]
+            if self._potential is not None and count:
+                seen = some[:count]
+                self._add_energies(t[seen], x[seen], v[seen])
+            if count < len(some):
+                break
+        if usable < len(t):
+            self._unusable = float(t[usable])
+        if usable:
+            self._add(t[:usable], x[:usable], v[:usable])
+
+    def _look(self, t: Array, x: Array) -> int:
+        """Look for bonds and lonely atoms; how many frames there are before one that is refused."""
+        try:
+            self._bonds.update(t, x)
+            if self._near is not None:
+                systems = frames_as_systems(x, self._bonds.cell, self._bonds.pbc)
+                edges = self._near.update(x.reshape(-1, 3), *systems)
+                degrees = np.diff(edges.row_ptr).reshape(len(t), -1)
+                alone = degrees == 0
+                self._lonely |= alone.any(axis=0)
+                if np.isinf(self._first_lonely) and alone.any():
+                    self._first_lonely = float(t[alone.any(axis=1)][0])
+        except ValueError:  # the neighbour list refuses atoms that sit on each other
+            half = len(t) // 2
+            if half == 0 or (first := self._look(t[:half], x[:half])) == 0:
+                return 0
+            return first if first < half else half + self._look(t[half:], x[half:])
+        return len(t)
+
+    def _add_energies(self, t: Array, x: Array, v: Array) -> None:
+        assert self._potential is not None
+        kinetic = 0.5 * EV * np.sum(self._masses[:, None] * v**2, axis=(1, 2))
+        total = kinetic + self._potential(x)
+        if self._start_energy is None:
+            self._start_energy = float(total[0])
+        for row in np.column_stack((t, total - self._start_energy)):
+            self._energies.add(row)
+            if row[0] - self._start <= _FIRST_FS:
+                self._early_energy += row[1], 1
+
+    def _begin(self, time: float, positions: Array, velocities: Array) -> None:
+        m = self._masses
+        x, v = positions[None], velocities[None]
+        self._atoms.positions[:] = positions
+        self._bonds = BondWatch(self._atoms, positions)
+        light = (self._atoms.numbers == 1) & (self._masses < 1.5)
+        bonded = np.isin(np.arange(len(light)), self._bonds.pairs)
+        heavier = (self._atoms.numbers == 1) & ~light
+        self._hydrogens = 0 if heavier.any() else int((light & bonded).sum())
+        self._start = time
+        self._com, self._com_velocity = centre_of_mass(x, m)[0], centre_of_mass(v, m)[0]
+        self._spin = total_angular_momentum(x, v, m)[0]
+        self._inertia = 2 * float(m @ np.sum((positions - self._com) ** 2, axis=1))
+        # An isolated system that rotates has the energy of its rotation in its temperature.
+        relative = v - self._com_velocity
+        kinetic = kinetic_temperature(relative, m)[0] * kB / EV
+        still = float(self._spin @ self._spin) <= 1e-4 * self._inertia * kinetic
+        dof = atomic_degrees_of_freedom(self._atoms, rotation=not self._periodic and still)
+        dof = self._per_element(dof)
+        self._dof = np.where(dof > 1e-9, dof, np.nan)  # a lone atom has no temperature
+        self._freedom = float(np.nansum(self._dof))
+        energy = float(m @ np.sum(relative[0] ** 2, axis=1))
+        self._start_temperature = energy * (EV / kB) / float(self._dof.sum())
+        self._blocks = BlockMeans(2 + len(self._elements))
+
+    def _per_element(self, values: Array) -> Array:
+        """Sums over the atoms of each element: [..., atoms] to [..., elements]."""
+        return np.add.reduceat(values[..., self._order], self._starts, axis=-1)
+
+    def _add(self, t: Array, x: Array, v: Array) -> None:
+        m = self._masses
+        self._end = float(t[-1])
+        centre = centre_of_mass(x, m)
+        drift = off_a_straight_line(t - self._start, centre, self._com, self._com_velocity)
+        self._com_drift = max(self._com_drift, float(np.linalg.norm(drift, axis=1).max()))
+        relative = v - centre_of_mass(v, m)[:, None]
+        if not self._periodic:
+            change = relative_angular_momentum(x - centre[:, None], relative, m) - self._spin
+            self._spin_drift = max(self._spin_drift, float(np.linalg.norm(change, axis=1).max()))
+        energy = m * np.sum(relative**2, axis=2)
+        kinetic = self._per_element(energy)
+        overall = kinetic.sum(axis=1) * (EV / kB) / self._dof.sum()
+        each = kinetic * (EV / kB) / self._dof
+        for row in np.column_stack((t, overall, each)):
+            self._blocks.add(row)
+        if not self._periodic:
+            self._bands.update(t, relative)
+        if self._window is not None:
+            # a window's end belongs to it: its frames are (0, window]
+            part = np.ceil((t - self._start) / self._window * _PHASES - 1e-6).astype(int) - 1
+            for k, value in zip((part % _PHASES).tolist(), overall.tolist(), strict=True):
+                self._phases[k] += value, 1
+        begin, stop = _EARLY_FS
+        for time, value in zip((t - self._start).tolist(), overall.tolist(), strict=True):
+            if time > stop:
+                self._later += value, 1
+            elif time >= begin:
+                self._early += value, 1
+        self._frames += len(t)
+
+    def doubt(self, since_fs: float, text: str) -> None:
+        """Warn, first of all, of something that frames do not show, and since when."""
+        self._said.append(_Doubt(since_fs, text))
+
+    def summary(self) -> TrustSummary:
+        """The verdict so far. Raises ValueError before the first frame."""
+        if self._frames == 0:
+            raise ValueError("no frame has been seen yet: call update() first")
+        means, weights = self._blocks.means()
+        t = means[:, 0]
+        fifth = (self._end - self._start) / 5
+        parts = (
+            weights,
+            weights * (t <= max(self._start + fifth, t[0])),
+            weights * (t >= min(self._end - fifth, t[-1])),
+        )
+
+        def over(column: int) -> Temperature:
+            return Temperature(*(float(np.average(means[:, column], weights=w)) for w in parts))
+
+        overall = over(1)
+        elements = {chemical_symbols[z]: over(2 + k) for k, z in enumerate(self._elements)}
+        slope = math.nan
+        if len(t) > 1 and t[-1] > t[0]:
+            dt = t - np.average(t, weights=weights)
+            slope = 1000 * float((weights * dt) @ means[:, 1] / ((weights * dt) @ dt))
+        spin: float | None = None
+        if not self._periodic:
+            thermal = math.sqrt(max(0.0, np.nan_to_num(overall.mean)) * kB / EV * self._inertia)
+            spin = self._spin_drift / thermal if thermal > 0 else 0.0
+        broken, formed = self._bonds.changes()
+        power = self._bands.power()
+        energy_change: float | None = None
+        if self._start_energy is not None:
+            rows, count = self._energies.means()
+            late = count * (rows[:, 0] >= min(self._end - fifth, rows[-1, 0]))
+            early = self._early_energy[0] / self._early_energy[1]
+            energy_change = float(np.average(rows[:, 1], weights=late)) - early
+        summary = TrustSummary(
+            frames=self._frames,
+            start_fs=self._start,
+            end_fs=self._end,
+            start_temperature=self._start_temperature,
+            temperature=overall,
+            temperature_drift=slope,
+            elements=elements,
+            strongest_band=None if power is None else strongest_band(power, self._bands.bin),
+            occupied_bands=None if power is None else occupied_bands(power, self._bands.bin),
+            phase_spread=self._phase_spread(),
+            energy_change=energy_change,
+            centre_of_mass_drift=self._com_drift,
+            angular_momentum_drift=spin,
+            bonds=len(self._bonds.pairs),
+            broken=broken,
+            formed=formed,
+            lonely_atoms=tuple(np.flatnonzero(self._lonely).tolist()),
+            unusable_from_fs=self._unusable,
+            believable_fs=self._end,
+            warnings=(),
+        )
+        warnings = [*self._said, *self._warnings(summary)]
+        return dataclasses.replace(
+            summary,
+            believable_fs=min([self._end, *(since for since, _ in warnings)]),
+            warnings=tuple(text for _, text in warnings),
+        )
+
+    def _phase_spread(self) -> float | None:
+        """Relative difference of the temperatures of parts of the window, where frames tell."""
+        total, count = self._phases[self._phases[:, 1] >= 50].T
+        if len(total) < 2 or not total.sum() > 0:
+            return None
+        means = total / count
+        return float(np.ptp(means) / means.mean())
+
+    def _uneven_since(self) -> float | None:
+        """From when on (fs) energy is spread less evenly than chance allows, if it is at all.
+
+        Looked at over the whole run and its last half; then, to say since when, over parts of it.
+        """
+        if self._bands.power() is None or len(self._atoms) < 3:
+            return None
+        means, weights = self._blocks.means()
+        # stretches of bonds to hydrogen lie close together, in some two bands
+        distinct = self._freedom - max(0, self._hydrogens - 2)
+
+        def chance(begin: float, end: float) -> float:
+            power = self._bands.power(begin, end)
+            frames = weights * ((means[:, 0] >= begin) & (means[:, 0] <= end))
+            if power is None or not frames.any():
+                return 1.0
+            elements = np.average(means[:, 2:], axis=0, weights=frames)
+            return (
+                chance_of_bands(occupied_bands(power, self._bands.bin), distinct)
+                * chance_of_stretches(power, self._bands.bin, self._hydrogens, self._freedom)
+                * chance_of_elements(elements, self._dof)
+            )
+
+        start, end = self._start, self._end
+        if min(chance(start, end), chance((start + end) / 2, end)) >= _UNEVEN:
+            return None
+        parts = np.linspace(start, end, 1 + max(1, min(10, int((end - start) / SEGMENT_FS))))
+        since = start
+        for begin, stop in zip(parts, parts[1:], strict=False):
+            if chance(begin, stop) >= _UNEVEN**0.5:
+                since = float(stop)
+        return min(since, float(parts[-2])) if len(parts) > 2 else start
+
+    def _warnings(self, seen: TrustSummary) -> Iterator[_Doubt]:
+        start_fs, end_fs = seen.start_fs, seen.end_fs
+        if seen.unusable_from_fs is not None:
+            yield _Doubt(
+                seen.unusable_from_fs,
+                f"at {seen.unusable_from_fs:g} fs the run broke down: numbers that are not finite, "
+                "or atoms on top of each other; use nothing from then on",
+            )
+        if seen.broken:
+            yield _Doubt(
+                seen.broken[0].time_fs,
+                f"{len(seen.broken)} bond{_s(seen.broken)} broke: {_listed(seen.broken)}",
+            )
+        if seen.formed:
+            yield _Doubt(
+                seen.formed[0].time_fs,
+                f"{len(seen.formed)} bond{_s(seen.formed)} formed: {_listed(seen.formed)}",
+            )
+        yield from self._temperature_doubts(seen)
+        yield from self._equipartition_doubts(seen)
+
+        if seen.phase_spread is not None:
+            length = max(end_fs - start_fs, 1e-9)
+            if seen.phase_spread > _PHASE * max(1.0, _PHASE_FS / length):
+                yield _Doubt(
+                    start_fs,
+                    "the temperature depends on the time within the window, by "
+                    f"{100 * seen.phase_spread:.0f} %: the run is locked to the window",
+                )
+
+        kinetic = 0.5 * kB * float(np.nan_to_num(seen.temperature.mean * self._freedom))
+        if seen.energy_change is not None and abs(seen.energy_change) > _ENERGY * kinetic:
+            yield _Doubt(
+                start_fs + (end_fs - start_fs) / 5,
+                f"the total energy left that of the start by {seen.energy_change:+.3f} eV, where "
+                f"the kinetic energy is {kinetic:.3f} eV",
+            )
+
+        speed = math.sqrt(3 * kB / EV * np.nan_to_num(seen.temperature.mean) / self._masses.sum())
+        rounded = _ROUNDED * speed * (end_fs - start_fs)
+        if seen.centre_of_mass_drift > max(CENTRE_OF_MASS, rounded):
+            yield _Doubt(
+                start_fs,
+                "the centre of mass left its straight line by "
+                f"{seen.centre_of_mass_drift:.3g} Å: momentum is not conserved",
+            )
+        spin = seen.angular_momentum_drift
+        if spin is not None and spin > ANGULAR_MOMENTUM:
+            yield _Doubt(
+                start_fs,
+                f"the angular momentum changed by {100 * spin:.0f} % of its thermal size: it is "
+                "not conserved",
+            )
+        if lonely := seen.lonely_atoms:
+            symbols = self._atoms.get_chemical_symbols()
+            yield _Doubt(
+                self._first_lonely,
+                f"{len(lonely)} atom{_s(lonely)} had no neighbour within the model's cutoff: "
+                f"{_listed([f'{symbols[i]}{i}' for i in lonely])}; the model cannot see what acts "
+                "on them",
+            )
+
+    def _temperature_doubts(self, seen: TrustSummary) -> Iterator[_Doubt]:
+        """Heating and cooling."""
+        overall = seen.temperature
+        fifth = (seen.end_fs - seen.start_fs) / 5
+        independent = max(1.0, fifth / _CORRELATION_FS)
+        one = math.sqrt(2 / (self._freedom * independent)) if self._freedom else math.nan
+        change = overall.last / overall.first - 1 if overall.first > 0 else math.nan
+        if abs(change) > max(DRIFT, 3 * math.sqrt(2) * one):
+            yield _Doubt(
+                seen.start_fs + fifth,
+                f"the temperature {'rose' if change > 0 else 'fell'} by {100 * abs(change):.0f} % "
+                f"from {overall.first:.0f} K to {overall.last:.0f} K: energy is not conserved",
+            )
+        elif self._early[1] and self._later[1] and seen.end_fs - seen.start_fs >= _CHANGED_FS:
+            early, later = (total / count for total, count in (self._early, self._later))
+            change = later / early - 1 if early > 0 else math.nan
+            if abs(change) > max(_CHANGED, _CHANGED_BY_CHANCE / math.sqrt(self._freedom)):
+                yield _Doubt(
+                    seen.start_fs + _EARLY_FS[1],
+                    f"the temperature {'rose' if change > 0 else 'fell'} from {early:.0f} K at "
+                    f"{_EARLY_FS[0]:g} to {_EARLY_FS[1]:g} fs to {later:.0f} K later: energy is "
+                    "not conserved",
+                )
+
+        # From a minimum of the potential half of the kinetic energy goes into vibrations; a start
+        # drawn in equilibrium may be hotter than the mean by chance. Less than both is a loss.
+        start = seen.start_temperature
+        least = 0.5 * start / (1 + 3 * math.sqrt(2 / self._freedom)) if self._freedom else 0.0
+        if seen.frames > 1 and fifth >= _CORRELATION_FS and overall.mean < least:
+            yield _Doubt(
+                seen.start_fs,
+                f"the temperature fell from {start:.0f} K at the start to a mean of "
+                f"{overall.mean:.0f} K, more than vibrations can take up: energy is lost",
+            )
+
+    def _equipartition_doubts(self, seen: TrustSummary) -> Iterator[_Doubt]:
+        """Vibrations and elements that have more than their share of the energy."""
+        elements = seen.elements
+        if (since := self._uneven_since()) is not None:
+            power = self._bands.power()
+            assert power is not None and seen.strongest_band is not None
+            share, where = seen.strongest_band
+            hot = max(elements, key=lambda name: elements[name].mean)
+            cold = min(elements, key=lambda name: elements[name].mean)
+            hydrogen = share_of_stretches(power, self._bands.bin)
+            of_hydrogen = ""
+            if self._hydrogens and hydrogen is not None:
+                of_hydrogen = (
+                    f"; stretches of bonds to hydrogen hold {100 * hydrogen:.0f} %, of "
+                    f"{100 * self._hydrogens / self._freedom:.0f} %"
+                )
+            yield _Doubt(
+                since,
+                f"energy is not spread as at equilibrium: a band at {where:.0f} cm^-1 holds "
+                f"{100 * share:.0f} % of the kinetic energy, {hot} is at "
+                f"{elements[hot].mean:.0f} K and {cold} at {elements[cold].mean:.0f} K"
+                f"{of_hydrogen}",
+            )
+
+        # The two elements that differ most among those that differ by more than chance.
+        fifth = (seen.end_fs - seen.start_fs) / 5
+        shuffled = max(1.0, fifth / _REDISTRIBUTION_FS)
+        found: tuple[float, str, str] | None = None
+        for (a, hotter), f in zip(elements.items(), self._dof, strict=True):
+            for (b, colder), g in zip(elements.items(), self._dof, strict=True):
+                if colder.last > 0:
+                    excess = hotter.last / colder.last - 1
+                    chance = fdtri(f * shuffled, g * shuffled, 1 - _RARE) - 1
+                    if excess > max(EQUIPARTITION, chance) and (not found or excess > found[0]):
+                        found = excess, a, b
+        if found is not None:
+            excess, a, b = found
+            before = (
+                elements[a].first / elements[b].first - 1 if elements[b].first > 0 else math.nan
+            )
+            yield _Doubt(
+                seen.end_fs - fifth,
+                f"element {a} is {100 * excess:.0f} % hotter than {b} in the last fifth of the run "
+                f"({100 * before:+.0f} % in the first): equipartition is lost",
+            )
+
+
+class _Doubt(NamedTuple):
+    """What there is to warn of, and since when (fs)."""
+
+    since_fs: float
+    text: str
+
+
+def _s(items: Any) -> str:
+    return "s" if len(items) > 1 else ""
+
+
+def _listed(items: Iterable[Any], most: int = 5) -> str:
+    texts = [str(item) for item in items]
+    more = f" and {len(texts) - most} more" if len(texts) > most else ""
+    return ", ".join(texts[:most]) + more
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(v) for v in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value

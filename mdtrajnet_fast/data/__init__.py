@@ -1,0 +1,1 @@
+"""Training data: records of trajectories, pairs of frames, and how they are made."""

@@ -1,0 +1,534 @@
+"""Reference trajectories: constant-energy MD with GFN2-xTB or any ASE calculator, written to HDF5.
+
+Every system is relaxed (several conformers where it is given as SMILES), given random velocities,
+equilibrated and sampled. Everything random comes from (seed, system, number of the trajectory), so
+the data depend neither on the number of processes nor on interruptions: running again with the
+same settings adds what is missing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import json
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import lru_cache
+from itertools import islice
+from typing import Any
+
+import ase.units
+import numpy as np
+from ase import Atoms
+from ase.calculators.calculator import Calculator, all_changes, get_calculator_class
+from ase.optimize import LBFGS
+from numpy.typing import ArrayLike
+from tqdm import tqdm
+
+from ..analysis.observables import bond_changes
+from ..io.structures import conformers as rdkit_conformers
+from ..io.structures import read_structure
+from ..io.trajectory import Trajectory
+from ..mechanics import degrees_of_freedom, thermal_velocities, velocities_from_momenta
+from .records import Writer, check_name
+
+TEMPERATURES_K = (300.0, 300.0, 150.0, 300.0, 450.0, 300.0, 600.0, 300.0, 450.0, 600.0)
+
+POS_SCALE, VEL_SCALE = 2e-4, 1e-5  # Å and Å/fs of one int16 count: up to 6.55 Å and 0.327 Å/fs
+_ROOM = 2.5  # Å that an atom of an isolated molecule may move away from the relaxed geometry
+_FORCE, _RELAX_STEPS = 0.01, 1000  # eV/Å and steps of the relaxation
+_SAME_CONFORMER = 2e-3  # eV
+
+
+@dataclass
+class Summary:
+    """What a call of `generate` did."""
+
+    written: int = 0  # trajectories added to the file
+    present: int = 0  # trajectories that were complete in the file already
+    redrawn: int = 0  # draws of velocities that were thrown away
+    failed: dict[str, str] = field(default_factory=dict)  # "group/trajectory" -> why
+
+    def __str__(self) -> str:
+        lines = [
+            f"{self.written} trajectories written, {self.present} there already, "
+            f"{self.redrawn} draws thrown away, {len(self.failed)} failed"
+        ]
+        return "\n".join(lines + [f"  {name}: {why}" for name, why in self.failed.items()])
+
+
+@dataclass(frozen=True)
+class _Settings:
+    calculator: str
+    calculator_kwargs: str  # JSON
+    conformers: int
+    step_fs: float
+    steps_equilibration: int
+    steps_per_frame: int
+    frames: int
+    seed: int
+    max_energy_std_eV: float
+    draws: int
+
+
+@dataclass(frozen=True, eq=False)
+class _System:
+    name: str  # of its group
+    atoms: Atoms  # as given; for SMILES one of its conformers
+    smiles: str | None
+
+    def entropy(self) -> int:
+        return int(hashlib.sha1(self.name.encode()).hexdigest()[:16], 16)
+
+
+@dataclass(frozen=True, eq=False)
+class _Outcome:
+    """What became of one trajectory: arrays, or why there are none."""
+
+    thrown_away: int
+    failure: str | None = None
+    arrays: dict[str, np.ndarray] = field(default_factory=dict)  # arguments of Writer.append
+    attributes: dict[str, Any] = field(default_factory=dict)
+    rounded: bool = False  # small enough for int16
+
+
+def generate(
+    systems: Sequence[str],
+    out: str | os.PathLike[str],
+    *,
+    calculator: str = "gfn2-xtb",
+    calculator_kwargs: Mapping[str, Any] | None = None,
+    trajectories: int = 10,
+    temperatures_K: Sequence[float] = TEMPERATURES_K,
+    conformers: int = 3,
+    step_fs: float = 0.25,
+    frame_fs: float = 1.0,
+    duration_fs: float = 500.0,
+    equilibration_fs: float = 200.0,
+    seed: int = 0,
+    processes: int = 1,
+    max_energy_std_eV: float = 0.02,
+    draws: int = 5,
+    split: str = "train",
+) -> Summary:
+    """Runs MD of all systems and writes or continues the HDF5 file `out` (format: see `data.py`).
+
+    systems: SMILES, structure files or names, anything `read_structure` takes. The group of a
+        SMILES is named by the first ten hex digits of the SHA-1 of its canonical form; that of a
+        file by its stem, that of a name by itself, with underscores for spaces.
+    calculator: "gfn2-xtb" or "gfn1-xtb" (tblite, accuracy 0.1), "module:Class" (the module may lie
+        in the current folder), or a name that ASE knows ("emt"). calculator_kwargs go to its
+        constructor and must be JSON values.
+    trajectories: per system. The k-th has target temperatures_K[k % len(temperatures_K)] and
+        conformer k % (number of conformers).
+    conformers: at most so many per SMILES; those that relax to the same energy count once.
+    step_fs, frame_fs, duration_fs, equilibration_fs: the MD step, the time between frames, the
+        length of what is recorded and of what runs before; whole multiples of one another.
+    max_energy_std_eV: velocities are drawn again if the total energy varies by more.
+    draws: of velocities, after which a trajectory counts as failed (see Summary.failed).
+    split: attribute of the groups.
+
+    Velocities are Maxwell-Boltzmann, without net momentum and for isolated molecules without net
+    rotation, scaled to the kinetic energy of twice the target over 3N degrees of freedom: half of
+    it goes into potential energy. An isolated molecule has its centre of mass at the origin, and a
+    trajectory in which its bonds change (see `analysis.bond_changes`) is drawn again; periodic
+    systems are not checked for bonds. Molecules of up to some 4 Å radius are stored as int16,
+    anything else as float32.
+
+    A group has the attributes smiles (or structure, a hash of the geometry given), split, method,
+    dt_fs, frame_fs, pos_scale and vel_scale (where int16), seed, and the other settings that
+    continuing the file compares. `trajectories`, `processes` and `draws` may differ then.
+
+    Processes are started with the spawn method, one thread each, so a script that calls this needs
+    `if __name__ == "__main__":`. Ctrl-C or an exception leaves a valid file of complete
+    trajectories. Raises ValueError for settings that make no sense, systems that cannot be read or
+    share a name, an unknown calculator, and an existing file with other settings.
+    """
+    _positive(trajectories=trajectories, conformers=conformers, processes=processes, draws=draws)
+    _positive(step_fs=step_fs, frame_fs=frame_fs, duration_fs=duration_fs)
+    _positive(max_energy_std_eV=max_energy_std_eV)
+    if seed < 0 or equilibration_fs < 0:
+        raise ValueError(
+            f"seed {seed} and equilibration_fs {equilibration_fs} must not be negative"
+        )
+    if len(temperatures_K) == 0 or min(temperatures_K) <= 0:
+        raise ValueError(
+            f"temperatures_K is {tuple(temperatures_K)}, expected positive values in K"
+        )
+    arguments = _as_json({} if calculator_kwargs is None else calculator_kwargs)
+    settings = _Settings(
+        calculator=calculator,
+        calculator_kwargs=arguments,
+        conformers=conformers,
+        step_fs=step_fs,
+        steps_equilibration=_multiple("equilibration_fs", equilibration_fs, "step_fs", step_fs),
+        steps_per_frame=_multiple("frame_fs", frame_fs, "step_fs", step_fs),
+        frames=1 + _multiple("duration_fs", duration_fs, "frame_fs", frame_fs),
+        seed=seed,
+        max_energy_std_eV=max_energy_std_eV,
+        draws=draws,
+    )
+    make_calculator(calculator, arguments)  # fails here rather than in every process
+    found = _read_systems(systems)
+    common: dict[str, Any] = {
+        "split": split,
+        "method": _METHODS[calculator][1] if calculator in _METHODS else calculator,
+        "dt_fs": float(step_fs),
+        "frame_fs": float(frame_fs),
+        "seed": seed,
+        "calculator_kwargs": arguments,
+        "temperatures_K": np.asarray(temperatures_K, float),
+        "conformers": conformers,
+        "duration_fs": float(duration_fs),
+        "equilibration_fs": float(equilibration_fs),
+        "max_energy_std_eV": float(max_energy_std_eV),
+    }
+
+    writer = Writer(out)
+    contents = writer.contents()
+    summary = Summary()
+    tasks: list[tuple[int, int]] = []
+    for index, system in enumerate(found):
+        if system.name in contents:
+            writer.check(system.name, system.atoms.numbers, **common, **_attributes(system))
+        missing = [k for k in range(trajectories) if _label(k) not in contents.get(system.name, ())]
+        summary.present += trajectories - len(missing)
+        tasks += [(index, k) for k in missing]
+
+    def store(index: int, k: int, outcome: _Outcome) -> None:
+        system, where = found[index], f"{found[index].name}/{_label(k)}"
+        summary.redrawn += outcome.thrown_away
+        failure = outcome.failure
+        if failure is None:
+            if system.name not in contents:
+                scales = {"pos_scale": POS_SCALE, "vel_scale": VEL_SCALE} if outcome.rounded else {}
+                writer.add_group(
+                    system.name,
+                    system.atoms.numbers,
+                    masses=system.atoms.get_masses(),
+                    cell=np.array(system.atoms.cell),
+                    pbc=system.atoms.pbc,
+                    **scales,
+                    **common,
+                    **_attributes(system),
+                )
+                contents[system.name] = set()
+            try:
+                writer.append(system.name, _label(k), **outcome.arrays, **outcome.attributes)
+                summary.written += 1
+            except ValueError as error:  # does not fit int16
+                failure = str(error)
+        if failure is not None:
+            summary.failed[where] = failure
+
+    temperatures = [float(t) for t in temperatures_K]
+    with _pool(processes, settings, found) as pool, tqdm(total=len(tasks), disable=None) as bar:
+        queue = iter(tasks)
+        running: dict[Future[_Outcome], tuple[int, int]] = {}
+        while True:
+            # A short queue: results wait in memory until they are written.
+            for index, k in islice(queue, 2 * processes - len(running)):
+                temperature = temperatures[k % len(temperatures)]
+                running[pool.submit(_simulate, index, k, temperature)] = (index, k)
+            if not running:
+                return summary
+            for future in wait(running, return_when=FIRST_COMPLETED).done:
+                store(*running.pop(future), future.result())
+                bar.update()
+
+
+_METHODS = {
+    "gfn2-xtb": ("GFN2-xTB", "GFN2-xTB (tblite)"),
+    "gfn1-xtb": ("GFN1-xTB", "GFN1-xTB (tblite)"),
+}
+
+
+def make_calculator(name: str, arguments: str = "{}") -> Calculator:
+    """A new ASE calculator by its name, as in `generate`; arguments: its constructor's, as JSON.
+
+    Raises ValueError where there is none of that name or it refuses the arguments.
+    """
+    kwargs = json.loads(arguments)
+    folder = os.getcwd()
+    sys.path.insert(0, folder)  # as `python -m` does; an installed command does not
+    try:
+        if name in _METHODS:
+            from tblite.ase import TBLite
+
+            return TBLite(
+                **{"method": _METHODS[name][0], "accuracy": 0.1, "verbosity": 0, **kwargs}
+            )
+        module, colon, attribute = name.partition(":")
+        kind = (
+            getattr(importlib.import_module(module), attribute)
+            if colon
+            else get_calculator_class(name)
+        )
+        made = kind(**kwargs)
+    except Exception as error:  # constructors of calculators raise anything
+        raise ValueError(
+            f"calculator {name!r} cannot be made with {arguments} "
+            f"({type(error).__name__}: {error}); expected {', '.join(_METHODS)} "
+            '(pip install "mdtrajnet_fast[data]"), module:Class, or a name that ASE knows'
+        ) from error
+    finally:
+        sys.path.remove(folder)
+    if not isinstance(made, Calculator):
+        raise ValueError(f"{name!r} makes a {type(made).__name__}, expected an ASE Calculator")
+    return made
+
+
+def _as_json(arguments: Mapping[str, Any]) -> str:
+    if not isinstance(arguments, Mapping):
+        raise ValueError(
+            f"calculator_kwargs is {arguments!r}, expected a mapping of names to values, such as "
+            '{"accuracy": 0.01}'
+        )
+    try:
+        return json.dumps(dict(arguments), sort_keys=True)
+    except TypeError as error:
+        raise ValueError(f"calculator_kwargs must be JSON values, but: {error}") from error
+
+
+def _positive(**values: float) -> None:
+    for name, value in values.items():
+        if not value > 0:
+            raise ValueError(f"{name} is {value}, expected a positive number")
+
+
+def _multiple(name: str, value: float, unit_name: str, unit: float) -> int:
+    count = round(value / unit)
+    if abs(count * unit - value) > 1e-6 * unit:
+        raise ValueError(f"{name} is {value}, expected a whole multiple of {unit_name} = {unit}")
+    return count
+
+
+def _label(trajectory: int) -> str:
+    return f"traj{trajectory:02d}"
+
+
+def _read_systems(texts: Sequence[str]) -> list[_System]:
+    systems: dict[str, _System] = {}
+    for text in [texts] if isinstance(texts, str) else texts:
+        atoms = read_structure(text)
+        atoms.set_constraint()
+        if len(atoms) < 2:
+            raise ValueError(f"{text!r} has {len(atoms)} atoms, expected at least 2")
+        smiles = atoms.info.get("smiles") if atoms.info["source"] == "SMILES" else None
+        name = (
+            atoms.info["name"].replace(" ", "_")
+            if smiles is None
+            else hashlib.sha1(smiles.encode()).hexdigest()[:10]
+        )
+        check_name(name)
+        if name in systems:
+            raise ValueError(f"{text!r} would be written to group {name}, like a system before it")
+        systems[name] = _System(name, atoms, smiles)
+    if not systems:
+        raise ValueError("no systems given")
+    return list(systems.values())
+
+
+def _attributes(system: _System) -> dict[str, Any]:
+    """What identifies a system in the file."""
+    if system.smiles is not None:
+        return {"smiles": system.smiles}
+    atoms = system.atoms
+    given = np.concatenate([atoms.positions, atoms.cell]).round(6) + 0.0  # no negative zeros
+    return {"structure": hashlib.sha1(given.tobytes()).hexdigest()[:10]}
+
+
+# Processes
+
+
+@contextmanager
+def _pool(processes: int, settings: _Settings, systems: list[_System]) -> Iterator[Any]:
+    """Processes of one thread each that know settings and systems; none outlives the context."""
+    threads = {k: "1" for k in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")}
+    before = {k: os.environ.get(k) for k in threads}
+    others = set(multiprocessing.active_children())
+    # Spawn, not fork: a forked process can hang in OpenMP. Libraries read the variables when they
+    # are loaded, which is before anything of ours runs in the new process.
+    os.environ.update(threads)
+    pool = ProcessPoolExecutor(
+        processes, multiprocessing.get_context("spawn"), _initialize, (settings, systems)
+    )
+    try:
+        yield pool
+        pool.shutdown()
+    except BaseException:
+        pool.shutdown(wait=False, cancel_futures=True)
+        for child in set(multiprocessing.active_children()) - others:
+            child.terminate()  # or they would finish what they are at
+        raise
+    finally:
+        for key, value in before.items():
+            if value is None:
+                os.environ.pop(key, None)
+            else:
+                os.environ[key] = value
+
+
+_job: tuple[_Settings, list[_System]]  # set in every process by _initialize
+
+
+def _initialize(settings: _Settings, systems: list[_System]) -> None:
+    global _job
+    _job = settings, systems
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's business
+    parent = multiprocessing.parent_process()
+    if parent is not None:  # if it is killed, nobody ends this process
+
+        def follow() -> None:
+            parent.join()
+            os._exit(1)
+
+        threading.Thread(target=follow, daemon=True).start()
+
+
+@lru_cache(maxsize=4)  # tasks come system by system
+def _relaxed(index: int) -> list[Atoms] | str:
+    """Relaxed conformers of a system, or why there are none."""
+    settings, systems = _job
+    system = systems[index]
+    starts = [system.atoms]
+    try:
+        if system.smiles is not None:
+            seed = np.random.SeedSequence([settings.seed, system.entropy()]).generate_state(1)
+            starts = rdkit_conformers(system.smiles, settings.conformers, int(seed[0]))
+        found: list[Atoms] = []
+        energies: list[float] = []
+        why = ""
+        for start in starts:
+            atoms = start.copy()
+            atoms.calc = make_calculator(settings.calculator, settings.calculator_kwargs)
+            if not LBFGS(atoms, logfile=os.devnull).run(fmax=_FORCE, steps=_RELAX_STEPS):
+                why = f"not relaxed to {_FORCE} eV/Å in {_RELAX_STEPS} steps"
+            elif change := _bond_change(atoms, [0, 1], [start.positions, atoms.positions]):
+                why = f"relaxation changes the molecule: {change}"
+            else:
+                energy = atoms.get_potential_energy()
+                if all(abs(energy - e) > _SAME_CONFORMER for e in energies):
+                    energies.append(energy)
+                    atoms.calc = None
+                    if not atoms.pbc.any():
+                        atoms.positions -= atoms.get_center_of_mass()
+                    found.append(atoms)
+    except Exception as error:  # calculators raise anything
+        return f"relaxation failed ({type(error).__name__}: {error})"
+    return found or why
+
+
+def _simulate(index: int, k: int, temperature_K: float) -> _Outcome:
+    """Trajectory k of a system."""
+    settings, systems = _job
+    relaxed = _relaxed(index)
+    if isinstance(relaxed, str):
+        return _Outcome(0, relaxed)
+    conformer = k % len(relaxed)
+    isolated = not relaxed[0].pbc.any()
+    largest = max(np.abs(atoms.positions).max() for atoms in relaxed)
+    failure = ""
+    for draw in range(settings.draws):
+        seeds = np.random.SeedSequence([settings.seed, systems[index].entropy(), k, draw])
+        rng = np.random.default_rng(seeds)
+        atoms = relaxed[conformer].copy()
+        try:
+            # Twice the target over 3N degrees of freedom, whatever there is without rotation.
+            share = 3 * len(atoms) / degrees_of_freedom(atoms)
+            thermal_velocities(atoms, 2 * temperature_K * share, rng)
+            arrays = _integrate(atoms, settings)
+        except _Rejected as reason:
+            failure = str(reason)
+            continue
+        except Exception as error:  # calculators raise anything
+            failure = f"{type(error).__name__}: {error}"
+            continue
+        spread = float(arrays["energy"].std())
+        attributes = {
+            "temperature_K": temperature_K,
+            "conformer": conformer,
+            "energy_std_eV": spread,
+        }
+        rounded = isolated and largest + _ROOM < 32767 * POS_SCALE
+        return _Outcome(draw, None, arrays, attributes, bool(rounded))
+    return _Outcome(settings.draws, f"{settings.draws} draws, the last: {failure}")
+
+
+# Dynamics
+
+
+class _Rejected(Exception):
+    """A trajectory that is not to be kept."""
+
+
+def _bond_change(atoms: Atoms, times: ArrayLike, positions: ArrayLike) -> str | None:
+    """The first bond of an isolated molecule that differs from frame 0, in words."""
+    if atoms.pbc.any():
+        return None
+    trajectory = Trajectory(atoms, times, positions, np.zeros_like(positions))
+    broken, formed = bond_changes(trajectory)
+    changes = [(b.time_fs, f"broken bond {b}") for b in broken]
+    changes += [(b.time_fs, f"formed bond {b}") for b in formed]
+    return min(changes)[1] if changes else None
+
+
+def _kinetic_energy(masses: np.ndarray, velocities: np.ndarray) -> float:
+    """eV, of masses in amu and velocities in Å/fs."""
+    return 0.5 * float((masses[:, None] * velocities**2).sum()) / ase.units.fs**2
+
+
+def _integrate(atoms: Atoms, settings: _Settings) -> dict[str, np.ndarray]:
+    """Velocity Verlet from these atoms: arrays of the frames. _Rejected where they are no good.
+
+    ase.md.VelocityVerlet does the same, but what it and Atoms.get_forces do around each evaluation
+    (comparing and copying atoms) costs a third of the time with tblite.
+    """
+    masses, start = atoms.get_masses(), atoms.positions.copy()
+    velocities = velocities_from_momenta(atoms.get_momenta(), masses)
+    to_acceleration = ase.units.fs**2 / masses[:, None]  # eV/Å to Å/fs²
+    calculator = make_calculator(settings.calculator, settings.calculator_kwargs)
+    calculator.calculate(atoms, ["energy", "forces"], all_changes)
+    step = settings.step_fs
+    last = settings.steps_equilibration + settings.steps_per_frame * (settings.frames - 1)
+    frames: dict[str, list] = {"positions": [], "velocities": [], "energy": []}
+    if "dipole" in calculator.results and not atoms.pbc.any():
+        frames["dipole"] = []
+    acceleration = calculator.results["forces"] * to_acceleration
+    for now in range(last + 1):
+        if now:
+            velocities = velocities + 0.5 * step * acceleration
+            atoms.positions += step * velocities
+            calculator.calculate(atoms, ["energy", "forces"], ["positions"])
+            acceleration = calculator.results["forces"] * to_acceleration
+            velocities = velocities + 0.5 * step * acceleration
+        since = now - settings.steps_equilibration
+        if since >= 0 and since % settings.steps_per_frame == 0:
+            results = calculator.results
+            # Where a calculator has both, forces are the derivative of free_energy.
+            potential = results.get("free_energy", results["energy"])
+            frames["positions"].append(atoms.positions.copy())
+            frames["velocities"].append(velocities)
+            frames["energy"].append(potential + _kinetic_energy(masses, velocities))
+            if "dipole" in frames:
+                frames["dipole"].append(results["dipole"].copy())
+            if not np.isfinite(frames["energy"][-1]):
+                raise _Rejected(f"the energy is {frames['energy'][-1]} eV")
+    times = settings.step_fs * settings.steps_per_frame * np.arange(settings.frames)
+    change = _bond_change(atoms, [-1.0, *times], [start, *frames["positions"]])
+    if change is not None:
+        raise _Rejected(change)
+    spread = float(np.std(frames["energy"]))
+    if spread > settings.max_energy_std_eV:
+        raise _Rejected(
+            f"standard deviation of the energy {spread:.3g} eV, at most "
+            f"{settings.max_energy_std_eV:g} eV allowed (a shorter step_fs may help)"
+        )
+    return {name: np.array(values) for name, values in frames.items()}

@@ -1,0 +1,1 @@
+"""Rollouts: windows, the engines that compute them, and what users call."""

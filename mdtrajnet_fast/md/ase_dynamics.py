@@ -1,0 +1,136 @@
+"""MDtrajNetDynamics: the rollout as an ASE dynamics, so that observers, loggers and files work."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import ase
+import numpy as np
+from ase import units
+from ase.calculators.calculator import Calculator, all_changes
+from ase.md.md import MolecularDynamics
+
+from ..model.checkpoint import load_model
+from ..model.network import MDtrajNet
+from ..system import System
+from .rollout import ENERGY_RATE, check_rate, rollout
+
+
+class UnknownEnergy(Calculator):
+    """A calculator that says that the potential energy is not known: not a number.
+
+    ASE's loggers ask for the energy at every step; a model that predicts positions has none, or one
+    up to a constant that it does not know.
+    """
+
+    implemented_properties = ["energy"]
+
+    def calculate(
+        self,
+        atoms: ase.Atoms | None = None,
+        properties: Any = None,
+        system_changes: Any = all_changes,
+    ) -> None:
+        """Set the energy (eV) to not-a-number."""
+        super().calculate(atoms, properties, system_changes)
+        self.results = {"energy": float("nan")}
+
+
+class MDtrajNetDynamics(MolecularDynamics):
+    """Predicted molecular dynamics behind the interface of ASE's integrators.
+
+    atoms: an ase.Atoms with momenta; moved in place, unwrapped.
+    timestep: spacing of the frames in ASE units (1 fs is ase.units.fs). A step moves the atoms to
+        the next frame; the frames of a window are predicted together.
+    model: a name or path for :func:`~mdtrajnet_fast.load_model`, or a loaded model.
+    window: stride of the rollout (fs); None for the model's own.
+    reversible, energy_rate: as for :func:`~mdtrajnet_fast.simulate`.
+    Further arguments are those of ase.md.md.MolecularDynamics: trajectory, logfile, ...
+
+    Observers may change the atoms, as a thermostat does: a new window then starts from the state
+    they leave, and a model with a potential keeps the energy of that state. Forces are never
+    computed. Atoms without a calculator get :class:`UnknownEnergy`, so that loggers print "nan" for
+    energies; with a calculator they print real ones, at its cost.
+
+    Raises ValueError for elements that the model does not know, atoms at rest, and what
+    :func:`~mdtrajnet_fast.system.check_atoms` refuses, constraints among it.
+    """
+
+    def __init__(
+        self,
+        atoms: ase.Atoms,
+        timestep: float,
+        model: str | Path | MDtrajNet = "molecules-nve",
+        window: float | None = None,
+        reversible: bool = True,
+        energy_rate: float = ENERGY_RATE,
+        **kwargs: Any,
+    ):
+        self.model = model if isinstance(model, MDtrajNet) else load_model(model)
+        self.model.species_index(System.from_atoms(atoms).numbers)
+        self.window = self.model.stride(window)
+        if (wrong := self.model.extrapolates(self.window)) is not None:
+            warnings.warn(wrong, RuntimeWarning, stacklevel=2)
+        self.reversible, self.energy_rate = reversible, check_rate(energy_rate)
+        if not atoms.get_momenta().any():
+            raise ValueError(
+                "the atoms are at rest: set momenta first, for instance with "
+                "mdtrajnet_fast.thermal_velocities(atoms, temperature_K, seed)"
+            )
+        if atoms.calc is None:
+            atoms.calc = UnknownEnergy()
+        super().__init__(atoms, timestep, **kwargs)
+        self._coming: Iterator[tuple[np.ndarray, np.ndarray]] = iter(())
+        self._last: tuple[np.ndarray, ...] | None = None
+
+    def step(self) -> None:
+        """Move the atoms to the next frame."""
+        if self._last is None or not all(map(np.array_equal, self._state(), self._last)):
+            self._coming = self._frames()
+        positions, momenta = next(self._coming)
+        self.atoms.set_positions(positions)
+        self.atoms.set_momenta(momenta)
+        self._last = self._state()
+
+    def _state(self) -> tuple[np.ndarray, ...]:
+        a = self.atoms
+        state = a.positions, a.get_momenta(), a.numbers, a.get_masses(), a.cell[:], a.pbc
+        return tuple(x.copy() for x in state)
+
+    def _frames(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        system = System.from_atoms(self.atoms)
+        momenta = self.atoms.get_momenta()
+        # ASE's unit of time is irrational in fs: round away what the conversion adds
+        dt = float(np.round(self.dt / units.fs, 9))
+        windows = rollout(
+            self.model,
+            system,
+            momenta,
+            dt=dt,
+            window=self.window,
+            reversible=self.reversible,
+            energy_rate=self.energy_rate,
+        )
+        for frames in windows:
+            yield from zip(frames.positions, frames.momenta, strict=True)
+
+    def irun(self, steps: int = 50) -> Iterator[bool]:
+        """Run as a generator that yields after every step; no forces are asked for."""
+        self.max_steps = self.nsteps + steps
+        if self.nsteps == 0:
+            self.call_observers()
+        yield steps == 0
+        while self.nsteps < self.max_steps:
+            self.step()
+            self.nsteps += 1
+            self.call_observers()
+            yield self.nsteps == self.max_steps
+
+    def run(self, steps: int = 50) -> bool:
+        """Run `steps` steps; returns True."""
+        for _ in self.irun(steps):
+            pass
+        return True

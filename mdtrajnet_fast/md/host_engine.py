@@ -1,0 +1,102 @@
+"""Windows on the CPU: each one native call (csrc/cpu/engine.hpp), or many of them one."""
+
+from __future__ import annotations
+
+from collections import deque
+
+import numpy as np
+import torch
+from ase.units import fs
+
+from .. import _C
+from ..model.network import MDtrajNet
+from ..model.predictor import NativePredictor
+from ..system import System
+from .window import (
+    BACK,
+    MOST_SCALED,
+    NEWTON_STEPS,
+    SKIN,
+    Broke,
+    Method,
+    Target,
+    Windows,
+    left_its_course,
+)
+
+
+class HostEngine:
+    """An :class:`.Engine` of a model on the CPU; a window that is begun is done at once."""
+
+    ahead = 1
+    at_once = 1000
+
+    def __init__(
+        self, model: MDtrajNet, predictor: NativePredictor, system: System, method: Method
+    ):
+        self._model, self._predictor, self._method = model, predictor, method
+        periodic = bool(system.pbc.any())
+        self._native = _C.Engine(
+            predictor.native,
+            ptr=system.ptr,
+            species=model.species_index(system.numbers),
+            masses=system.masses,
+            cell=system.cell if periodic else None,
+            pbc=system.pbc if periodic else None,
+            skin=SKIN,
+            fs=fs,
+            back=BACK,
+            most=MOST_SCALED,
+            steps=NEWTON_STEPS,
+        )
+        self._done: deque[Windows | Broke] = deque()
+
+    def set_state(self, positions: np.ndarray, momenta: np.ndarray) -> None:
+        """See :meth:`.Engine.set_state`."""
+        self._positions, self._momenta = positions, momenta
+
+    def begin(
+        self, times: np.ndarray, target: Target | None, *, windows: int = 1, measure: bool = False
+    ) -> None:
+        """See :meth:`.Engine.begin`."""
+        positions, momenta, energies, done, broken = self._native.advance(
+            self._positions,
+            self._momenta,
+            t=times,
+            windows=windows,
+            reversible=self._method.reversible,
+            pull=self._method.pull,
+            total=None if target is None else target.total,
+            near=None if target is None else target.near,
+            measure=measure,
+            threads=torch.get_num_threads(),
+        )
+        self._positions, self._momenta = positions[-1], momenta[-1]
+        if broken is None:
+            self._done.append(Windows(positions, momenta, energies))
+        else:
+            self._done.append(self._broke(broken, done))
+
+    def end(self) -> Windows:
+        """See :meth:`.Engine.end`."""
+        done = self._done.popleft()
+        if isinstance(done, Broke):
+            raise done
+        return done
+
+    def energies(self) -> np.ndarray:
+        """See :meth:`.Engine.energies`."""
+        threads = torch.get_num_threads()
+        energies, broken = self._native.energies(self._positions, self._momenta, threads)
+        if broken is not None:
+            raise self._broke(broken, 0)
+        return energies
+
+    def close(self) -> None:
+        """See :meth:`.Engine.close`."""
+        self._done.clear()
+
+    def _broke(self, broken: tuple[int, int, str], done: int) -> Broke:
+        system, atom, why = broken
+        reason = why or left_its_course(self._model, atom)
+        return Broke(reason, system, done, self._positions, self._momenta)

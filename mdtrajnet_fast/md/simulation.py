@@ -1,0 +1,367 @@
+"""simulate: from ASE atoms to trajectories, with files, restart, progress and a trust summary."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import warnings
+from collections.abc import Sequence
+from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import ase
+import numpy as np
+from tqdm import tqdm
+
+from ..analysis.observables import FRAME_ROWS
+from ..analysis.trust import TrustMonitor
+from ..io.trajectory import Trajectory, count_frames, open_writer
+from ..mechanics import set_velocities, thermal_velocities
+from ..model.checkpoint import load_model
+from ..model.network import MDtrajNet
+from ..system import System
+from .rollout import (
+    ENERGY_RATE,
+    EnergyTarget,
+    Frames,
+    RolloutError,
+    check_rate,
+    exact,
+    potential_energies,
+    rollout,
+)
+
+
+def simulate(
+    atoms: ase.Atoms | Sequence[ase.Atoms],
+    dt: float = 1.0,
+    *,
+    duration: float = 1000.0,
+    model: str | Path | MDtrajNet = "molecules-nve",
+    window: float | None = None,
+    velocities: np.ndarray | Sequence[np.ndarray] | None = None,
+    temperature_K: float | None = None,
+    seed: int = 0,
+    trajectory: str | Path | Sequence[str | Path] | None = None,
+    resume: bool = False,
+    reversible: bool | None = None,
+    energy_rate: float | None = None,
+    progress: bool = False,
+) -> Trajectory | list[Trajectory]:
+    """Predict the molecular dynamics of one system, or of many at once.
+
+    atoms: one ase.Atoms, or a list of them, all predicted in the same batches. Velocities are read
+        from their momenta. The atoms themselves are not changed.
+    dt: spacing of the frames (fs); of the output only, the rollout does not depend on it.
+    duration: length of the trajectory (fs), counted from its frame 0.
+    model: a name or path for :func:`~mdtrajnet_fast.load_model`, or a loaded model.
+    window: stride of the rollout (fs); None for the model's own.
+    velocities: [atoms, 3] Å/fs (a list of such arrays for a list), in place of those of atoms.
+    temperature_K, seed: draw velocities at exactly this kinetic temperature over the free degrees
+        of freedom (:func:`~mdtrajnet_fast.mechanics.thermal_velocities`); system k of a list draws
+        with seed + k.
+    trajectory: file to stream the frames to (.traj, .extxyz or .h5), or one for each system.
+        Written after every window; never overwritten. (All frames are kept in memory, too.)
+    resume: continue the file (or files) up to `duration`, or begin where there is none. The start
+        comes from the file; atoms only has to be the same system. With the same settings, machine
+        and number of threads the result is, bit for bit, that of a run without the stop. The
+        rollout goes on from the last frame that is the end of a window; where dt and window have
+        no common multiple, from the start.
+    reversible: windows that could run backwards (:mod:`.window`), in which a model's
+        errors do not add up; they take five predictions, and one more for frames within. False
+        for the model's plain map, with all of the energy put right after every window. None:
+        reversible, or, of a run that is continued, as it was begun.
+    energy_rate: how fast reversible windows return to the total energy of the start (1/fs), with a
+        model that has a potential. None: 0.004, or as begun.
+    progress: show a progress bar.
+
+    Returns a :class:`~mdtrajnet_fast.Trajectory` (a list of them for a list) with frames at 0, dt,
+    2 dt, ... up to duration, and its `trust` summary. Momentum and angular momentum of isolated
+    molecules are those of the start; with a model that has a potential, the total energy stays near
+    it. Positions are unwrapped.
+
+    Raises TypeError and ValueError for what is not an ase.Atoms that can be simulated
+    (:func:`~mdtrajnet_fast.system.check_atoms`), elements that the model does not know, atoms that
+    coincide, atoms at rest without a temperature and settings out of range; FileExistsError for a
+    trajectory file that is there already without resume;
+    :class:`~mdtrajnet_fast.md.rollout.RolloutError` when the trajectory breaks (of a list: all of
+    them), the frames until then being in the file. In a list the others go on; the trajectory that
+    broke ends there, with a RuntimeWarning and a warning in its trust summary.
+    """
+    single = isinstance(atoms, ase.Atoms)
+    system = System.from_atoms(atoms)
+    many = [atoms.copy()] if isinstance(atoms, ase.Atoms) else [a.copy() for a in atoms]
+    paths = _each(trajectory, single, len(many), "trajectory files")
+    given = _each(velocities, single, len(many), "arrays of velocities")
+    network = model if isinstance(model, MDtrajNet) else load_model(model)
+    check_run(network, system, dt, duration, window)
+    _check_paths(paths, resume)
+    stride = network.stride(window)
+    metadata = {
+        "model": network.name,
+        "model_hash": model_hash(network),
+        "dtype": str(network.dtype).removeprefix("torch."),
+        "dt_fs": float(dt),
+        "window_fs": stride,
+        **_map_settings(reversible, energy_rate, paths if resume else []),
+    }
+    reversible = bool(metadata.get("reversible", False))
+    rate = metadata.get("energy_rate_per_fs", ENERGY_RATE)
+    parts = []
+    for k, (one, v, path) in enumerate(zip(many, given, paths, strict=True)):
+        held = _held(path, one, metadata) if resume else None
+        if held is None:
+            _set_start(one, v, temperature_K, seed + k, k)
+            x, p = one.positions[None], one.get_momenta()[None]
+            held = Trajectory(one, [0.0], x, p, metadata)
+        parts.append(held)
+    # The end of a window is a state to go on from. Frames beyond the last such one that all
+    # systems have are predicted once more, to the same bits.
+    shortest = min(len(part) for part in parts)
+    boundary = max(k for k in range(shortest) if k * exact(dt) % exact(stride) == 0)
+    start = int(boundary * exact(dt) / exact(stride))
+    positions = np.concatenate([part.positions[boundary] for part in parts])
+    momenta = np.concatenate([part.momenta[boundary] for part in parts])
+    target = None
+    if network.potential is not None:
+        first = dataclasses.replace(
+            system, positions=np.concatenate([part.positions[0] for part in parts])
+        )
+        p = np.concatenate([part.momenta[0] for part in parts])
+        # not in the files: the windows that tell it are predicted again
+        target = EnergyTarget.after(
+            network, first, p, window=stride, reversible=reversible, windows=start
+        )
+    going = list(range(len(many)))
+    with ExitStack() as stack:
+        recorders = [
+            _Recorder(one, part, path, _monitor(network, one, stride), stack)
+            for one, part, path in zip(many, parts, paths, strict=True)
+        ]
+        bar = stack.enter_context(
+            tqdm(total=duration, initial=start * stride, unit="fs", disable=not progress)
+        )
+        while going:
+            system = System.from_atoms([many[k] for k in going])
+            system = dataclasses.replace(system, positions=positions)
+            windows = rollout(
+                network,
+                system,
+                momenta,
+                dt=dt,
+                window=window,
+                duration=duration,
+                start=start,
+                reversible=reversible,
+                energy_rate=rate,
+                target=target,
+            )
+            try:
+                for frames in windows:
+                    for k, a, b in zip(going, system.ptr, system.ptr[1:], strict=False):
+                        recorders[k].add(frames, slice(a, b))
+                    bar.update(min(frames.end, duration) - bar.n)
+                break
+            except RolloutError as error:  # the others go on without it
+                broken = going.pop(error.system)
+                if target is not None:
+                    target = target.without(error.system)
+                if not going:
+                    raise
+                recorders[broken].broke(str(error))
+                warnings.warn(f"system {broken}: {error}", RuntimeWarning, stacklevel=2)
+                others = system.system_index != error.system
+                positions, momenta = error.positions[others], error.momenta[others]
+                start = error.window
+    done = [recorder.trajectory(duration) for recorder in recorders]
+    return done[0] if single else done
+
+
+def _monitor(model: MDtrajNet, atoms: ase.Atoms, stride: float) -> TrustMonitor:
+    potential = None if model.potential is None else partial(potential_energies, model, atoms)
+    monitor = TrustMonitor(atoms, model.config.radial_cutoff, stride, potential)
+    if (wrong := model.extrapolates(stride)) is not None:
+        monitor.doubt(0.0, f"windows of {wrong}")
+    return monitor
+
+
+def _map_settings(
+    reversible: bool | None, energy_rate: float | None, paths: Sequence[str | Path | None]
+) -> dict[str, Any]:
+    """What a run's metadata say of its map: those of the files to continue, or of what is new.
+
+    Runs with the plain map, as all were once, say nothing.
+    """
+    files = [p for p in paths if p is not None and Path(p).exists() and count_frames(p)]
+    begun = Trajectory.read(files[0], slice(0, 1)).metadata if files else {"reversible": True}
+    if reversible is None:
+        reversible = begun.get("reversible", False)
+    if not reversible:
+        if energy_rate is not None:
+            raise ValueError(
+                f"energy_rate = {energy_rate} is for reversible windows: the plain map puts all of "
+                "the energy right after every window"
+            )
+        return {}
+    if energy_rate is None:
+        energy_rate = begun.get("energy_rate_per_fs", ENERGY_RATE)
+    return {"reversible": True, "energy_rate_per_fs": check_rate(energy_rate)}
+
+
+def check_run(
+    model: MDtrajNet, system: System, dt: float, duration: float, window: float | None = None
+) -> None:
+    """Refuse, before anything is written, a run that cannot start.
+
+    Raises ValueError for elements that the model does not know, times out of range (fs) and atoms
+    that coincide.
+    """
+    model.species_index(system.numbers)
+    model.stride(window)
+    if not 0 < dt <= duration < np.inf:
+        raise ValueError(f"expected 0 < dt <= duration (fs), got dt {dt} and duration {duration}")
+    model.graph(system)
+
+
+class _Recorder:
+    """Keeps, writes and watches the frames of one system."""
+
+    def __init__(
+        self,
+        atoms: ase.Atoms,
+        held: Trajectory,
+        path: Path | None,
+        monitor: TrustMonitor,
+        stack: ExitStack,
+    ):
+        self._held = held
+        self._writer = None
+        if path is not None:
+            self._writer = stack.enter_context(
+                open_writer(path, atoms, append=True, metadata=held.metadata)
+            )
+            if self._writer.frames == 0:
+                self._writer.write(held.times, held.positions, held.momenta)
+        self._times, self._positions, self._momenta = [held.times], [held.positions], [held.momenta]
+        self._monitor = monitor
+        self._watched = 0  # parts
+        self._watch()
+
+    def add(self, frames: Frames, own: slice) -> None:
+        """Take in this system's share of a window, less the frames that are there already."""
+        first = int(np.searchsorted(frames.times, self._times[-1][-1], side="right"))
+        if first == len(frames.times):
+            return
+        times = frames.times[first:]
+        positions, momenta = frames.positions[first:, own], frames.momenta[first:, own]
+        self._times.append(times)
+        self._positions.append(positions)
+        self._momenta.append(momenta)
+        self._waiting += momenta.size // 3
+        if self._waiting >= FRAME_ROWS:
+            self._watch()
+        if self._writer is not None:
+            self._writer.write(times, positions, momenta)
+
+    def broke(self, why: str) -> None:
+        """Say of the run that it ended here."""
+        self._monitor.doubt(float(self._times[-1][-1]), why)
+
+    def _watch(self) -> None:
+        """Show the monitor what it has not seen yet."""
+        new = slice(self._watched, None)
+        if self._times[new]:
+            parts = (self._times, self._positions, self._momenta)
+            self._monitor.update(*(np.concatenate(part[new]) for part in parts))
+        self._watched, self._waiting = len(self._times), 0
+
+    def trajectory(self, duration: float) -> Trajectory:
+        """The frames up to `duration`, with the trust summary of all that there are."""
+        times, positions, momenta = map(
+            np.concatenate, (self._times, self._positions, self._momenta)
+        )
+        wanted = times <= duration
+        trajectory = Trajectory(
+            self._held.atoms,
+            times[wanted],
+            positions[wanted],
+            momenta[wanted],
+            self._held.metadata,
+        )
+        self._watch()
+        trajectory.trust = self._monitor.summary()
+        return trajectory
+
+
+def _each(given: Any, single: bool, count: int, what: str) -> list[Any]:
+    """One entry for each system, from what a caller gave for one or for many."""
+    if given is None:
+        return [None] * count
+    many = [given] if single or isinstance(given, str | Path) else list(given)
+    if len(many) != count:
+        raise ValueError(f"a list of {count} systems needs a list of {count} {what}, got {given!r}")
+    return many
+
+
+def _check_paths(paths: list[str | Path | None], resume: bool) -> None:
+    named = [Path(path).resolve() for path in paths if path is not None]
+    if resume and not named:
+        raise ValueError("resume needs the trajectory file to continue")
+    if len(set(named)) < len(named):
+        raise ValueError(f"every system needs a trajectory file of its own, got {paths}")
+    for path in named:
+        if path.exists() and not resume:
+            raise FileExistsError(
+                f"{path} exists and is never overwritten: choose another name, remove it, or "
+                "continue it with resume=True"
+            )
+        if not path.parent.is_dir():
+            raise FileNotFoundError(f"there is no folder {path.parent} for {path.name}")
+
+
+def _held(path: str | Path, atoms: ase.Atoms, metadata: dict[str, Any]) -> Trajectory | None:
+    """What a file holds of this run; None without a complete frame."""
+    if not Path(path).exists() or count_frames(path) == 0:
+        return None
+    with open_writer(path, atoms, append=True, metadata=metadata):  # refuses another run's file
+        pass
+    return Trajectory.read(path)
+
+
+def _set_start(
+    atoms: ase.Atoms,
+    velocities: np.ndarray | None,
+    temperature_K: float | None,
+    seed: int,
+    index: int,
+) -> None:
+    if velocities is not None and temperature_K is not None:
+        raise ValueError("give either velocities or temperature_K, not both")
+    if temperature_K is not None:
+        thermal_velocities(atoms, temperature_K, seed)
+    elif velocities is not None:
+        set_velocities(atoms, velocities)
+    elif not atoms.get_momenta().any():
+        raise ValueError(
+            f"system {index} ({atoms.get_chemical_formula()}) is at rest: give temperature_K to "
+            "draw velocities, velocities (Å/fs), or atoms with momenta"
+        )
+
+
+def model_hash(model: MDtrajNet) -> str:
+    """First 16 hex digits of the SHA-256 of a model's configuration and weights.
+
+    Tells which function made a trajectory.
+    """
+    return model.kept("hash", lambda: _hash(model))
+
+
+def _hash(model: MDtrajNet) -> str:
+    digest = hashlib.sha256(json.dumps(model.config.to_dict()).encode())
+    for name, value in sorted(model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(value.cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]

@@ -1,0 +1,152 @@
+"""What a window of a rollout is: from the state at its start to its frames and its end.
+
+The state is what ASE's Atoms hold, positions (Å) and momenta (ASE units), in float64. Every
+prediction has the momentum of its start, in each connected component of the neighbour graph, and
+for isolated systems the angular momentum. The centre of mass of a component therefore moves
+ballistically, whatever the model does, and an atom without neighbours by v0 t.
+
+A trained model is not quite a motion that could run backwards, and what it adds or takes in one
+window grows without bound in thousands. Newton's equations are reversible in time: with S turning
+all velocities around, S F S undoes F. Let F be the model's map over one window, B = S F S, and
+X = F B, there and back. With X = 1, F would be reversible; whatever the model, X^-1/2 F is. So a
+window ends half an X before the prediction:
+
+    p = F(z0)                         the prediction
+    q = F(B(p)), r = F(B(q))          once and twice there and back again
+    z1 = 15/8 p - 5/4 q + 3/8 r       X^-1/2 p: the parabola through p, q and r, at -1/2
+
+which is reversible up to the third power of the model's error. Maps that are have eigenvalues in
+pairs, l and 1/l, so that vibrations neither grow nor fade, unless two of them meet
+(J. A. G. Roberts, G. R. W. Quispel, Phys. Rep. 216, 63 (1992)). A frame within the window is seen
+from both of its ends, (1 - t/h) F(z0, t) + (t/h) S F(S z1, h - t), and is as good as they are.
+
+The end of a window with a potential is then drawn to the energy that the rollout keeps: the
+internal velocities, those without the motion of each component as a rigid body, are scaled, which
+leaves momentum and angular momentum as they are. Of the way they go the share
+1 - exp(-pull (1 + (difference / near)^4)): weakly where the difference may be an error of the
+potential, strongly beyond it, by at most 30 %.
+
+Engines compute windows: :mod:`.host_engine` on the CPU, in one native call each, and
+:mod:`.device_engine` with any other backend, in torch.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple, Protocol
+
+import numpy as np
+
+from ..model.network import MDtrajNet
+from ..neighbors.host import neighbor_list
+from ..system import System
+
+# Extra reach of the neighbour list (Å): it is built anew once an atom has moved half of this.
+SKIN = 0.6
+# Lagrange's weights, at -1/2, of points at 0, 1 and 2.
+BACK = (15 / 8, -5 / 4, 3 / 8)
+# Newton steps on the angular momentum: each squares its relative error, which starts well below 1.
+NEWTON_STEPS = 6
+# The most by which the internal velocities of a system are scaled in one window: an energy that
+# is farther off is an error, which must not become a kick.
+MOST_SCALED = 0.3
+
+
+class Method(NamedTuple):
+    """How windows are computed.
+
+    reversible: as above, of five predictions and one more for frames within; False for the model's
+        plain map. pull: of the energy at the end; infinite for all of the way.
+    """
+
+    reversible: bool = True
+    pull: float = 0.0
+
+
+class Target(NamedTuple):
+    """The energies that windows are drawn to.
+
+    total: [systems] eV. near: [systems] eV, the differences up to which the pull is weak.
+    """
+
+    total: np.ndarray
+    near: np.ndarray
+
+
+class Windows(NamedTuple):
+    """What an engine computed.
+
+    positions, momenta: [times, atoms, 3] of the last of them, Å and ASE units. energies:
+    [2, systems] eV at its end: the total energies, and the kinetic energies relative to the centre
+    of mass; None where they were not asked for.
+    """
+
+    positions: np.ndarray
+    momenta: np.ndarray
+    energies: np.ndarray | None
+
+
+class Broke(Exception):
+    """What is wrong with a state or a prediction, and of which system.
+
+    system: its index. windows: how many were done before. positions, momenta: [atoms, 3], the state
+    of all systems that these led to.
+    """
+
+    def __init__(
+        self, reason: str, system: int, windows: int, positions: np.ndarray, momenta: np.ndarray
+    ):
+        super().__init__(reason)
+        self.system, self.windows = system, windows
+        self.positions, self.momenta = positions, momenta
+
+
+class Engine(Protocol):
+    """Computes windows of some systems one after another, and holds the state between them.
+
+    ahead: how often windows may be begun before the first result is asked for. at_once: how many at
+    most with one call.
+    """
+
+    ahead: int
+    at_once: int
+
+    def set_state(self, positions: np.ndarray, momenta: np.ndarray) -> None:
+        """Where the next window starts, [atoms, 3], Å and ASE units."""
+
+    def begin(
+        self, times: np.ndarray, target: Target | None, *, windows: int = 1, measure: bool = False
+    ) -> None:
+        """Begin the next window, or several.
+
+        times: [times] fs after its start; the last is its end, the only one for several windows.
+        target: the energies to keep; None to leave them. measure: report them instead, of a single
+            window.
+        """
+
+    def end(self) -> Windows:
+        """The first of the windows that were begun. Raises :class:`Broke`."""
+
+    def energies(self) -> np.ndarray:
+        """Those of the state: [2, systems] eV, as in :class:`Windows`. Raises :class:`Broke`."""
+
+    def close(self) -> None:
+        """Wait for what was begun; the results are lost."""
+
+
+def left_its_course(model: MDtrajNet, atom: int) -> str:
+    """What to say of an atom of a system that no chemistry could have moved so far."""
+    return (
+        f"atom {atom} leaves its course by more than {model.config.radial_cutoff:g} Å in one "
+        "window, or its velocity is not finite. The model left the chemistry it was trained on; "
+        "start from a lower temperature or a relaxed geometry"
+    )
+
+
+def refused(system: System, positions: np.ndarray, cutoff: float) -> tuple[int, str] | None:
+    """The first system whose positions a neighbour list refuses, and why; None if there is none."""
+    for k, (a, b) in enumerate(zip(system.ptr, system.ptr[1:], strict=False)):
+        try:
+            neighbor_list(positions[a:b], cutoff, system.cell[k], system.pbc[k])
+        except ValueError as error:
+            return k, str(error)
+    return None

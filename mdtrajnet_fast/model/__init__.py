@@ -1,0 +1,1 @@
+"""Models: settings, networks, potentials, what is folded of them for predictions, files."""

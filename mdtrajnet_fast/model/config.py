@@ -1,0 +1,170 @@
+"""Sizes and options of a model: frozen dataclasses that go to and from JSON."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from typing import Any
+
+from ase.data import atomic_numbers
+
+_IRREPS = re.compile(r"^\s*(\d+)x0e\s*\+\s*(\d+)x1o\s*$")
+
+
+def irreps_channels(irreps: str, name: str = "irreps") -> tuple[int, int]:
+    """Channels of an irreps string such as ``"8x0e + 8x1o"``: ``(scalars, vectors)``.
+
+    Raises ValueError, naming the irreps, for anything but even scalars followed by odd vectors.
+    """
+    match = _IRREPS.match(irreps)
+    if match is None:
+        raise ValueError(
+            f"{name} = {irreps!r} is not supported: the attention block knows even scalars "
+            'followed by odd vectors, "<scalars>x0e + <vectors>x1o", such as "8x0e + 8x1o"'
+        )
+    scalars, vectors = int(match[1]), int(match[2])
+    if scalars < 1 or vectors < 1:
+        raise ValueError(f"{name} = {irreps!r} needs at least one scalar and one vector channel")
+    return scalars, vectors
+
+
+@dataclasses.dataclass(frozen=True)
+class PotentialConfig:
+    """Sizes of a :class:`~mdtrajnet_fast.model.potential.Potential`.
+
+    radial: Gaussians of the distance, for each element of the neighbours.
+    products: invariants of each harmonic. hidden: width of the layers that follow.
+    """
+
+    radial: int = 14
+    products: int = 48
+    hidden: int = 64
+
+    def __post_init__(self) -> None:
+        least = {"radial": 2, "products": 1, "hidden": 1}
+        for name, value in least.items():
+            if not isinstance(getattr(self, name), int) or getattr(self, name) < value:
+                raise ValueError(
+                    f"{name} must be a whole number, at least {value}, got {getattr(self, name)!r}"
+                )
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """Sizes and options of an :class:`~mdtrajnet_fast.model.network.MDtrajNet`.
+
+    The defaults are the published sizes and the published function (Ge, Chen, Dral,
+    arXiv 2505.16301); the names are those of the published checkpoints where they have one.
+
+    species: element symbols, in the order of the embedding.
+    num_attn_blocks: attention blocks.
+    lmax: highest spherical harmonic, at least 2. Harmonics above 2 have no path into scalars or
+        vectors, so a larger value names the same function.
+    sp_embed_dim, t_embed_dim, d_embed_dim: species channels, time Gaussians, distance Gaussians.
+    time_cutoff: end of the time basis (fs): the longest time the model may be asked for.
+    radial_cutoff: neighbours are atoms at most this far away at the input geometry (Å).
+    num_heads: attention heads.
+    irreps_key, irreps_query, irreps_value: channels of one head.
+    key_weight_hidden_neurons, value_weight_hidden_neurons: hidden layers of the radial networks.
+    window: stride of a rollout (fs), at most time_cutoff; None stands for time_cutoff.
+    longest_lag: the longest time that the weights were trained on (fs). Longer ones are predicted,
+        with a warning. None: not known.
+
+    Options, off in the published model:
+
+    residual: "input" adds a block's increment to the input state (published), "running" adds it
+        to the running state.
+    envelope: multiply attention weights and messages by a smooth cutoff, so that the prediction is
+        continuous when an atom crosses radial_cutoff.
+    head: "published" returns R0 plus the last increment. "conserving" returns
+        R0 + v0 t + (v_mean - v0) t c(x) + 5 x^2 / (4 x + 1) increment, x = t / time_cutoff, the
+        last two terms without their mass-weighted mean in each connected component. An atom flies
+        freely at first and is then carried along: c(x) = 1 - exp(-9 x^2), v_mean being the smooth,
+        mass-weighted mean velocity of an atom and its neighbours. R(0) = R0, dR/dt(0) = v0, total
+        momentum and Galilean covariance hold exactly.
+    velocity_readout: report v(t) from the last block's velocity channel (with "conserving":
+        v(0) = v0 and exact total momentum) in place of the time derivative of the positions.
+    potential: sizes of the potential energy, with which rollouts conserve the total energy; None
+        for a model without one.
+    """
+
+    species: tuple[str, ...]
+    num_attn_blocks: int = 8
+    lmax: int = 3
+    sp_embed_dim: int = 16
+    time_cutoff: float = 10.0
+    t_embed_dim: int = 4
+    radial_cutoff: float = 4.0
+    d_embed_dim: int = 16
+    num_heads: int = 4
+    irreps_key: str = "8x0e + 8x1o"
+    irreps_query: str = "8x0e + 8x1o"
+    irreps_value: str = "8x0e + 8x1o"
+    key_weight_hidden_neurons: tuple[int, ...] = (128,)
+    value_weight_hidden_neurons: tuple[int, ...] = (128,)
+    window: float | None = None
+    residual: str = "input"
+    envelope: bool = False
+    head: str = "published"
+    velocity_readout: bool = False
+    potential: PotentialConfig | None = None
+    longest_lag: float | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("species", "key_weight_hidden_neurons", "value_weight_hidden_neurons"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+        if self.window is None:
+            object.__setattr__(self, "window", float(self.time_cutoff))
+        unknown = [s for s in self.species if s not in atomic_numbers or s == "X"]
+        if not self.species or unknown or len(set(self.species)) != len(self.species):
+            raise ValueError(f"species must be distinct element symbols, got {self.species}")
+        for name in ("irreps_key", "irreps_query", "irreps_value"):
+            irreps_channels(getattr(self, name), name)
+        if self.lmax < 2:
+            raise ValueError(
+                f"lmax = {self.lmax} is not supported: the closed forms need the harmonics "
+                "up to l = 2; use lmax >= 2"
+            )
+        for name in ("num_attn_blocks", "sp_embed_dim", "num_heads"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        for name in ("t_embed_dim", "d_embed_dim"):
+            if getattr(self, name) < 2:
+                raise ValueError(f"{name} must be at least 2, got {getattr(self, name)}")
+        for name in ("key_weight_hidden_neurons", "value_weight_hidden_neurons"):
+            layers = getattr(self, name)
+            if not layers or min(layers) < 1:
+                raise ValueError(f"{name} needs at least one layer of one neuron, got {layers}")
+        if not (self.time_cutoff > 0 and self.radial_cutoff > 0):
+            raise ValueError("time_cutoff (fs) and radial_cutoff (Å) must be positive")
+        if not 0 < self.window <= self.time_cutoff:  # type: ignore[operator]
+            raise ValueError(
+                f"window = {self.window} fs must lie in (0, time_cutoff = {self.time_cutoff} fs]"
+            )
+        if self.residual not in ("input", "running"):
+            raise ValueError(f'residual must be "input" or "running", got {self.residual!r}')
+        if self.head not in ("published", "conserving"):
+            raise ValueError(f'head must be "published" or "conserving", got {self.head!r}')
+
+    @property
+    def scalars(self) -> int:
+        """Scalar channels of an atom's state: species and time."""
+        return self.sp_embed_dim + self.t_embed_dim
+
+    def to_dict(self) -> dict[str, Any]:
+        """A JSON-able dictionary that :meth:`from_dict` reads."""
+        values = dataclasses.asdict(self)
+        if self.longest_lag is None:  # as it was before there was this: models keep their hash
+            del values["longest_lag"]
+        return values
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> ModelConfig:
+        """The configuration that a dictionary describes; unknown names are refused."""
+        known = {field.name for field in dataclasses.fields(cls)}
+        unknown = sorted(set(values) - known)
+        if unknown:
+            raise ValueError(f"unknown model settings {unknown}; known are {sorted(known)}")
+        if isinstance(sizes := values.get("potential"), dict):
+            values = values | {"potential": PotentialConfig(**sizes)}
+        return cls(**values)

@@ -1,0 +1,141 @@
+"""A model folded for a backend: from a graph to the motion and the energies of its atoms.
+
+What :meth:`.MDtrajNet.predictor` returns: the weights as they were then, without gradients. It
+knows nothing of rollouts.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .. import _C
+from ..ops import Graph
+from ..ops.cpu import addresses, check_tensors, graph_addresses, ready, threads_for
+from ..ops.graph import CSR
+from .potential import Potential
+
+if TYPE_CHECKING:
+    from .network import MDtrajNet
+
+# Rows (times x atoms) of one pass: bounds memory for long lists of times. (csrc/cpu/predictor.cpp
+# has its own.)
+_ROWS = 1 << 17
+
+
+_Sizes = tuple[int, int, int, int, float]
+
+
+class NativePredictor:
+    """The kernels for CPUs: whole networks in one call (csrc/cpu/predictor.hpp).
+
+    native: the object that engines of rollouts take.
+    """
+
+    def __init__(self, model: MDtrajNet, backend: str):
+        self.dtype = model.dtype
+        config, members = model.config, model.prepare(backend)
+        # the native object keeps their addresses
+        self._embeddings = [
+            member.species_embedding.detach().clone()  # type: ignore[operator]
+            for member in model.members
+        ]
+        potential = None
+        if model.potential is not None:
+            sizes, self._potential = _potential_weights(model.potential)
+            potential = (*sizes, addresses(self._potential))
+        self.native = _C.Predictor(
+            members=[[block.native for block in blocks.native] for blocks in members],
+            embeddings=addresses(self._embeddings),
+            species=len(config.species),
+            running=config.residual == "running",
+            conserving=config.head == "conserving",
+            readout=config.velocity_readout,
+            time_cutoff=config.time_cutoff,
+            potential=potential,
+        )
+
+    def motion(self, graph: Graph, times: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Displacements (Å) and velocities (Å/fs), float64 [times, atoms, 3], at times (fs).
+
+        Each time's are the same bits whatever the others.
+        """
+        csr = CSR(*ready(graph.csr))
+        atoms = ready((graph.species, graph.masses, graph.velocities, graph.component))
+        check_tensors(self.dtype, (*csr, *atoms))
+        of_atoms = (*addresses(atoms), graph.components)
+        threads = threads_for(csr, len(times))
+        return self.native.motion(graph_addresses(csr), of_atoms, times, threads)
+
+    def energies(self, graph: Graph) -> Tensor:
+        """Atomic energies [atoms] (eV), of a model with a potential."""
+        csr, species = CSR(*ready(graph.csr)), graph.species.contiguous()
+        check_tensors(self.dtype, (*csr, species))
+        energy = torch.empty(graph.atoms, dtype=self.dtype)
+        self.native.energies(
+            graph_addresses(csr), species.data_ptr(), energy.data_ptr(), threads_for(csr, 1)
+        )
+        return energy
+
+
+class TorchPredictor:
+    """Any other backend: its attention blocks, with plain torch around them."""
+
+    def __init__(self, model: MDtrajNet, backend: str):
+        self._model = copy.deepcopy(model).requires_grad_(False)
+        self._members = self._model.prepare(backend)
+
+    def motion(self, graph: Graph, times: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """As :meth:`NativePredictor.motion`; of the bits this is true of the last time's."""
+        t = torch.from_numpy(times).to(graph.r)
+        moved, velocity = (x.cpu().numpy() for x in self.tensors(graph, t))
+        return moved, velocity
+
+    @torch.no_grad()
+    def tensors(self, graph: Graph, t: Tensor) -> tuple[Tensor, Tensor]:
+        """The motion at times t [times] (fs), float64 on the model's device, without waiting."""
+        step = max(1, _ROWS // graph.atoms)
+        # torch may round products of other shapes anew: the last time goes alone
+        parts = [*t[:-1].split(step), t[-1:]] if len(t) > 1 else [t]
+        found = [self._part(graph, part) for part in parts]
+        moved, velocity = (torch.cat(x) for x in zip(*found, strict=True))
+        return moved, velocity
+
+    def _part(self, graph: Graph, t: Tensor) -> tuple[Tensor, Tensor]:
+        every = t.to(graph.r.dtype)[:, None].expand(-1, graph.atoms).contiguous().view(-1)
+        moved, velocity = self._model.motion(graph, every, self._members)
+        shape = (len(t), graph.atoms, 3)
+        return moved.double().view(shape), velocity.double().view(shape)
+
+    @torch.no_grad()
+    def energies(self, graph: Graph) -> Tensor:
+        """As :meth:`NativePredictor.energies`."""
+        assert self._model.potential is not None
+        return self._model.potential(graph)
+
+
+Predictor = NativePredictor | TorchPredictor
+
+
+def _potential_weights(of: Potential) -> tuple[_Sizes, list[Tensor]]:
+    """Sizes of a potential, and its weights as PotentialWeights of csrc/cpu/attention.hpp."""
+    scale, left, last = of.scale.detach(), of.left.detach(), of.last.weight[0]
+    whole = 64 // scale.element_size()
+
+    def padded(x: Tensor) -> Tensor:
+        return torch.nn.functional.pad(x.detach(), (0, -x.shape[-1] % whole)).contiguous()
+
+    weights = [
+        torch.cat([padded(left), padded(of.right)], 2).contiguous(),
+        scale.clone(),
+        padded(of.first.weight.T),
+        padded(of.first.bias + of.element),
+        padded(of.second.weight.T),
+        padded(of.second.bias),
+        padded(last),
+    ]
+    return (len(scale), of.radial, left.shape[2], len(last), of.cutoff), weights

@@ -1,0 +1,309 @@
+"""Plots and tables: spectra, training curves, errors against time and by group.
+
+Figures are made without pyplot, so that no global state and no display is involved. Colours are
+those of Okabe and Ito, told apart by all kinds of colour vision; lines differ in dash as well.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.axis import Axis
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogFormatter
+from numpy.typing import ArrayLike, NDArray
+
+from .analysis.observables import peaks
+
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+DASHES = ("-", "--", "-.", ":")
+MARKERS = ("o", "s", "^", "D")
+_NAMED = 60  # so many groups can be named along an axis
+_GROUPS = {"temperature_K": "target temperature (K)"}  # columns that need more than their heading
+
+
+def write_spectrum(
+    prefix: str | Path, wavenumber: ArrayLike, intensity: ArrayLike
+) -> tuple[Path, Path]:
+    """Write ``<prefix>.csv`` and ``<prefix>.png`` of a spectrum; its main peaks are labelled.
+
+    wavenumber [bins] cm^-1 and intensity [bins] cm, as ``vibrational_density_of_states`` returns
+    them. Returns the two paths. Raises ValueError for shapes that do not match.
+    """
+    w, y = np.asarray(wavenumber, dtype=np.float64), np.asarray(intensity, dtype=np.float64)
+    if w.ndim != 1 or w.shape != y.shape:
+        raise ValueError(
+            f"got wavenumber of shape {w.shape} and intensity of shape {y.shape}; expected [bins] "
+            "of both"
+        )
+    prefix = Path(prefix)
+    table, picture = prefix.with_name(prefix.name + ".csv"), prefix.with_name(prefix.name + ".png")
+    prefix.parent.mkdir(parents=True, exist_ok=True)
+    np.savetxt(
+        table,
+        np.column_stack((w, y)),
+        fmt="%.8g",
+        delimiter=",",
+        header="wavenumber_cm-1,intensity_cm",
+        comments="",
+    )
+    figure, (axes,) = _figure(1, width=8.0, height=4.0)
+    axes.plot(w, y, color=COLOURS[0], linewidth=1.0)
+    axes.fill_between(w, y, color=COLOURS[0], alpha=0.15, linewidth=0)
+    for x, height in peaks(w, y):
+        axes.annotate(
+            f"{x:.0f}",
+            (x, height),
+            xytext=(0, 3),
+            textcoords="offset points",
+            rotation=90,
+            ha="center",
+            va="bottom",
+            fontsize=8,
+        )
+    axes.set_xlim(w[0], w[-1])
+    axes.set_ylim(0, 1.18 * y.max())  # room for the labels
+    axes.set_xlabel("wavenumber (cm$^{-1}$)")
+    axes.set_ylabel("vibrational density of states (cm)")
+    _save(figure, picture)
+    return table, picture
+
+
+def plot_training(csv_path: str | Path, png_path: str | Path) -> None:
+    """Draw the log of a training run: loss, errors on validation sets, learning rate.
+
+    The log has columns samples, lr and loss, and for a validation set NAME any of ``val_NAME``
+    (error of positions, Å), ``val_NAME_velocity`` (Å/fs), ``val_NAME_static`` and
+    ``val_NAME_ballistic`` (errors of the two guesses that need no model, Å, drawn as level lines);
+    for a potential ``val_NAME_energy`` and ``val_NAME_unchanged``, the guess that it is constant
+    (eV).
+    Cells may be empty, and a last line that is still being written is left out.
+
+    Raises ValueError if a column is missing or there is no complete row.
+    """
+    log = _read_log(Path(csv_path))
+    measured = {  # what is drawn in one panel: label, suffix of the columns, and of the guesses
+        "position error (Å)": ("", ("_static", "_ballistic")),
+        "velocity error (Å/fs)": ("_velocity", ()),
+        "energy error (eV)": ("_energy", ("_unchanged",)),
+    }
+    known = [x for suffix, guesses in measured.values() for x in (suffix, *guesses) if x]
+    columns = [k for k in log if k.startswith("val_")]
+
+    def of(suffix: str) -> list[str]:
+        if suffix:
+            return [k for k in columns if k.endswith(suffix)]
+        return [k for k in columns if not k.endswith(tuple(known))]
+
+    shown = {label: of(suffix) for label, (suffix, _) in measured.items() if of(suffix)}
+    figure, panels = _figure(2 + len(shown), width=9.0, height=2.2, share=True)
+    panels_left = iter(panels)
+    top = next(panels_left)
+    _curve(top, log["samples"], log["loss"], 0, None)
+    top.set_ylabel("training loss")
+    top.set_yscale("log")
+    for what, names in shown.items():
+        suffix, guesses = measured[what]
+        axes = next(panels_left)
+        axes.set_yscale("log")
+        for k, column in enumerate(names):
+            name = column.removesuffix(suffix)
+            label = name.removeprefix("val_")
+            _curve(axes, log["samples"], log[column], k, label)
+            for guess, dash in zip(guesses, (":", "--"), strict=False):
+                level = log.get(name + guess, np.empty(0))
+                level = level[np.isfinite(level)]
+                if len(level):
+                    axes.axhline(
+                        float(level[-1]),
+                        color=COLOURS[k % len(COLOURS)],
+                        linestyle=dash,
+                        linewidth=1.0,
+                        label=f"{label}, {guess.removeprefix('_')} guess",
+                    )
+        axes.set_ylabel(what)
+        _legend(axes)
+    bottom = next(panels_left)
+    _curve(bottom, log["samples"], log["lr"], 0, None)
+    bottom.set_ylabel("learning rate")
+    bottom.set_yscale("log")
+    bottom.set_xscale("log")
+    bottom.set_xlabel("training samples seen")
+    _save(figure, Path(png_path))
+
+
+def plot_errors(table: Mapping[str, Sequence[Any]], name: str, png_path: str | Path) -> None:
+    """Draw the errors of the model `name` against time, positions above velocities.
+
+    table: columns "lag_fs" (fs), "position", "static" and "ballistic" (Å), "velocity",
+    "velocity_static" and "thermal_velocity" (Å/fs), [points] each, as ``error_table`` returns
+    them. Both axes are logarithmic; points at time zero or without error are left out. Raises
+    ValueError for columns that are missing or of different lengths.
+    """
+    figure, panels = _figure(2, width=6.5, height=3.0, share=True)
+    for axes, (what, curves) in zip(panels, _error_curves(table, "lag_fs", name), strict=True):
+        t = np.asarray(table["lag_fs"], dtype=np.float64)
+        for k, (label, y) in enumerate(curves.items()):
+            shown = np.where((t > 0) & (y > 0), y, np.nan)
+            _curve(axes, t, shown, k, label, DASHES[k % len(DASHES)])
+        axes.set_xscale("log")
+        axes.set_yscale("log")
+        axes.set_ylabel(what)
+        _legend(axes)
+    _plain_numbers(panels[-1].yaxis)
+    _plain_numbers(panels[-1].xaxis)
+    panels[-1].set_xlabel("time (fs)")
+    _save(figure, Path(png_path))
+
+
+def plot_groups(
+    tables: Mapping[str, Mapping[str, Sequence[Any]]], name: str, png_path: str | Path
+) -> None:
+    """Draw the errors of the model `name` per group: a row of two panels for each of the tables.
+
+    tables: as ``grouped_tables`` returns them, {heading: columns}; the first column names the
+    groups, the others are as for :func:`plot_errors`. Groups are drawn in the order of the table,
+    named if there are few enough. Raises ValueError as :func:`plot_errors`.
+    """
+    figure, panels = _figure(len(tables), width=11.0, height=3.0, columns=2)
+    pairs = zip(panels[::2], panels[1::2], strict=True)
+    for row, (heading, table) in zip(pairs, tables.items(), strict=True):
+        key = next(iter(table))
+        labels = [group_label(value) for value in table[key]]
+        for axes, (what, curves) in zip(row, _error_curves(table, key, name), strict=True):
+            for k, (label, y) in enumerate(curves.items()):
+                _dots(axes, y, k, label)
+            axes.set_yscale("log")
+            axes.set_ylabel(what)
+            if len(labels) > _NAMED:
+                axes.set_xlabel(f"{len(labels)} {heading}")
+                axes.set_xticks([])
+            else:
+                axes.set_xlabel(_GROUPS.get(key, heading))
+                axes.set_xticks(range(len(labels)), labels)
+                long = max(map(len, labels)) * len(labels) > 60
+                axes.tick_params("x", rotation=90 if long else 0, labelsize=7 if long else 9)
+        _plain_numbers(row[1].yaxis)
+    for axes in panels[:2]:
+        axes.legend(
+            frameon=False, fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3
+        )
+    _save(figure, Path(png_path))
+
+
+def group_label(value: str | float | None) -> str:
+    """The name of a group in print: that of a missing temperature is "unknown"."""
+    return "unknown" if value is None else f"{value:g}" if isinstance(value, float) else value
+
+
+def _error_curves(
+    table: Mapping[str, Sequence[Any]], key: str, name: str
+) -> list[tuple[str, dict[str, NDArray[np.float64]]]]:
+    """What is drawn of an error table: for positions and velocities a label and the curves."""
+    wanted = ("position", "static", "ballistic", "velocity", "velocity_static", "thermal_velocity")
+    missing = [column for column in (key, *wanted) if column not in table]
+    if missing:
+        raise ValueError(
+            f"the errors lack the column {', '.join(missing)}; they have {list(table)}"
+        )
+    column = {k: np.asarray(table[k], dtype=np.float64) for k in wanted}
+    for k, y in column.items():
+        if y.shape != (len(table[key]),):
+            raise ValueError(
+                f"got column '{k}' of shape {y.shape}; expected [{len(table[key])}], as '{key}'"
+            )
+    with np.errstate(divide="ignore", invalid="ignore"):  # where nothing moves
+        share = 100 / column["thermal_velocity"]
+        velocity, unchanged = column["velocity"] * share, column["velocity_static"] * share
+    return [
+        (
+            "rms error of positions (Å)",
+            {
+                name: column["position"],
+                "static, R0": column["static"],
+                "ballistic, R0 + v0 t": column["ballistic"],
+            },
+        ),
+        (
+            "rms error of velocities\n(% of thermal)",
+            {name: velocity, "unchanged, v0": unchanged},
+        ),
+    ]
+
+
+def _read_log(path: Path) -> dict[str, NDArray[np.float64]]:
+    with path.open(newline="") as file:
+        # Without its line break the last line may be cut short: "0.05" of "0.0512".
+        lines = [line for line in file if line.endswith("\n")]
+    rows = list(csv.DictReader(lines))
+    if not rows:
+        raise ValueError(f"{path} holds no complete row: has a training step been logged yet?")
+    missing = [k for k in ("samples", "loss", "lr") if k not in rows[0]]
+    if missing:
+        raise ValueError(
+            f"{path} lacks the column {', '.join(missing)}; it has {', '.join(rows[0])}"
+        )
+    return {k: np.array([float(row[k] or "nan") for row in rows]) for k in rows[0]}
+
+
+def _figure(
+    rows: int, width: float, height: float, share: bool = False, columns: int = 1
+) -> tuple[Figure, list]:
+    figure = Figure(figsize=(width, height * rows), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = list(figure.subplots(rows, columns, sharex=share, squeeze=False).flat)
+    for one in axes:
+        one.grid(True, which="major", color="0.9", linewidth=0.6)
+        one.set_axisbelow(True)
+        one.spines[["top", "right"]].set_visible(False)
+    return figure, axes
+
+
+def _curve(
+    axes: Axes, x: ArrayLike, y: ArrayLike, k: int, label: str | None, dash: str = "-"
+) -> None:
+    x, y = np.asarray(x), np.asarray(y)
+    known = np.isfinite(y)
+    axes.plot(
+        x[known],
+        y[known],
+        color=COLOURS[k % len(COLOURS)],
+        linestyle=dash,
+        linewidth=1.5,
+        marker="o" if known.sum() < 40 else None,
+        markersize=3,
+        label=label,
+    )
+
+
+def _dots(axes: Axes, y: NDArray[np.float64], k: int, label: str) -> None:
+    known = np.isfinite(y) & (y > 0)
+    axes.plot(
+        np.arange(len(y))[known],
+        y[known],
+        color=COLOURS[k % len(COLOURS)],
+        linestyle="none",
+        marker=MARKERS[k % len(MARKERS)],
+        markersize=4,
+        label=label,
+    )
+
+
+def _plain_numbers(axis: Axis) -> None:
+    """20 instead of 2 x 10^1 on a logarithmic axis."""
+    axis.set_major_formatter(LogFormatter())
+    axis.set_minor_formatter(LogFormatter())
+
+
+def _legend(axes: Axes) -> None:
+    axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.01, 0.5))
+
+
+def _save(figure: Figure, path: Path) -> None:
+    figure.savefig(path, dpi=150)

@@ -1,0 +1,1 @@
+"""Training and errors of models."""

@@ -1,0 +1,182 @@
+"""Errors of a model on pairs of frames, beside the guesses that need no model."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from ase.data import chemical_symbols
+from torch import Tensor
+
+from ..data.device_pairs import TensorBatch, tensor_batch
+from ..data.pairs import Batch, Pairs
+from ..data.records import Record
+from ..model.network import MDtrajNet
+
+_AT_ONCE = 64  # pairs of a forward pass
+
+COLUMNS = (
+    "position",
+    "velocity",
+    "static",
+    "ballistic",
+    "velocity_static",
+    "thermal_velocity",
+)
+
+
+def errors(
+    model: MDtrajNet, batch: Batch | TensorBatch, velocities: bool = True
+) -> tuple[Tensor, Tensor | None]:
+    """Position (Å) and velocity (Å/fs) errors [atoms, 3] of a batch; differentiable."""
+    if isinstance(batch, Batch):
+        batch = tensor_batch(model, batch)
+    graph, t, displacement, velocity = batch
+    if velocities:
+        dx, v = model.motion(graph, t)
+        return dx - displacement, v - velocity
+    return model(graph, t).displacement - displacement, None
+
+
+def energy_errors(model: MDtrajNet, batch: Batch) -> Tensor:
+    """Changes of the total energy (eV) from start to end that the potential sees in each pair.
+
+    float64 [pairs], differentiable; 0 for data of constant energy and a potential without error.
+    Raises ValueError for a model without a potential.
+    """
+    start, end = batch.system, batch.end
+    gain = end.kinetic_energy() - start.kinetic_energy()
+    potential = model.potential_energy(end) - model.potential_energy(start)
+    return potential + torch.from_numpy(gain).to(potential)
+
+
+@torch.no_grad()
+def rms_energy_errors(
+    model: MDtrajNet, pairs: Pairs, count: int, lag_fs: float, *, seed: int = 0
+) -> dict[str, float]:
+    """Root mean square of :func:`energy_errors` over `count` random pairs at one lag.
+
+    Returns energy (eV), and unchanged: what it is where no potential energy changes. Raises
+    ValueError as :meth:`~mdtrajnet_fast.data.pairs.Pairs.draw` and :func:`energy_errors`.
+    """
+    rng = np.random.default_rng(seed)
+    wrong, gains = [], []
+    for done in range(0, count, _AT_ONCE):
+        batch = pairs.draw(rng, min(_AT_ONCE, count - done), lag_fs, lag_fs=lag_fs)
+        wrong.append(energy_errors(model, batch).cpu().numpy())
+        gains.append(batch.end.kinetic_energy() - batch.system.kinetic_energy())
+    rms = [float(np.sqrt(np.mean(np.concatenate(x) ** 2))) for x in (wrong, gains)]
+    return {"energy": rms[0], "unchanged": rms[1]}
+
+
+@dataclass(frozen=True, eq=False)
+class AtomErrors:
+    """Squared errors of the atoms of many pairs at one lag, to be averaged over any of them."""
+
+    squares: np.ndarray  # [atoms, COLUMNS], means over the three components, Å² and (Å/fs)²
+    numbers: np.ndarray  # [atoms] atomic numbers
+    record: np.ndarray  # [atoms] which trajectory of the pairs each is from
+
+    def rms(self) -> dict[str, float]:
+        """Root mean squares of all atoms, as :func:`rms_errors` gives them."""
+        return dict(zip(COLUMNS, np.sqrt(self.squares.mean(0)).tolist(), strict=True))
+
+    def split(self, codes: np.ndarray) -> dict[int, AtomErrors]:
+        """The atoms of each code, in the order of the codes: integers [atoms]."""
+        parts = ((int(code), codes == code) for code in np.unique(codes))
+        return {
+            code: AtomErrors(self.squares[own], self.numbers[own], self.record[own])
+            for code, own in parts
+        }
+
+
+@torch.no_grad()
+def atom_errors(
+    model: MDtrajNet, pairs: Pairs, count: int, *, lag_fs: float | None = None, seed: int = 0
+) -> AtomErrors:
+    """Errors of every atom of `count` random pairs at one lag (fs), by default the model's window.
+
+    Raises ValueError for a count below one and where a trajectory has no frames so far apart.
+    """
+    if count < 1:
+        raise ValueError(f"expected at least one pair to judge a model by, got {count}")
+    lag = model.stride(lag_fs)
+    rng = np.random.default_rng([seed, 0x7A11DA7E])
+    squares, numbers, record = [], [], []
+    for k in range(0, count, _AT_ONCE):
+        choice = pairs.choose(rng, min(_AT_ONCE, count - k), lag, lag_fs=lag)
+        batch = pairs.batch(choice)
+        system = batch.system
+        dx, dv = errors(model, batch)
+        assert dv is not None
+        columns = (
+            dx.double().cpu().numpy(),
+            dv.double().cpu().numpy(),
+            batch.displacement,
+            batch.displacement - system.velocities * batch.t[:, None],
+            batch.velocity - system.velocities,
+            batch.velocity,
+        )
+        squares.append(np.stack([(x**2).mean(1) for x in columns], axis=1))
+        numbers.append(system.numbers)
+        record.append(np.repeat(choice.record, np.diff(system.ptr)))
+    return AtomErrors(np.concatenate(squares), np.concatenate(numbers), np.concatenate(record))
+
+
+def rms_errors(
+    model: MDtrajNet, pairs: Pairs, count: int, *, lag_fs: float | None = None, seed: int = 0
+) -> dict[str, float]:
+    """Root mean square errors per Cartesian component over `count` random pairs at one lag.
+
+    Returns position (Å), velocity (Å/fs), and the errors of the guesses that need no model: static
+    (R0, in Å), ballistic (R0 + v0 t, in Å) and velocity_static (v0, in Å/fs); and to compare
+    velocities with thermal_velocity, the root mean square of the true ones (Å/fs). Arguments and
+    errors as for :func:`atom_errors`.
+    """
+    return atom_errors(model, pairs, count, lag_fs=lag_fs, seed=seed).rms()
+
+
+def error_table(key: str, groups: Mapping[Any, AtomErrors]) -> dict[str, list[Any]]:
+    """Errors of groups of atoms, or of the same pairs at several lags: a row for each.
+
+    Columns: `key` with the names of the groups, "atoms" with their numbers of atoms, counted in
+    every pair, and the figures of :func:`rms_errors`.
+    """
+    rows = [one.rms() for one in groups.values()]
+    table: dict[str, list[Any]] = {
+        key: list(groups),
+        "atoms": [len(one.record) for one in groups.values()],
+    }
+    return table | {name: [row[name] for row in rows] for name in COLUMNS}
+
+
+def grouped_tables(
+    result: AtomErrors, records: Sequence[Record]
+) -> dict[str, dict[str, list[Any]]]:
+    """The error tables "elements", "temperatures" and "molecules" of what was found on `records`.
+
+    Their first columns: "element" (symbol), "temperature_K" (target; None where a record has none),
+    "molecule" (SMILES, or the name where there is none; largest error of positions first).
+    """
+    numbers = result.split(result.numbers)
+    elements = {chemical_symbols[z]: part for z, part in numbers.items()}
+
+    def by_record(labels: Sequence[Hashable], order: Any = None) -> dict[Any, AtomErrors]:
+        names = sorted(set(labels), key=order)
+        code = np.array([names.index(label) for label in labels])
+        return {names[k]: part for k, part in result.split(code[result.record]).items()}
+
+    temperatures = by_record(
+        [None if r.temperature_K is None else float(r.temperature_K) for r in records],
+        lambda t: (t is None, t),
+    )
+    molecules = by_record([r.smiles or r.molecule for r in records])
+    worst_first = sorted(molecules.items(), key=lambda item: -item[1].rms()["position"])
+    return {
+        "elements": error_table("element", elements),
+        "temperatures": error_table("temperature_K", temperatures),
+        "molecules": error_table("molecule", dict(worst_first)),
+    }

@@ -1,0 +1,199 @@
+"""Trust in rollouts: a molecule of harmonic vibrations whose energies are given."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from ase.build import molecule
+from ase.units import fs, kB
+
+from mdtrajnet_fast import Trajectory
+from mdtrajnet_fast.analysis.equipartition import (
+    BandWatch,
+    chance_of_bands,
+    chance_of_elements,
+    chance_of_stretches,
+    occupied_bands,
+    strongest_band,
+)
+from mdtrajnet_fast.analysis.observables import WAVENUMBER
+from mdtrajnet_fast.analysis.trust import TrustMonitor, trust_summary
+from mdtrajnet_fast.mechanics import momenta_from_velocities
+
+ETHANOL = molecule("CH3CH2OH")
+DT = 2.0
+
+
+def vibrating(
+    energies, frames: int = 2501, seed: int = 0, envelope=1.0, metadata=None
+) -> Trajectory:
+    """Ethanol whose 21 vibrations have these energies (in kB K, each kB T on average).
+
+    energies: [21], or [frames, 21]. envelope: [frames] or a number, times all velocities.
+    """
+    rng = np.random.default_rng(seed)
+    atoms, root = ETHANOL.copy(), np.sqrt(ETHANOL.get_masses())[:, None]
+    r = atoms.positions - atoms.get_center_of_mass()
+    rigid = [root * np.eye(3)[k] for k in range(3)] + [
+        root * np.cross(np.eye(3)[k], r) for k in range(3)
+    ]
+    start = np.concatenate([np.stack(rigid).reshape(6, -1), rng.normal(size=(21, 27))])
+    modes = np.linalg.qr(start.T)[0][:, 6:].T  # [21, 27], no rigid motion
+    t = DT * np.arange(frames)
+    wavenumber = np.concatenate([rng.uniform(250, 1600, 15), rng.uniform(2800, 3700, 6)])
+    w = 2 * np.pi * wavenumber / WAVENUMBER
+    phase = w * t[:, None] + rng.uniform(0, 2 * np.pi, 21)
+    size = np.sqrt(2 * kB * np.broadcast_to(energies, (frames, 21))) * fs  # sqrt(amu) Å/fs
+    v = ((size * np.cos(phase)) @ modes).reshape(frames, 9, 3) / root
+    x = ((size / w * np.sin(phase)) @ modes).reshape(frames, 9, 3) / root
+    v = v * np.broadcast_to(envelope, frames)[:, None, None]
+    return Trajectory(
+        atoms,
+        t,
+        atoms.positions + 0.01 * x,  # so small that it does not turn
+        momenta_from_velocities(v, atoms.get_masses()),
+        metadata,
+    )
+
+
+def test_bands_of_two_lines():
+    t = 1.3 * np.arange(4000)
+    v = np.zeros((4000, 2, 3))
+    for atom, (wavenumber, size) in enumerate(((900.0, 3.0), (2500.0, 1.0))):
+        v[:, atom, 1] = np.sqrt(size) * np.cos(2 * np.pi * wavenumber / WAVENUMBER * t)
+    watch, masses = BandWatch(np.ones(2)), np.ones(2)
+    watch.update(t, v)
+    middles, spectra, weights = watch.means()
+    assert len(middles) == len(spectra) > 5
+    share, where = strongest_band(weights @ spectra, watch.bin)
+    inside = 0.87  # of a line that a stretch of 1 ps widens
+    assert share == pytest.approx(0.75 * inside, abs=0.01)
+    assert where == pytest.approx(900, abs=15)
+    occupied = occupied_bands(weights @ spectra, watch.bin)
+    assert occupied == pytest.approx(1 / (0.75**2 + 0.25**2) / inside**2, rel=0.05)
+    parts = BandWatch(masses)
+    for k in range(0, 4000, 7):
+        parts.update(t[k : k + 7], v[k : k + 7])
+    np.testing.assert_array_equal(parts.means()[1], spectra)
+    for times in (t + 0.2 * np.sin(t), 25 * t):  # uneven, and too far apart
+        watch = BandWatch(masses)
+        watch.update(times, v)
+        assert len(watch.means()[0]) == 0
+
+
+def test_chances():
+    """One run in a hundred of exponential energies falls below its own hundredth."""
+    rng = np.random.default_rng(5)
+    for modes in (3, 9, 21):
+        energy = rng.exponential(size=(4000, modes))
+        share = energy / energy.sum(1, keepdims=True)
+        chances = [chance_of_bands(x, modes) for x in 1 / (share**2).sum(1)]
+        assert np.mean(np.array(chances) < 0.01) == pytest.approx(0.01, abs=0.006)
+        assert np.median(chances) == pytest.approx(0.5, abs=0.05)
+    for share, rare in ((6 / 21, False), (0.02, True), (0.8, True)):
+        power = np.array([1 - share, 0, 0, 0, 0, share, 0, 0])  # bins of 600 cm^-1
+        chance = chance_of_stretches(power, 600.0, 6, 21)
+        assert (chance < 1e-3) == rare and (chance > 0.8) == (not rare)
+        below = (rng.beta(6, 15, size=100_000) < share).mean()
+        assert chance == pytest.approx(2 * min(below, 1 - below), abs=0.02)
+    assert chance_of_stretches(power[:6], 600.0, 6, 21) == 1  # does not reach so far
+    assert chance_of_stretches(power, 600.0, 0, 21) == 1
+    assert chance_of_bands(1.0, 21) < 1e-4 and chance_of_bands(21.0, 21) == 1
+    assert chance_of_elements([300, 300, 300], [10, 5, 3]) > 0.5
+    assert chance_of_elements([300, 10, 300], [10, 5, 3]) < 1e-3
+    assert chance_of_elements([300, 3000, 300], [100, 50, 30]) < 1e-9
+    assert chance_of_elements([300.0], [10]) == 1
+
+
+def test_equilibrium_is_believed():
+    """Energies as chance has them: hardly ever a warning, of a picosecond or of many."""
+    for frames in (501, 2501):
+        doubted = [
+            not trust_summary(
+                vibrating(300 * np.random.default_rng(seed).exponential(size=21), frames, seed)
+            ).ok
+            for seed in range(40)
+        ]
+        assert sum(doubted) <= 2
+
+
+@pytest.mark.parametrize("frames", [501, 2501])
+def test_a_collapsed_run_is_noticed(frames):
+    """Two vibrations hold all energy, at an unremarkable temperature."""
+    for seed in range(10):
+        energies = np.full(21, 3.0)
+        energies[[3, 11]] = 21 * 300 / 2
+        summary = trust_summary(vibrating(energies, frames, seed))
+        assert not summary.ok and "energy is not spread as at equilibrium" in str(summary)
+        assert summary.believable_fs == 0
+        assert str(summary).startswith("Trust: NOT believable, ")
+        assert summary.occupied_bands == pytest.approx(2 / 0.87**2, abs=0.6)
+        assert summary.strongest_band[0] == pytest.approx(0.5 * 0.87, abs=0.03)
+
+
+def test_cold_stretches_are_noticed():
+    """What plain windows do: stretches fade, the rest takes their energy, and much of it moves."""
+    energies = np.full(21, 400.0)
+    energies[15:] = 8.0
+    summary = trust_summary(vibrating(energies))
+    assert not summary.ok and summary.occupied_bands > 9
+    assert "energy is not spread as at equilibrium" in str(summary)
+    assert "stretches of bonds to hydrogen hold 1 %, of 29 %" in str(summary)
+
+
+def test_until_when_to_believe_a_run():
+    energies = np.full((5001, 21), 300.0)
+    late = DT * np.arange(5001) > 6000
+    energies[late] = 3.0
+    energies[late, 3] = 21 * 300
+    summary = trust_summary(vibrating(energies, 5001))
+    assert 5000 <= summary.believable_fs <= 7000
+    first = str(summary).splitlines()[0]
+    assert first.startswith(f"Trust: NOT believable beyond {summary.believable_fs:g} of 10000 fs, ")
+    whole = trust_summary(vibrating(np.full(21, 300.0), 5001))
+    assert str(whole).startswith("Trust: no warnings, believable to its end at 10000 fs")
+
+
+def test_runs_that_are_locked_to_the_window_are_noticed():
+    t = DT * np.arange(2501)
+    envelope = 1 + 0.1 * np.cos(2 * np.pi * t / 10)
+    for window, doubted in ((10.0, True), (None, False)):
+        metadata = {} if window is None else {"window_fs": window}
+        summary = trust_summary(vibrating(np.full(21, 300.0), envelope=envelope, metadata=metadata))
+        assert any("locked to the window" in w for w in summary.warnings) == doubted
+        assert (summary.phase_spread is not None) == doubted
+    assert (
+        trust_summary(vibrating(np.full(21, 300.0), metadata={"window_fs": 10.0})).phase_spread
+        < 0.02
+    )
+
+
+def test_heating_from_the_start_is_noticed():
+    """Within the first fifth already, which then is as hot as the last."""
+    t = DT * np.arange(2501)
+    envelope = np.where(t < 300, 1.0, 1.2)
+    summary = trust_summary(vibrating(np.full(21, 300.0), envelope=envelope))
+    (text,) = summary.warnings
+    assert "at 100 to 300 fs" in text and summary.believable_fs == 300
+
+
+def test_the_total_energy_is_watched():
+    run = vibrating(np.full(21, 300.0))
+    m, v = run.atoms.get_masses(), run.velocities
+    kinetic = dict(
+        zip(map(bytes, run.positions), 0.5 / fs**2 * (m[:, None] * v**2).sum((1, 2)), strict=True)
+    )
+
+    def potential(slope):
+        times = dict(zip(map(bytes, run.positions), run.times, strict=True))
+        return lambda x: np.array([7 - kinetic[bytes(y)] + slope * times[bytes(y)] for y in x])
+
+    summary = trust_summary(run, potential=potential(0.0))
+    assert summary.ok and summary.energy_change == pytest.approx(0, abs=1e-9)
+    summary = trust_summary(run, potential=potential(1e-4))
+    assert summary.energy_change == pytest.approx(0.44, abs=0.01)
+    assert any("the total energy left that of the start by +0.4" in w for w in summary.warnings)
+    monitor = TrustMonitor(run.atoms, potential=potential(1e-4))
+    for k in range(0, 2501, 13):
+        monitor.update(run.times[k : k + 13], run.positions[k : k + 13], run.momenta[k : k + 13])
+    assert monitor.summary() == summary

@@ -1,0 +1,395 @@
+"""Trajectory files hold every bit, survive kills, and refuse what would harm a run."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import ase.io
+import h5py
+import numpy as np
+import pytest
+from ase import Atoms, units
+from ase.build import bulk, molecule
+
+from mdtrajnet_fast.io.trajectory import (
+    Trajectory,
+    count_frames,
+    is_hdf5_trajectory,
+    open_writer,
+    truncate,
+)
+from mdtrajnet_fast.mechanics import momenta_from_velocities, velocities_from_momenta
+
+SUFFIXES = (".traj", ".extxyz", ".h5")
+METADATA = {
+    "model": 'weights "v1" \\ é = {x}',
+    "seed": 7,
+    "dt_fs": 0.1 + 0.2,
+    "nested": {"8": [1, 2.5, None, True], "text": "two\nlines"},
+}
+
+
+def ethanol() -> Atoms:
+    atoms = molecule("CH3CH2OH")
+    masses = atoms.get_masses()
+    masses[4] = 2.01410177812  # deuterium
+    atoms.set_masses(masses)
+    return atoms
+
+
+def slab() -> Atoms:
+    atoms = bulk("NaCl", "rocksalt", a=5.64 / 3)
+    atoms.set_cell(atoms.cell[:] + 1 / 3)  # triclinic, digits to the end
+    atoms.pbc = (True, True, False)
+    return atoms
+
+
+def made_up(atoms: Atoms, frames: int, seed: int = 0) -> Trajectory:
+    rng = np.random.default_rng(seed)
+    shape = (frames, len(atoms), 3)
+    positions = rng.normal(size=shape) * 10.0 ** rng.integers(-12, 4, shape)
+    momenta = rng.normal(size=shape)
+    positions[0, 0] = [5e-324, -0.0, 1 / 3]
+    times = np.cumsum(rng.uniform(0.1, 3, frames))
+    return Trajectory(atoms, times, positions, momenta, METADATA)
+
+
+def assert_same_bits(a: Trajectory, b: Trajectory) -> None:
+    for x, y in ((a.times, b.times), (a.positions, b.positions), (a.momenta, b.momenta)):
+        assert x.shape == y.shape and x.tobytes() == y.tobytes()
+    assert np.array_equal(a.atoms.numbers, b.atoms.numbers)
+    assert a.atoms.get_masses().tobytes() == b.atoms.get_masses().tobytes()
+    assert np.array_equal(a.atoms.cell[:], b.atoms.cell[:])
+    assert np.array_equal(a.atoms.pbc, b.atoms.pbc)
+    assert json.dumps(a.metadata) == json.dumps(b.metadata)
+
+
+def test_conversion_is_ase_and_independent_of_shape() -> None:
+    atoms = ethanol()
+    momenta = np.random.default_rng(1).normal(size=(3, 5, len(atoms), 3))
+    velocities = velocities_from_momenta(momenta, atoms.get_masses())
+    for k in np.ndindex(3, 5):
+        atoms.set_momenta(momenta[k])
+        assert np.array_equal(velocities[k], atoms.get_velocities() * units.fs)
+        one = velocities_from_momenta(momenta[k], atoms.get_masses())
+        assert one.tobytes() == velocities[k].tobytes()
+    back = momenta_from_velocities(velocities, atoms.get_masses())
+    np.testing.assert_allclose(back, momenta, rtol=5e-16)
+    # Kinetic energy in eV, from Å/fs by hand: 1 amu (Å/fs)^2 = 103.6427 eV.
+    kinetic = 0.5 * np.sum(atoms.get_masses()[:, None] * velocities[-1, -1] ** 2) * 103.642697
+    assert kinetic == pytest.approx(atoms.get_kinetic_energy(), rel=1e-6)
+
+
+@pytest.mark.parametrize("masses", [[1.0, 0.0], [1.0, np.nan], [1.0]])
+def test_conversion_refuses_bad_masses(masses: list[float]) -> None:
+    with pytest.raises(ValueError, match="atom 1 has mass|expected"):
+        velocities_from_momenta(np.ones((2, 3)), masses)
+
+
+def test_trajectory_as_a_sequence() -> None:
+    trajectory = made_up(ethanol(), 6)
+    atoms = trajectory[-1]
+    assert atoms.info["time_fs"] == trajectory.times[-1]
+    assert np.array_equal(atoms.positions, trajectory.positions[-1])
+    assert np.array_equal(atoms.get_velocities() * units.fs, trajectory.velocities[-1])
+    assert len(list(trajectory)) == len(trajectory) == 6
+    assert trajectory.trust is None
+    part = trajectory[1::2]
+    assert isinstance(part, Trajectory)
+    assert np.array_equal(part.times, trajectory.times[1::2])
+    assert np.array_equal(part.momenta, trajectory.momenta[1::2])
+    assert "9 atoms, 6 frames" in repr(trajectory)
+    assert "periodic along ab)" in repr(made_up(slab(), 2))
+    with pytest.raises(IndexError):
+        trajectory[6]
+    with pytest.raises(ValueError, match=r"positions \(6, 9, 3\).*for 2 atoms"):
+        Trajectory(slab(), trajectory.times, trajectory.positions, trajectory.momenta)
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+@pytest.mark.parametrize("make", [ethanol, slab])
+def test_round_trip_is_exact(tmp_path: Path, suffix: str, make) -> None:
+    path = tmp_path / f"run{suffix}"
+    trajectory = made_up(make(), 50)  # past the growth of the .traj index at 42
+    trajectory.write(path)
+    assert_same_bits(Trajectory.read(path), trajectory)
+    assert count_frames(path) == 50
+    for part in (slice(-1, None), slice(3, 40, 5), slice(None, None, -1), slice(20, 3, -4)):
+        assert_same_bits(Trajectory.read(path, part), trajectory[part])
+    assert len(Trajectory.read(path, slice(7, 7))) == 0
+
+
+@pytest.mark.parametrize("suffix", [".traj", ".extxyz"])
+@pytest.mark.parametrize("make", [ethanol, slab])
+def test_ase_reads_our_files(tmp_path: Path, suffix: str, make) -> None:
+    path = tmp_path / f"run{suffix}"
+    trajectory = made_up(make(), 3)
+    trajectory.write(path)
+    frames = ase.io.read(path, index=":")
+    for frame, ours in zip(frames, trajectory, strict=True):
+        assert frame.info["time_fs"] == ours.info["time_fs"]
+        assert frame.positions.tobytes() == ours.positions.tobytes()
+        assert frame.get_momenta().tobytes() == ours.get_momenta().tobytes()
+        assert frame.get_masses().tobytes() == ours.get_masses().tobytes()
+        assert np.array_equal(frame.cell[:], ours.cell[:])
+        assert np.array_equal(frame.pbc, ours.pbc)
+    info = frames[0].info["metadata"]
+    assert info["model"] == METADATA["model"] and info["dt_fs"] == METADATA["dt_fs"]
+    assert "metadata" not in frames[1].info
+
+
+def test_h5_layout_for_other_readers(tmp_path: Path) -> None:
+    trajectory = made_up(ethanol(), 5)
+    trajectory.write(tmp_path / "run.h5")
+    with h5py.File(tmp_path / "run.h5") as file:
+        assert file["velocities"].attrs["unit"] == "Å/fs"
+        assert np.array_equal(file["velocities"][:], trajectory.velocities)
+        assert file["positions"].maxshape == (None, 9, 3)
+        assert json.loads(file.attrs["metadata"]) == METADATA
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_restart_equals_one_run(tmp_path: Path, suffix: str) -> None:
+    whole = made_up(ethanol(), 60)
+    path, once = tmp_path / f"run{suffix}", tmp_path / f"once{suffix}"
+    whole.write(once)
+    with open_writer(path, ethanol(), metadata=METADATA) as writer:
+        for k in range(0, 50, 10):
+            part = whole[k : k + 10]
+            writer.write(part.times, part.positions, part.momenta)
+        assert writer.frames == 50
+    truncate(path, 43)
+    assert_same_bits(Trajectory.read(path), whole[:43])
+    truncate(path, 20)
+    with open_writer(path, ethanol(), append=True, metadata=METADATA) as writer:
+        assert writer.frames == 20
+        for k in range(20, 60):
+            writer.write(whole.times[k : k + 1], whole.positions[k, None], whole.momenta[k, None])
+    assert_same_bits(Trajectory.read(path), whole)
+    if suffix == ".extxyz":
+        assert path.read_bytes() == once.read_bytes()
+    if suffix != ".h5":
+        assert len(ase.io.read(path, ":")) == 60
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_truncate_to_nothing_and_begin_again(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"run{suffix}"
+    trajectory = made_up(ethanol(), 4)
+    trajectory.write(path)
+    with pytest.raises(ValueError, match="cannot keep 5 frames .* holds 4"):
+        truncate(path, 5)
+    truncate(path, 0)
+    assert count_frames(path) == 0
+    with pytest.raises(ValueError, match=r"no complete frame .*open_writer\(path, atoms, append"):
+        Trajectory.read(path)
+    with open_writer(path, ethanol(), append=True, metadata={"other": 1}) as writer:
+        writer.write(trajectory.times, trajectory.positions, trajectory.momenta)
+    again = Trajectory.read(path)
+    assert again.metadata == {"other": 1}
+    assert np.array_equal(again.positions, trajectory.positions)
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_each_write_can_be_read_at_once(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"run{suffix}"
+    whole = made_up(ethanol(), 6)
+    with open_writer(path, ethanol(), append=True, metadata=METADATA) as writer:
+        for k in range(0, 6, 2):
+            part = whole[k : k + 2]
+            writer.write(part.times, part.positions, part.momenta)
+            assert_same_bits(Trajectory.read(path), whole[: k + 2])
+
+
+def write_for_ever(path: str, per_call: int) -> None:
+    atoms = ethanol()
+    with open_writer(path, atoms, metadata=METADATA) as writer:
+        for k in itertools.count():
+            times, positions, momenta = _numbered(k * per_call, per_call, len(atoms))
+            writer.write(times, positions, momenta)
+
+
+def _numbered(start: int, frames: int, atoms: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    times = np.arange(start, start + frames) / 3
+    positions = np.sin(times[:, None, None] + np.arange(atoms * 3).reshape(atoms, 3))
+    return times, positions, positions / 7
+
+
+@contextmanager
+def killed_at_the_end(path: Path, per_call: int) -> Iterator[subprocess.Popen[bytes]]:
+    """A fresh interpreter (a fork of this one might hang in OpenMP) that writes for ever."""
+    code = f"import test_trajectory as t; t.write_for_ever({str(path)!r}, {per_call})"
+    child = subprocess.Popen([sys.executable, "-c", code], cwd=Path(__file__).parent)
+    try:
+        yield child
+    finally:
+        child.kill()
+        child.wait()
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+@pytest.mark.parametrize("per_call", [1, 37])
+def test_killed_writer(tmp_path: Path, suffix: str, per_call: int) -> None:
+    atoms = ethanol()
+    for trial in range(3):
+        path = tmp_path / f"run{trial}{suffix}"
+        with killed_at_the_end(path, per_call) as child:
+            hanging = time.monotonic() + 300
+            while not (path.exists() and path.stat().st_size > 400_000):
+                assert child.poll() is None and time.monotonic() < hanging
+                time.sleep(0.002)
+            time.sleep(0.01 * trial)
+
+        n = count_frames(path)
+        assert n > 0
+        survived = Trajectory.read(path)
+        for ours, written in zip(
+            (survived.times, survived.positions, survived.momenta),
+            _numbered(0, n, len(atoms)),
+            strict=True,
+        ):
+            assert ours.tobytes() == written.tobytes()
+
+        with open_writer(path, atoms, append=True, metadata=METADATA) as writer:
+            assert writer.frames == n
+            writer.write(*_numbered(n, 5, len(atoms)))
+        continued = Trajectory.read(path)
+        assert continued.positions.tobytes() == _numbered(0, n + 5, len(atoms))[1].tobytes()
+        if suffix == ".h5":  # the mark "open for writing" is gone
+            with h5py.File(path) as file:
+                assert len(file["times"]) == n + 5
+        else:
+            assert len(ase.io.read(path, ":")) == n + 5
+
+
+@pytest.mark.parametrize("suffix", [".traj", ".extxyz"])
+def test_file_cut_at_any_byte_of_the_last_frame(tmp_path: Path, suffix: str) -> None:
+    whole = made_up(molecule("H2O"), 4)
+    path, shorter = tmp_path / f"run{suffix}", tmp_path / f"shorter{suffix}"
+    whole[:3].write(shorter)
+    whole.write(path)
+    data = path.read_bytes()
+    if suffix == ".extxyz":
+        start = shorter.stat().st_size
+    else:  # the last frame's first byte: its positions
+        start = data.rindex(whole.positions[3].tobytes())
+    for cut in range(start, len(data)):
+        path.write_bytes(data[:cut])
+        assert count_frames(path) == 3, cut
+    path.write_bytes(data[: (start + len(data)) // 2])
+    with open_writer(path, molecule("H2O"), append=True) as writer:
+        writer.write(whole.times[3:], whole.positions[3:], whole.momenta[3:])
+    assert_same_bits(Trajectory.read(path), whole)
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_an_interrupted_write_call_is_not_a_frame(tmp_path: Path, suffix: str, monkeypatch) -> None:
+    """An exception halfway through a write (Ctrl-C, a full disk) leaves the frames before it."""
+    path = tmp_path / f"run{suffix}"
+    whole = made_up(ethanol(), 4)
+    writer = open_writer(path, ethanol(), metadata=METADATA)
+    writer.write(whole.times[:2], whole.positions[:2], whole.momenta[:2])
+    if suffix == ".h5":
+        dataset = writer._sink.file["positions"]
+        dataset.resize(4, axis=0)
+        dataset[2:] = 99.0
+    elif suffix == ".extxyz":
+        writer._sink.file.write(b"9\nProperties=spec")
+    else:
+        writer._sink.file.backend.fd.write(b"half a frame")
+    writer.close()
+    assert_same_bits(Trajectory.read(path), whole[:2])
+    with open_writer(path, ethanol(), append=True) as writer:
+        writer.write(whole.times[2:], whole.positions[2:], whole.momenta[2:])
+    assert_same_bits(Trajectory.read(path), whole)
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_refusals(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"run{suffix}"
+    trajectory = made_up(ethanol(), 3)
+    with pytest.raises(FileNotFoundError):
+        Trajectory.read(path)
+    with pytest.raises(FileNotFoundError, match="there is no folder .*missing; make it first"):
+        trajectory.write(tmp_path / "missing" / path.name)
+    with pytest.raises(ValueError, match="no frames to write"):
+        trajectory[3:].write(path)
+    assert list(tmp_path.iterdir()) == []
+    trajectory.write(path)
+    before = path.read_bytes()
+
+    with pytest.raises(FileExistsError, match="append=True"):
+        trajectory.write(path)
+    with pytest.raises(ValueError, match="atomic numbers differ"):
+        open_writer(path, molecule("H2O"), append=True)
+    with pytest.raises(ValueError, match="its masses differ"):
+        open_writer(path, molecule("CH3CH2OH"), append=True)
+    with pytest.raises(ValueError, match="another run: seed: 7 there, 8 given"):
+        open_writer(path, ethanol(), append=True, metadata={**METADATA, "seed": 8})
+    with pytest.raises(ValueError, match="JSON"):
+        open_writer(tmp_path / f"new{suffix}", ethanol(), metadata={"x": np.zeros(3)})
+    assert not (tmp_path / f"new{suffix}").exists()
+    with open_writer(path, ethanol(), append=True) as writer:
+        for times in (trajectory.times[-1:], [np.nan], [np.inf]):
+            with pytest.raises(ValueError, match="increasing times"):
+                writer.write(times, trajectory.positions[-1:], trajectory.momenta[-1:])
+        with pytest.raises(ValueError, match=r"expected \[frames\]"):
+            writer.write([99.0], trajectory.positions[0], trajectory.momenta[0])
+    assert count_frames(path) == 3
+    if suffix != ".h5":
+        assert path.read_bytes() == before
+
+
+def test_foreign_files_and_suffixes(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"\.traj, \.extxyz, \.h5"):
+        open_writer(tmp_path / "run.xyz", ethanol())
+    with pytest.raises(ValueError, match=r"\.traj, \.extxyz, \.h5"):
+        Trajectory.read(tmp_path / "run")
+    for suffix in (".traj", ".extxyz"):
+        ase.io.write(tmp_path / f"foreign{suffix}", ethanol())
+        with pytest.raises(ValueError, match="not written by this package"):
+            Trajectory.read(tmp_path / f"foreign{suffix}")
+    for libver in ("earliest", "v110"):
+        with h5py.File(tmp_path / "foreign.h5", "w", libver=libver) as file:
+            file["x"] = 1
+        with pytest.raises(ValueError, match="not written by this package"):
+            Trajectory.read(tmp_path / "foreign.h5")
+        assert not is_hdf5_trajectory(tmp_path / "foreign.h5")
+        with h5py.File(tmp_path / "data.h5", "w", libver=libver) as file:
+            file.create_group("water").attrs["frame_fs"] = 1.0
+        with pytest.raises(ValueError, match=r"data.h5 is .* the data format: .*load_records"):
+            Trajectory.read(tmp_path / "data.h5")
+    for suffix in SUFFIXES:
+        (tmp_path / f"noise{suffix}").write_bytes(b"this is not a trajectory\n" * 9)
+        with pytest.raises(ValueError, match="not a readable|damaged"):
+            Trajectory.read(tmp_path / f"noise{suffix}")
+
+
+def test_damaged_h5_is_named(tmp_path: Path) -> None:
+    path, part = tmp_path / "run.h5", tmp_path / "part.h5"
+    trajectory = made_up(ethanol(), 5)
+    with open_writer(path, ethanol()) as writer:
+        writer.write(trajectory.times, trajectory.positions, trajectory.momenta)
+        unfinished = path.read_bytes()  # marked as open for writing, as a kill leaves it
+        assert is_hdf5_trajectory(path)
+    finished = path.read_bytes()
+    for data in (finished, unfinished):
+        part.write_bytes(data)
+        assert_same_bits(Trajectory.read(part), Trajectory.read(path))
+        for size in (0, 20, 100, 3000):
+            part.write_bytes(data[:size])
+            for read in (count_frames, Trajectory.read, lambda p: truncate(p, 1)):
+                with pytest.raises(ValueError, match="part.h5 is (damaged|not a readable)"):
+                    read(part)
+            assert not is_hdf5_trajectory(part)
+    with h5py.File(part, "w") as file:
+        file.attrs.update({"format": "mdtrajnet_fast trajectory", "version": 1})
+    with pytest.raises(ValueError, match="part.h5 is damaged: .*'times'"):
+        count_frames(part)

@@ -1,0 +1,524 @@
+"""Rollout, simulate and the ASE dynamics: conservation, restart, batches, independence of dt."""
+
+import ase
+import cases
+import numpy as np
+import pytest
+from ase.build import molecule
+from ase.collections import g2
+from ase.constraints import FixAtoms
+from ase.io.trajectory import Trajectory as AseTrajectory
+from ase.md.logger import MDLogger
+from cases import gentle
+
+from mdtrajnet_fast import _C, MDtrajNetDynamics, RolloutError, Trajectory, load_model, simulate
+from mdtrajnet_fast.md import simulation
+from mdtrajnet_fast.md.rollout import rollout
+from mdtrajnet_fast.md.window import NEWTON_STEPS
+from mdtrajnet_fast.mechanics import (
+    degrees_of_freedom,
+    kinetic_temperature,
+    total_angular_momentum,
+    total_momentum,
+)
+from mdtrajnet_fast.model.predictor import TorchPredictor
+from mdtrajnet_fast.system import System
+
+PREDICTIONS = {True: 6, False: 1}  # of a window with frames within
+
+OWN, PUBLISHED = gentle(**cases.OWN), gentle()
+both = pytest.mark.parametrize("model", [OWN, PUBLISHED], ids=["own", "published"])
+maps = pytest.mark.parametrize("reversible", [True, False], ids=["reversible", "plain"])
+
+
+def bits(trajectory):
+    return trajectory.times, trajectory.positions, trajectory.momenta
+
+
+def same(a, b):
+    assert all(np.array_equal(x, y) for x, y in zip(bits(a), bits(b), strict=True))
+
+
+@both
+def test_frames(model):
+    atoms = cases.hot("CH3CH2OH")
+    start = atoms.positions.copy()
+    trajectory = simulate(atoms, 2.0, duration=47.0, model=model)
+    np.testing.assert_array_equal(trajectory.times, np.arange(0, 47, 2.0))
+    assert trajectory.positions.shape == trajectory.velocities.shape == (24, 9, 3)
+    np.testing.assert_array_equal(trajectory.positions[0], start)
+    np.testing.assert_allclose(trajectory.velocities[0], cases.velocities(atoms), rtol=1e-14)
+    np.testing.assert_array_equal(atoms.positions, start)
+    assert len(list(trajectory)) == len(trajectory) == 24
+    np.testing.assert_array_equal(trajectory[-1].positions, trajectory.positions[-1])
+    np.testing.assert_allclose(cases.velocities(trajectory[3]), trajectory.velocities[3])
+    assert len(trajectory[2:5]) == 3
+
+
+def test_first_window_is_the_prediction():
+    """Within the first plain window an own model's trajectory is its prediction, up to rotation."""
+    atoms = cases.hot("CH3CH2OH")
+    trajectory = simulate(atoms, 1.0, duration=10, model=OWN, reversible=False)
+    positions, _ = OWN.predict(atoms, np.arange(1.0, 11.0))
+    np.testing.assert_allclose(trajectory.positions[1:], positions, atol=1e-12)
+
+
+def plain(model, atoms, times):
+    """Frames of a plain window from these atoms."""
+    system, p = System.from_atoms(atoms), atoms.get_momenta()
+    frames = [
+        next(rollout(model, system, p, dt=t, window=t, reversible=False))
+        for t in np.atleast_1d(times)
+    ]
+    return [moved(atoms, frame.positions[0], frame.momenta[0]) for frame in frames]
+
+
+def moved(atoms, positions, momenta):
+    new = atoms.copy()
+    new.positions, new.arrays["momenta"] = positions, np.array(momenta)
+    return new
+
+
+def reversed_(atoms):
+    return moved(atoms, atoms.positions, -atoms.get_momenta())
+
+
+def blend(atoms, parts):
+    """A sum of states with factors, by the momenta and angular momentum of `atoms`."""
+    x = sum(factor * part.positions for factor, part in parts)
+    v = sum(factor * cases.velocities(part) for factor, part in parts)
+    return x, v
+
+
+@both
+@pytest.mark.parametrize("window", [4.0, 10.0])
+def test_a_reversible_window_is_what_it_says(model, window):
+    """15/8 p - 5/4 q + 3/8 r, and frames within as seen from both ends, up to rotation."""
+    atoms = cases.hot("CH3CH2OH")
+    got = simulate(atoms, window / 4, duration=window, model=model, window=window)
+    (p,) = plain(model, atoms, window)
+    (q,) = plain(model, reversed_(plain(model, reversed_(p), window)[0]), window)
+    (r,) = plain(model, reversed_(plain(model, reversed_(q), window)[0]), window)
+    x, v = blend(atoms, [(15 / 8, p), (-5 / 4, q), (3 / 8, r)])
+    system, one = System.from_atoms(atoms), np.zeros(9, int)
+    times = window / 4 * np.arange(1, 5)
+
+    def kept(t, x, v):
+        start = system.positions, system.velocities, system.masses
+        there = np.array([t]), (x - atoms.positions)[None], v[None]
+        change = _C.conserve(*start, *there, one, one == 0, NEWTON_STEPS)
+        return atoms.positions + change[0][0], change[1][0]
+
+    end = kept(window, x, v)
+    np.testing.assert_allclose(got.positions[4], end[0], atol=1e-12)
+    np.testing.assert_allclose(got.velocities[4], end[1], atol=1e-12)
+    seen = plain(model, reversed_(got[4]), times[2::-1])
+    for k, t in enumerate(times[:3]):
+        (early,), late = plain(model, atoms, t), reversed_(seen[k])
+        expected = kept(t, *blend(atoms, [(1 - t / window, early), (t / window, late)]))
+        np.testing.assert_allclose(got.positions[k + 1], expected[0], atol=1e-11)
+        np.testing.assert_allclose(got.velocities[k + 1], expected[1], atol=1e-11)
+
+
+@pytest.mark.parametrize("window", [2.0, 5.0, 10.0])
+def test_reversible_windows_run_backwards(window):
+    """There and back again, what is left of the model's error is small."""
+    atoms, model = cases.hot("CH3CH2OH"), gentle(**cases.OWN)
+    errors = {}
+    for reversible in (True, False):
+        settings = {"model": model, "duration": window, "window": window, "reversible": reversible}
+        there = simulate(atoms, window, **settings)[-1]
+        back = simulate(reversed_(there), window, **settings)[-1]
+        v = cases.velocities(back) + cases.velocities(atoms)
+        errors[reversible] = abs(back.positions - atoms.positions).max() + window * abs(v).max()
+    assert errors[True] < 0.02 * errors[False]
+
+
+def test_a_run_goes_on_with_the_map_that_it_was_begun_with(tmp_path):
+    atoms = cases.hot("CH3CH2OH")
+    for begun in ({"reversible": False}, {"energy_rate": 0.02}, {}):
+        path = tmp_path / f"{len(begun)}{begun.get('reversible')}.h5"
+        settings = {"dt": 2.0, "model": OWN, "trajectory": path}
+        simulate(atoms, duration=30, **settings, **begun)
+        said = Trajectory.read(path).metadata
+        assert ("reversible" in said) == begun.get("reversible", True)
+        whole = simulate(atoms, 2.0, duration=60, model=OWN, **begun)
+        same(simulate(atoms, duration=60, **settings, resume=True), whole)
+        other = not begun.get("reversible", True)
+        with pytest.raises(ValueError, match="reversible|energy_rate_per_fs"):
+            simulate(atoms, duration=90, **settings, resume=True, reversible=other)
+    with pytest.raises(ValueError, match="energy_rate_per_fs"):
+        simulate(atoms, 2.0, duration=90, model=OWN, trajectory=path, resume=True, energy_rate=0.03)
+    with pytest.raises(ValueError, match="plain map puts all"):
+        simulate(atoms, 2.0, duration=90, model=OWN, reversible=False, energy_rate=0.03)
+    for rate in (-1.0, np.nan, np.inf):
+        with pytest.raises(ValueError, match="energy_rate must be"):
+            simulate(atoms, 2.0, duration=90, model=OWN, energy_rate=rate)
+
+
+@both
+@maps
+def test_momenta_are_kept(model, reversible):
+    atoms = cases.hot("CH3CH2OH")
+    atoms.set_momenta(atoms.get_momenta() + 0.3)
+    t = simulate(atoms, 3.0, duration=300, model=model, reversible=reversible)
+    masses = atoms.get_masses()
+    p, v, x = total_momentum(t.velocities, masses), t.velocities, t.positions
+    np.testing.assert_allclose(p, p[[0]].repeat(len(p), 0), atol=1e-12)
+    centre = (masses[:, None] * x).sum(1) / masses.sum()
+    straight = centre[0] + t.times[:, None] * p[0] / masses.sum()
+    np.testing.assert_allclose(centre, straight, atol=1e-10)
+    angular = total_angular_momentum(x, v, masses)
+    np.testing.assert_allclose(angular, angular[[0]].repeat(len(p), 0), atol=1e-10)
+    assert np.ptp(t.positions, axis=0).max() > 0.1
+
+
+def test_linear_molecule_keeps_its_angular_momentum():
+    atoms = cases.hot("CO2")
+    atoms.positions[:, :2] = 0
+    t = simulate(atoms, 5.0, duration=50, model=OWN)
+    angular = total_angular_momentum(t.positions, t.velocities, atoms.get_masses())
+    np.testing.assert_allclose(angular, angular[[0]].repeat(len(t), 0), atol=1e-10)
+
+
+@both
+@maps
+def test_end_state_does_not_depend_on_dt(model, reversible):
+    atoms = cases.hot("CH3CH2OH")
+    ends = [
+        simulate(atoms, dt, duration=60, model=model, reversible=reversible)
+        for dt in (0.1, 1, 5, 7.5, 20, 60)
+    ]
+    for trajectory in ends:
+        assert trajectory.times[-1] == 60
+        np.testing.assert_array_equal(trajectory.positions[-1], ends[0].positions[-1])
+        np.testing.assert_array_equal(trajectory.momenta[-1], ends[0].momenta[-1])
+
+
+@pytest.mark.parametrize("suffix", [".traj", ".extxyz", ".h5"])
+@pytest.mark.parametrize("dt", [1.0, 3.0, 0.7])
+def test_restart_is_exact(tmp_path, suffix, dt):
+    model = gentle(**cases.OWN).float()
+    atoms = cases.hot("CH3CH2OH")
+    whole = simulate(atoms, dt, duration=100, model=model, trajectory=tmp_path / f"whole{suffix}")
+    path = tmp_path / f"parts{suffix}"
+    for duration in (4.0, 37.0, 37.0, 60.0):  # the third call finds nothing to do
+        simulate(atoms, dt, duration=duration, model=model, trajectory=path, resume=True)
+    last = simulate(atoms, dt, duration=100, model=model, trajectory=path, resume=True)
+    same(last, whole)
+    same(Trajectory.read(path), whole)
+    same(Trajectory.read(tmp_path / f"whole{suffix}"), whole)
+    assert str(last.trust) == str(whole.trust)
+
+
+def test_restart_refuses_other_settings(tmp_path):
+    atoms, path = cases.hot("H2O"), tmp_path / "a.h5"
+    simulate(atoms, 1.0, duration=20, model=OWN, trajectory=path)
+    with pytest.raises(FileExistsError):
+        simulate(atoms, 1.0, duration=20, model=OWN, trajectory=path)
+    with pytest.raises(ValueError, match="dt_fs"):
+        simulate(atoms, 2.0, duration=40, model=OWN, trajectory=path, resume=True)
+    with pytest.raises(ValueError, match="model_hash"):
+        simulate(atoms, 1.0, duration=40, model=PUBLISHED, trajectory=path, resume=True)
+    with pytest.raises(ValueError, match="atomic numbers"):
+        simulate(cases.hot("NH3"), 1.0, duration=40, model=OWN, trajectory=path, resume=True)
+    assert len(Trajectory.read(path)) == 21
+
+
+@both
+def test_many_equal_single(model):
+    mixture = cases.mixture()
+    together = simulate(mixture, 4.0, duration=40, model=model)
+    for atoms, trajectory in zip(mixture, together, strict=True):
+        alone = simulate(atoms, 4.0, duration=40, model=model)
+        np.testing.assert_allclose(trajectory.positions, alone.positions, atol=1e-9)
+        np.testing.assert_allclose(trajectory.velocities, alone.velocities, atol=1e-10)
+
+
+def test_many_files(tmp_path):
+    pair = [cases.hot("H2O"), cases.hot("NH3")]
+    paths = [tmp_path / "a.h5", tmp_path / "b.traj"]
+    simulate(pair, 1.0, duration=15, model=OWN, trajectory=paths)
+    again = simulate(pair, 1.0, duration=30, model=OWN, trajectory=paths, resume=True)
+    whole = simulate(pair, 1.0, duration=30, model=OWN)
+    for a, b, path in zip(again, whole, paths, strict=True):
+        same(a, b)
+        same(Trajectory.read(path), b)
+    with pytest.raises(ValueError, match="list of 2 trajectory files"):
+        simulate(pair, 1.0, duration=30, model=OWN, trajectory=tmp_path / "c.h5")
+
+
+def test_64_molecules_equal_64_single_runs():
+    """Different molecules in one call, float32: equal to rounding."""
+    model = load_model("molecules-nve")
+    known = set(model.config.species)
+    names = [n for n in g2.names if len(molecule(n)) > 2 and set(molecule(n).symbols) <= known]
+    names = [n for n in names if not n.startswith("CH2_")]  # carbenes, strange to the model, break
+    many = [cases.hot(name, seed=k, temperature_K=300) for k, name in enumerate(names[:64])]
+    assert len({str(a.symbols) for a in many}) > 50 and len(many) == 64
+    for atoms, together in zip(many, simulate(many, 10, duration=20, model=model), strict=True):
+        alone = simulate(atoms, 10, duration=20, model=model)
+        np.testing.assert_allclose(together.positions, alone.positions, atol=5e-6)
+        np.testing.assert_allclose(together.velocities, alone.velocities, atol=1e-6)
+
+
+def test_refused_resume_changes_no_file(tmp_path):
+    pair = [cases.hot("H2O"), cases.hot("NH3")]
+    paths = [tmp_path / "long.h5", tmp_path / "short.h5"]
+    simulate(pair[0], 1.0, duration=50, model=OWN, trajectory=paths[0])
+    simulate(pair[1], 1.0, duration=20, model=OWN, trajectory=paths[1])
+    for change in ({"dt": 2.0}, {"model": PUBLISHED}):
+        settings = {"dt": 1.0, "model": OWN} | change
+        with pytest.raises(ValueError, match="written by another run"):
+            simulate(pair, duration=60, trajectory=paths, resume=True, **settings)
+    assert [len(Trajectory.read(path)) for path in paths] == [51, 21]
+    both = simulate(pair, 1.0, duration=60, model=OWN, trajectory=paths, resume=True)
+    for atoms, path, trajectory in zip(pair, paths, both, strict=True):
+        whole = simulate(atoms, 1.0, duration=60, model=OWN)
+        np.testing.assert_allclose(trajectory.positions, whole.positions, atol=1e-10)
+        same(Trajectory.read(path), trajectory)
+
+
+def test_resume_begins_where_there_is_nothing(tmp_path):
+    pair = [cases.hot("H2O"), cases.hot("NH3")]
+    paths = [tmp_path / "a.extxyz", tmp_path / "b.h5"]
+    paths[0].touch()  # a run that was killed before its first frame
+    first = simulate(pair, 1.0, duration=20, model=OWN, trajectory=paths, resume=True)
+    for a, b in zip(first, simulate(pair, 1.0, duration=20, model=OWN), strict=True):
+        same(a, b)
+    with pytest.raises(ValueError, match="resume needs"):
+        simulate(pair[0], 1.0, duration=20, model=OWN, resume=True)
+    short = simulate(pair, 1.0, duration=5, model=OWN, trajectory=paths, resume=True)
+    assert [len(t) for t in short] == [6, 6]
+
+
+def test_resume_remembers_lonely_atoms(tmp_path):
+    atoms = cases.hot("H2O") + ase.Atoms("H", positions=[[0, 0, 30.0]])
+    path = tmp_path / "a.h5"
+    first = simulate(atoms, 1.0, duration=20, model=OWN, trajectory=path)
+    assert first.trust.lonely_atoms == (3,)
+    again = simulate(atoms, 1.0, duration=20, model=OWN, trajectory=path, resume=True)
+    assert again.trust.lonely_atoms == (3,)
+
+
+def test_thirds_of_a_femtosecond_resume_at_the_last_window(tmp_path, monkeypatch):
+    atoms, path = cases.hot("H2O"), tmp_path / "a.h5"
+    simulate(atoms, 1 / 3, duration=50, model=OWN, trajectory=path)
+    starts = []
+
+    def watched(*args, start, **kwargs):
+        starts.append(start)
+        return rollout(*args, start=start, **kwargs)
+
+    monkeypatch.setattr(simulation, "rollout", watched)
+    simulate(atoms, 1 / 3, duration=70, model=OWN, trajectory=path, resume=True)
+    assert starts == [5]
+
+
+def test_nothing_is_written_before_all_is_checked(tmp_path):
+    pair = [cases.hot("H2O"), cases.hot("NH3")]
+    new, old = tmp_path / "new.h5", tmp_path / "old.h5"
+    old.touch()
+    with pytest.raises(FileExistsError, match="old.h5"):
+        simulate(pair, 1.0, duration=20, model=OWN, trajectory=[new, old])
+    with pytest.raises(ValueError, match="file of its own"):
+        simulate(pair, 1.0, duration=20, model=OWN, trajectory=[new, new])
+    with pytest.raises(FileNotFoundError, match="no folder"):
+        simulate(pair[0], 1.0, duration=20, model=OWN, trajectory=tmp_path / "x" / "a.h5")
+    pair[1].positions[1] = pair[1].positions[0]
+    with pytest.raises(ValueError, match="system 1"):
+        simulate(pair, 1.0, duration=20, model=OWN, trajectory=[new, tmp_path / "b.h5"])
+    assert [p.name for p in tmp_path.iterdir()] == ["old.h5"]
+    with pytest.raises(TypeError, match="expected ase.Atoms"):
+        simulate("ethanol", 1.0, duration=20, model=OWN)
+
+
+def test_periodic_positions_are_unwrapped():
+    atoms = cases.diamond((1, 1, 1))
+    velocity = 0.1
+    atoms.set_momenta(atoms.get_momenta() + np.array([velocity, 0, 0]) * 12.011 / ase.units.fs)
+    trajectory = simulate(atoms, 10.0, duration=200, model=OWN)
+    drift = (trajectory.positions - trajectory.positions[0]).mean(1)
+    np.testing.assert_allclose(drift[:, 0], velocity * trajectory.times, atol=1e-9)
+
+
+def test_velocities_and_temperature():
+    atoms = cases.hot("CH3CH2OH")
+    cold = atoms.copy()
+    cold.set_momenta(np.zeros((9, 3)))
+    v = cases.velocities(atoms)
+    given = simulate(cold, 1.0, duration=10, model=OWN, velocities=v)
+    np.testing.assert_allclose(given.velocities[0], v, rtol=1e-14)
+    drawn = simulate(cold, 1.0, duration=10, model=OWN, temperature_K=350, seed=3)
+    assert degrees_of_freedom(cold) == 21
+    kinetic = kinetic_temperature(drawn.velocities[:1], cold.get_masses(), 21)
+    np.testing.assert_allclose(kinetic, 350, rtol=1e-12)
+    again = simulate(cold, 1.0, duration=10, model=OWN, temperature_K=350, seed=3)
+    same(again, drawn)
+    two = simulate([cold, cold], 1.0, duration=10, model=OWN, temperature_K=350, seed=3)
+    np.testing.assert_array_equal(two[0].momenta[0], drawn.momenta[0])
+    assert abs(two[1].momenta[0] - two[0].momenta[0]).max() > 0.01
+    with pytest.raises(ValueError, match="at rest"):
+        simulate(cold, 1.0, duration=10, model=OWN)
+    with pytest.raises(ValueError, match="not both"):
+        simulate(cold, 1.0, duration=10, model=OWN, temperature_K=300, velocities=v)
+    with pytest.raises(ValueError, match=r"shape \(9, 3\)"):
+        simulate(cold, 1.0, duration=10, model=OWN, velocities=v[:4])
+    with pytest.raises(ValueError, match="temperature_K"):
+        simulate(cold, 1.0, duration=10, model=OWN, temperature_K=-5)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"dt": 0.0}, {"dt": -1.0}, {"dt": 30.0}, {"dt": np.nan}, {"window": 11.0}, {"window": 0.0}],
+)
+def test_bad_settings_are_refused(settings):
+    with pytest.raises(ValueError, match=next(iter(settings))):
+        simulate(cases.hot("H2O"), duration=20.0, model=OWN, **settings)
+
+
+def test_unknown_element_is_refused_before_the_run(tmp_path):
+    atoms = ase.Atoms("CSi", positions=[[0, 0, 0], [0, 0, 1.8]])
+    atoms.set_momenta([[0, 0, 1.0], [0, 0, -1.0]])
+    with pytest.raises(ValueError, match="Si"):
+        simulate(atoms, 1.0, duration=10, model=OWN, trajectory=tmp_path / "a.h5")
+    assert not (tmp_path / "a.h5").exists()
+
+
+def throws_away(monkeypatch, after, atom, by=10.0, systems_of=0):
+    """From so many predictions on, the torch engine's model throws an atom away.
+
+    Of batches of more than systems_of atoms.
+    """
+    calls, predicted = [], TorchPredictor.tensors
+
+    def breaks(self, graph, times):
+        calls.append(times)
+        moved, velocity = predicted(self, graph, times)
+        if len(calls) > after and graph.atoms > systems_of:
+            moved[:, atom] += by
+        return moved, velocity
+
+    monkeypatch.setattr(TorchPredictor, "tensors", breaks)
+
+
+def in_torch(model):
+    model.backend = "reference"
+    return model
+
+
+# The window in which gentle(0.6, **OWN) throws ethanol's atom 3 away, by whether it is reversible.
+WILD = {True: 83, False: 75}
+
+
+@maps
+@pytest.mark.parametrize("breakdown", [np.nan, 10.0])
+def test_broken_trajectory_keeps_its_frames(tmp_path, monkeypatch, breakdown, reversible):
+    """A model that throws an atom away stops the run; the windows before are in the file."""
+    atoms, path, model = cases.hot("CH3CH2OH"), tmp_path / "a.h5", in_torch(gentle(**cases.OWN))
+    whole = simulate(atoms, 1.0, duration=20, model=model, reversible=reversible)
+    throws_away(monkeypatch, 2 * PREDICTIONS[reversible], 4, breakdown)
+    with pytest.raises(RolloutError, match="broke before 30 fs: atom 4 leaves"):
+        simulate(atoms, 1.0, duration=100, model=model, trajectory=path, reversible=reversible)
+    same(Trajectory.read(path), whole)
+
+
+@maps
+@pytest.mark.parametrize("dt", [2.0, 50.0])
+def test_broken_trajectory_keeps_its_frames_natively(tmp_path, reversible, dt):
+    """Also where many windows are one call, of which some were good."""
+    atoms, path, model = cases.hot("CH3CH2OH"), tmp_path / "a.h5", gentle(0.6, **cases.OWN)
+    end = 10 * WILD[reversible]
+    settings = {"model": model, "reversible": reversible}
+    with pytest.raises(RolloutError, match=f"broke before {end + 10} fs: atom 3 leaves") as caught:
+        simulate(atoms, dt, duration=2000, trajectory=path, **settings)
+    whole = simulate(atoms, 10.0, duration=end, **settings)
+    np.testing.assert_array_equal(caught.value.positions, whole.positions[-1])
+    np.testing.assert_array_equal(caught.value.momenta, whole.momenta[-1])
+    same(Trajectory.read(path), simulate(atoms, dt, duration=end, **settings))
+
+
+@maps
+def test_others_go_on_when_one_breaks(monkeypatch, reversible):
+    many = [cases.hot("CO2"), cases.hot("CH3CH2OH"), cases.hot("NH3")]
+    model = in_torch(gentle(**cases.OWN))
+    alone = [simulate(x, 1.0, duration=60, model=model, reversible=reversible) for x in many]
+    throws_away(monkeypatch, 2 * PREDICTIONS[reversible], 5, systems_of=7)  # ethanol's atom 2
+    with pytest.warns(RuntimeWarning, match="system 1: the trajectory broke before 30 fs: atom 2"):
+        done = simulate(many, 1.0, duration=60, model=model, reversible=reversible)
+    assert [t.times[-1] for t in done] == [60, 20, 60]
+    assert "broke before 30 fs" in done[1].trust.warnings[0]
+    for k in (0, 2):
+        np.testing.assert_allclose(done[k].positions, alone[k].positions, atol=1e-9)
+
+
+@maps
+@pytest.mark.parametrize("dt", [2.0, 50.0])
+def test_others_go_on_natively_when_one_breaks(reversible, dt):
+    """To the bit, as if they had been alone."""
+    many = [cases.hot("CO2"), cases.hot("CH3CH2OH"), cases.hot("NH3")]
+    settings = {"duration": 900, "model": gentle(0.6, **cases.OWN), "reversible": reversible}
+    end = 10 * WILD[reversible]
+    with pytest.warns(RuntimeWarning, match=f"broke before {end + 10} fs: atom 3 leaves"):
+        done = simulate(many, dt, **settings)
+    assert [t.times[-1] for t in done] == [900, dt * (end // dt), 900]
+    for k in (0, 2):
+        same(done[k], simulate(many[k], dt, **settings))
+
+
+def test_window():
+    atoms = cases.hot("CH3CH2OH")
+    settings = {"duration": 20, "model": OWN, "reversible": False}
+    short = simulate(atoms, 1.0, window=5.0, **settings)
+    long = simulate(atoms, 1.0, **settings)
+    np.testing.assert_allclose(short.positions[:6], long.positions[:6], atol=1e-12)
+    assert abs(short.positions[6] - long.positions[6]).max() > 1e-6
+
+
+def test_ase_dynamics_is_simulate(tmp_path):
+    atoms = cases.hot("CH3CH2OH")
+    expected = simulate(atoms, 2.5, duration=50, model=OWN)
+    dynamics = MDtrajNetDynamics(
+        atoms,
+        2.5 * ase.units.fs,
+        model=OWN,
+        trajectory=str(tmp_path / "ase.traj"),
+        logfile=str(tmp_path / "md.log"),
+        loginterval=2,
+    )
+    times = []
+    dynamics.attach(lambda: times.append(dynamics.get_time() / ase.units.fs), interval=4)
+    dynamics.attach(MDLogger(dynamics, atoms, str(tmp_path / "mine.log")), interval=1)
+    dynamics.run(20)
+    np.testing.assert_array_equal(atoms.positions, expected.positions[-1])
+    np.testing.assert_array_equal(atoms.get_momenta(), expected.momenta[-1])
+    np.testing.assert_allclose(times, np.arange(0, 51, 10.0))
+    with AseTrajectory(tmp_path / "ase.traj") as file:
+        assert len(file) == 11
+        np.testing.assert_array_equal(file[3].positions, expected.positions[6])
+    log = np.loadtxt(tmp_path / "mine.log", skiprows=1)
+    assert log.shape == (21, 5)
+    assert np.isnan(log[:, 1:3]).all() and np.isfinite(log[:, 3:]).all()
+    assert len((tmp_path / "md.log").read_text().splitlines()) == 12
+
+
+def test_ase_observers_may_change_the_atoms():
+    atoms = cases.hot("CH3CH2OH")
+    dynamics = MDtrajNetDynamics(atoms, 1.0 * ase.units.fs, model=OWN)
+    dynamics.run(3)
+    atoms.set_momenta(0.5 * atoms.get_momenta())
+    expected = simulate(atoms, 1.0, duration=10, model=OWN)
+    dynamics.run(5)
+    np.testing.assert_array_equal(atoms.positions, expected.positions[5])
+    state = atoms.positions.copy(), atoms.get_momenta()
+    atoms.set_masses(2 * atoms.get_masses())
+    fresh = atoms.copy()
+    dynamics.run(1)
+    MDtrajNetDynamics(fresh, 1.0 * ase.units.fs, model=OWN).run(1)
+    np.testing.assert_array_equal(atoms.positions, fresh.positions)
+    assert abs(state[0] - atoms.positions).max() > 0
+    fresh.set_constraint(FixAtoms([0]))
+    with pytest.raises(ValueError, match="constraints"):
+        MDtrajNetDynamics(fresh, 1.0, model=OWN)
+    with pytest.raises(ValueError, match="at rest"):
+        MDtrajNetDynamics(ase.Atoms("CO", positions=[[0, 0, 0], [0, 0, 1]]), 1.0, model=OWN)

@@ -1,0 +1,92 @@
+"""Models on disk."""
+
+import json
+import warnings
+
+import cases
+import numpy as np
+import pytest
+import torch
+from ase.units import fs
+
+from mdtrajnet_fast import MDtrajNetDynamics, bundled_models, load_model, save_model, simulate
+from mdtrajnet_fast.model.checkpoint import BUNDLED, provenance
+
+
+@pytest.mark.parametrize("options", [{}, cases.OWN])
+def test_round_trip(tmp_path, options):
+    model = cases.model(**options)
+    save_model(model, tmp_path / "model", provenance={"data": "none"})
+    again = load_model(tmp_path / "model", dtype="float64")
+    assert again.config == model.config
+    assert again.name == model.name
+    assert provenance(tmp_path / "model") == {"data": "none"}
+    atoms = cases.hot("H2O")
+    for x, y in zip(model.predict(atoms, [3.0]), again.predict(atoms, [3.0]), strict=True):
+        np.testing.assert_array_equal(x, y)
+    assert load_model(tmp_path / "model").dtype == torch.float32
+
+
+def test_the_longest_lag_is_kept_and_warned_of(tmp_path):
+    model = cases.model(**cases.OWN, longest_lag=5.0)
+    assert load_model(save_model(model, tmp_path / "model")).config.longest_lag == 5
+    assert "longest_lag" not in cases.config().to_dict()  # nor in the hash of older models
+    atoms = cases.hot("H2O")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model.predict(atoms, [5.0])
+        MDtrajNetDynamics(atoms.copy(), fs, model=model, window=5.0)
+    beyond = "6 fs are beyond the 5 fs that model 'unnamed' was trained on"
+    with pytest.warns(RuntimeWarning, match=beyond):
+        model.predict(atoms, [1.0, 6.0])
+    with pytest.warns(RuntimeWarning, match=beyond):
+        MDtrajNetDynamics(atoms.copy(), fs, model=model, window=6.0)
+    for window, doubted in ((5.0, False), (6.0, True)):
+        trust = simulate(atoms, 1.0, duration=12, model=model, window=window).trust
+        assert any(beyond in text for text in trust.warnings) == doubted
+        assert (trust.believable_fs == 0) == doubted
+
+
+def test_never_overwritten(tmp_path):
+    save_model(cases.model(), tmp_path)
+    with pytest.raises(FileExistsError, match="another folder"):
+        save_model(cases.model(), tmp_path)
+
+
+def test_bad_models_are_refused(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no model 'nonsense'.*molecules-nve"):
+        load_model("nonsense")
+    with pytest.raises(ValueError, match="dtype"):
+        load_model(save_model(cases.model(), tmp_path / "good"), dtype="float16")
+
+    def broken(name, **changes):
+        folder = save_model(cases.model(), tmp_path / name)
+        text = json.loads((folder / "config.json").read_text()) | changes
+        (folder / "config.json").write_text(json.dumps(text))
+        return folder
+
+    with pytest.raises(ValueError, match="version 99 is newer"):
+        load_model(broken("newer", version=99))
+    with pytest.raises(ValueError, match="format"):
+        load_model(broken("other", format="other"))
+    with pytest.raises(ValueError, match="cannot be read"):
+        load_model(broken("members", members=2))
+    folder = save_model(cases.model(), tmp_path / "torn")
+    (folder / "weights.safetensors").write_bytes(b"torn")
+    with pytest.raises(ValueError, match="torn"):
+        load_model(folder)
+
+
+def test_bundled_models_load_and_say_where_they_come_from():
+    assert "molecules-nve" in bundled_models()
+    for name in bundled_models():
+        model = load_model(name)
+        assert {"C", "H", "N", "O"} <= set(model.config.species)
+        assert model.config.window == 4
+        about = provenance(name)
+        assert "mdtrajnet train" in about["command"] and about["data"] and about["settings"]
+        assert {"held_out", "unseen"} <= set(about["errors"])
+        for errors in about["errors"].values():
+            assert 0 < errors["position_A"] < 0.3 * min(errors["static_A"], errors["ballistic_A"])
+        card = (BUNDLED / name / "README.md").read_text()
+        assert f"{about['errors']['unseen']['position_A']:.4f}" in card

@@ -1,0 +1,57 @@
+"""The CPU kernels under AddressSanitizer and UndefinedBehaviorSanitizer."""
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from mdtrajnet_fast import _C
+
+ROOT = Path(__file__).parents[2]
+FLAGS = ["-std=c++17", "-O1", "-g", "-fopenmp", "-fno-math-errno", f"-I{ROOT / 'csrc'}"]
+SANITIZE = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
+INSTRUCTIONS = {
+    "base": [],
+    "avx2": ["-mavx2", "-mfma"],
+    "avx512": [*(f"-mavx512{x}" for x in ("f", "dq", "bw", "vl")), "-mfma"],
+}
+
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++ with its sanitizers"),
+]
+
+
+def run(tmp_path, *sources, flags=()):
+    """What a program of these sources prints."""
+    program = tmp_path / "program"
+    subprocess.run(["g++", *FLAGS, *flags, *SANITIZE, *sources, "-o", program], check=True)
+    environment = {k: v for k, v in os.environ.items() if k != "LD_PRELOAD"}
+    result = subprocess.run([program], capture_output=True, text=True, env=environment)
+    assert result.returncode == 0, result.stdout + result.stderr[-4000:]
+    return result.stdout
+
+
+def test_attention_and_potential(tmp_path):
+    """The best instruction set that there is: its vectors reach farthest."""
+    name = _C.instruction_set()
+    choice = tmp_path / "choice.cpp"
+    choice.write_text(
+        '#include "cpu/attention.hpp"\n'
+        "const mdtrajnet::AttentionKernels* mdtrajnet::attention_kernels(const char*) {\n"
+        f"    return &attention_kernels_{name}();\n}}\n"
+    )
+    unit = ROOT / "csrc" / "cpu" / f"attention_{name}.cpp"
+    main = ROOT / "csrc" / "testing" / "attention_main.cpp"
+    printed = run(tmp_path, main, choice, unit, flags=INSTRUCTIONS[name])
+    assert printed == f"{name}: 180 of 180 finite\n"
+
+
+def test_head(tmp_path):
+    """What surrounds the blocks of a network."""
+    head = ROOT / "csrc" / "cpu" / "head.cpp"
+    printed = run(tmp_path, ROOT / "csrc" / "testing" / "head_main.cpp", head)
+    assert printed == "96 of 96 right\n"
