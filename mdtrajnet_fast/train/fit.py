@@ -159,7 +159,7 @@ class TrainConfig:
             raise ValueError(
                 f"optimizer must be one of {', '.join(_OPTIMIZERS)}, got {self.optimizer!r}"
             )
-        if self.target not in ("motion", "potential"):
+        if self.target not in _TASKS:
             raise ValueError(f'target must be "motion" or "potential", got {self.target!r}')
         if self.target == "potential" and self.initial is None:
             raise ValueError('target = "potential" needs the model whose potential it is: initial')
@@ -292,8 +292,8 @@ def fit(config: TrainConfig, *, progress: bool = True, stop_after: int | None = 
                 bar.update()
                 if run.step % config.validate_every == 0 or run.step == config.steps:
                     errors_now = run.validate()
-                    unit = "eV" if run.energies else "Å"
-                    bar.set_postfix({name: f"{x:.4f} {unit}" for name, x in errors_now.items()})
+                    shown = {name: f"{x:.4f} {run.task.unit}" for name, x in errors_now.items()}
+                    bar.set_postfix(shown)
                 if interrupted() or time.perf_counter() - saved > 60 * config.checkpoint_minutes:
                     run.save()
                     saved = time.perf_counter()
@@ -321,7 +321,95 @@ def _set_threads(config: TrainConfig) -> None:
 
 _ALONE = Member()
 _CARBON = 12.011  # amu, an atom that weighs 1 in the loss, whatever mass_power
-_ENERGY = ("_energy", "_unchanged")  # columns of the log, for each validation set
+
+
+class _Motion:
+    """The task of a run that trains the motion."""
+
+    unit = "Å"  # of the first of the figures
+    columns = ("", "_static", "_ballistic", "_velocity")  # figures in the log, for each set
+
+    def __init__(self, config: TrainConfig, pairs: Pairs, model: MDtrajNet, average: MDtrajNet):
+        self.config, self.pairs, self.model, self.average = config, pairs, model, average
+        lags = (config.max_lag_fs, model.config.longest_lag, model.config.time_cutoff)
+        self.max_lag = self.longest_lag = model.stride(next(x for x in lags if x is not None))
+        # molecules stay on the GPU; crystals are drawn on the CPU, and so is all for the CPU
+        self.source: Pairs | ResidentPairs = pairs
+        drawn = config.own_starts or any(r.pbc.any() for r in pairs.records)
+        if model.device.type == "cuda" and not drawn:
+            self.source = ResidentPairs(pairs, model)
+
+    def loss(self, rng: np.random.Generator, member: Member) -> Tensor:
+        """A member's share of the loss of the next batch."""
+        config = self.config
+        batch, components = self.draw(rng, member)
+        if isinstance(batch, Batch):
+            batch = tensor_batch(self.model, batch)
+        dx, dv = errors(self.model, batch, velocities=config.velocity_weight_fs > 0)
+        weight = (batch.graph.masses[:, None] / _CARBON) ** config.mass_power
+        loss = (weight * dx.square()).sum() / components
+        if dv is not None:
+            loss = loss + config.velocity_weight_fs**2 * (weight * dv.square()).sum() / components
+        return loss
+
+    def draw(self, rng: np.random.Generator, member: Member) -> tuple[Batch | TensorBatch, int]:
+        """A member's share of the next batch, and the Cartesian components in all of it."""
+        config = self.config
+        how: dict[str, Any] = dict(lag_power=config.lag_power, time_reversal=config.time_reversal)
+        if isinstance(self.source, ResidentPairs):
+            whole = self.source.draw(rng, config.batch_size, self.max_lag, **how)
+            return whole, whole.displacement.numel()
+        own = round(config.own_starts * config.batch_size)
+        windows = config.own_windows if own else 0
+        window = self.model.stride()
+        how["history_fs"] = windows * window
+        choice = self.pairs.choose(rng, config.batch_size, self.max_lag, **how)
+        atoms = self.pairs.atoms[choice.record]
+        mine = member.share(atoms)
+        choice = choice.part(mine)
+        batch = self.pairs.batch(choice)
+        moved: System | None = None
+        for back in range(windows, 0, -1):  # the first pairs set out earliest, others join them
+            joined = int((mine < own * (windows - back + 1) // windows).sum())
+            if joined:
+                earlier = self.pairs.before(choice.part(slice(joined)), back * window)
+                start = self.pairs.batch(earlier)
+                start = start if moved is None else start.moved(moved)
+                moved = one_window(self.average, start.system)
+        if moved is not None:
+            batch = batch.moved(moved)
+        return batch, 3 * int(atoms.sum())
+
+    def figures(self, pairs: Pairs) -> dict[str, float]:
+        """The averaged model's errors on a validation set, and those of guesses, by column."""
+        found = rms_errors(self.average, pairs, self.config.validation_pairs, seed=self.config.seed)
+        return {"": found["position"]} | {f"_{name}": x for name, x in found.items()}
+
+
+class _Potential:
+    """The task of a run that trains the potential, as :class:`_Motion`; the motion stays."""
+
+    unit, columns = "eV", ("_energy", "_unchanged")
+
+    def __init__(self, config: TrainConfig, pairs: Pairs, model: MDtrajNet, average: MDtrajNet):
+        self.config, self.pairs, self.model, self.average = config, pairs, model, average
+        self.max_lag = model.config.time_cutoff if config.max_lag_fs is None else config.max_lag_fs
+        self.longest_lag = model.config.longest_lag  # of the motion
+
+    def loss(self, rng: np.random.Generator, member: Member) -> Tensor:
+        config = self.config
+        choice = self.pairs.choose(rng, config.batch_size, self.max_lag, lag_power=config.lag_power)
+        mine = choice.part(member.share(self.pairs.atoms[choice.record]))
+        wrong = energy_errors(self.model, self.pairs.batch(mine))
+        return wrong.square().sum() / config.batch_size
+
+    def figures(self, pairs: Pairs) -> dict[str, float]:
+        count, seed = self.config.validation_pairs, self.config.seed
+        found = rms_energy_errors(self.average, pairs, count, self.max_lag, seed=seed)
+        return {f"_{name}": x for name, x in found.items()}
+
+
+_TASKS: dict[str, type[_Motion] | type[_Potential]] = {"motion": _Motion, "potential": _Potential}
 
 
 class _Run:
@@ -330,33 +418,22 @@ class _Run:
     def __init__(self, config: TrainConfig, member: Member = _ALONE):
         self.config = config
         self.member = member
-        records = load_records(
-            config.data,
-            exclude_trajectories=config.exclude_trajectories or None,
-            frame_fs=config.frame_fs,
-        )
+        load = partial(load_records, frame_fs=config.frame_fs)
+        records = load(config.data, exclude_trajectories=config.exclude_trajectories or None)
         if config.more_data:
-            records += load_records(config.more_data, frame_fs=config.frame_fs)
+            records += load(config.more_data)
         self.pairs = Pairs(records)
         self.checks = {
-            name: Pairs(
-                load_records(
-                    one["data"],
-                    molecules=one.get("molecules"),
-                    trajectories=one.get("trajectories"),
-                    frame_fs=config.frame_fs,
-                )
-            )
+            name: Pairs(load(one["data"], **{k: one[k] for k in one if k != "data"}))
             for name, one in config.validation.items()
         }
         self.folder = Path(config.output)
         torch.manual_seed(config.seed)
-        self.energies = config.target == "potential"
         if config.initial is not None:
             self.model = load_model(config.initial).train().requires_grad_(True)
             if config.initial_blocks is not None:
                 self.model = _with_blocks(self.model, config.initial_blocks)
-            if self.energies and self.model.potential is None:
+            if config.target == "potential" and self.model.potential is None:
                 self.model = _with_potential(self.model, PotentialConfig(**config.potential))
             if config.window is not None:
                 window = self.model.stride(config.window)
@@ -369,19 +446,9 @@ class _Run:
         for pairs in (self.pairs, *self.checks.values()):
             for record in pairs.records:
                 self.model.species_index(record.numbers)
-        trained = self.model.config
-        longest = None if self.energies else trained.longest_lag
-        lags = (config.max_lag_fs, longest, trained.time_cutoff)
-        self.max_lag = next(lag for lag in lags if lag is not None)
-        if not self.energies:
-            self.max_lag = self.model.stride(self.max_lag)
         self.model.to(config.device)
-        # molecules stay on the GPU; crystals are drawn on the CPU, and so is all for the CPU
-        self.source: Pairs | ResidentPairs = self.pairs
-        drawn = self.energies or config.own_starts or any(r.pbc.any() for r in records)
-        if self.model.device.type == "cuda" and not drawn:
-            self.source = ResidentPairs(self.pairs, self.model)
         self.average = copy.deepcopy(self.model).requires_grad_(False)
+        self.task = _TASKS[config.target](config, self.pairs, self.model, self.average)
         self.optimizer = _OPTIMIZERS[config.optimizer](
             self.model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
         )
@@ -393,9 +460,7 @@ class _Run:
         if self.checkpoint.exists():
             self._restore()
         columns = ["step", "samples", "seconds", "lr", "loss"]
-        kinds = ("", "_static", "_ballistic", "_velocity")
-        for name in self.checks:
-            columns += [f"val_{name}{x}" for x in (_ENERGY if self.energies else kinds)]
+        columns += [f"val_{name}{x}" for name in self.checks for x in self.task.columns]
         if member.rank == 0:
             self.log = _Log(self.folder / "log.csv", columns, self.step)
 
@@ -404,7 +469,7 @@ class _Run:
         config, begun = self.config, time.perf_counter()
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(config, self.step)
-        loss = self._loss(np.random.default_rng([config.seed, self.step]))
+        loss = self.task.loss(np.random.default_rng([config.seed, self.step]), self.member)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         loss = loss.detach().to(self.model.dtype)
@@ -425,58 +490,6 @@ class _Run:
         self.losses.append(value)
         self.seconds += time.perf_counter() - begun
 
-    def _loss(self, rng: np.random.Generator) -> Tensor:
-        """This process's share of the loss of the next batch."""
-        config = self.config
-        if self.energies:
-            choice = self.pairs.choose(
-                rng, config.batch_size, self.max_lag, lag_power=config.lag_power
-            )
-            mine = choice.part(self.member.share(self.pairs.atoms[choice.record]))
-            wrong = energy_errors(self.model, self.pairs.batch(mine))
-            return wrong.square().sum() / config.batch_size
-        batch, components = self._draw(rng)
-        if isinstance(batch, Batch):
-            batch = tensor_batch(self.model, batch)
-        dx, dv = errors(self.model, batch, velocities=config.velocity_weight_fs > 0)
-        weight = (batch.graph.masses[:, None] / _CARBON) ** config.mass_power
-        loss = (weight * dx.square()).sum() / components
-        if dv is not None:
-            loss = loss + config.velocity_weight_fs**2 * (weight * dv.square()).sum() / components
-        return loss
-
-    def _draw(self, rng: np.random.Generator) -> tuple[Batch | TensorBatch, int]:
-        """This process's share of the next batch, and the Cartesian components in all of it."""
-        config = self.config
-        options: dict[str, Any] = {
-            "lag_power": config.lag_power,
-            "time_reversal": config.time_reversal,
-        }
-        if isinstance(self.source, ResidentPairs):
-            whole = self.source.draw(rng, config.batch_size, self.max_lag, **options)
-            return whole, whole.displacement.numel()
-        own = round(config.own_starts * config.batch_size)
-        windows = config.own_windows if own else 0
-        window = self.model.stride()
-        choice = self.pairs.choose(
-            rng, config.batch_size, self.max_lag, history_fs=windows * window, **options
-        )
-        atoms = self.pairs.atoms[choice.record]
-        mine = self.member.share(atoms)
-        choice = choice.part(mine)
-        batch = self.pairs.batch(choice)
-        moved: System | None = None
-        for back in range(windows, 0, -1):  # the first pairs set out earliest, others join them
-            joined = int((mine < own * (windows - back + 1) // windows).sum())
-            if joined:
-                earlier = self.pairs.before(choice.part(slice(joined)), back * window)
-                start = self.pairs.batch(earlier)
-                start = start if moved is None else start.moved(moved)
-                moved = one_window(self.average, start.system)
-        if moved is not None:
-            batch = batch.moved(moved)
-        return batch, 3 * int(atoms.sum())
-
     def validate(self) -> dict[str, float]:
         """Log the mean loss since the last time and the errors on the validation sets (Å; eV)."""
         row: dict[str, Any] = {
@@ -487,21 +500,10 @@ class _Run:
             "loss": float(np.mean(self.losses)),
         }
         self.losses.clear()
-        count, seed = self.config.validation_pairs, self.config.seed
-        for name, pairs in self.checks.items():
-            if self.energies:
-                energy = rms_energy_errors(self.average, pairs, count, self.max_lag, seed=seed)
-                row[f"val_{name}_energy"] = energy["energy"]
-                row[f"val_{name}_unchanged"] = energy["unchanged"]
-                continue
-            result = rms_errors(self.average, pairs, count, seed=seed)
-            row[f"val_{name}"] = result["position"]
-            row[f"val_{name}_static"] = result["static"]
-            row[f"val_{name}_ballistic"] = result["ballistic"]
-            row[f"val_{name}_velocity"] = result["velocity"]
+        figures = {name: self.task.figures(pairs) for name, pairs in self.checks.items()}
+        row |= {f"val_{name}{x}": value for name, of in figures.items() for x, value in of.items()}
         self.log.write(row)
-        kind = _ENERGY[0] if self.energies else ""
-        return {name: row[f"val_{name}{kind}"] for name in self.checks}
+        return {name: of[self.task.columns[0]] for name, of in figures.items()}
 
     def save(self) -> None:
         """Replace the checkpoint by the state now."""
@@ -529,10 +531,8 @@ class _Run:
     def finish(self) -> None:
         """Write the averaged weights and the curves."""
         self.log.close()
-        about = _provenance(self.config, self.step)
-        if not self.energies:
-            config = dataclasses.replace(self.average.config, longest_lag=float(self.max_lag))
-            self.average.config = config
+        about, config = _provenance(self.config, self.step), self.average.config
+        self.average.config = dataclasses.replace(config, longest_lag=self.task.longest_lag)
         save_model(self.average, self.folder / "model", overwrite=True, provenance=about)
         if self.log.rows:
             plot_training(self.folder / "log.csv", self.folder / "curves.png")

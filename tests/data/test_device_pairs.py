@@ -93,7 +93,7 @@ def test_training_takes_the_same_steps(tmp_path, monkeypatch):
 
             def on_device(self, config, begin=begin):
                 begin(self, config)
-                self.source = ResidentPairs(self.pairs, self.model)
+                self.task.source = ResidentPairs(self.pairs, self.model)
 
             monkeypatch.setattr(train._Run, "__init__", on_device)
         runs.append(fit(config, progress=False).state_dict())

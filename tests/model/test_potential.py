@@ -283,7 +283,7 @@ def test_processes_share_a_batch(config, tmp_path):
         train._Run(dataclasses.replace(config, output=str(tmp_path / str(size))), member)
         for size, member in ((1, train.Member()), (2, train.Member(0, 2)), (3, train.Member(1, 2)))
     ]
-    whole, *parts = (run._loss(np.random.default_rng(3)).item() for run in runs)
+    whole, *parts = (run.task.loss(np.random.default_rng(3), run.member).item() for run in runs)
     assert sum(parts) == pytest.approx(whole, rel=1e-5)
 
 

@@ -407,8 +407,8 @@ def test_exact_velocity_loss(config):
 def test_errors_weigh_like_masses(config, power):
     config = dataclasses.replace(config, mass_power=power)
     run = train._Run(config)
-    loss = run._loss(np.random.default_rng(7))
-    batch, components = run._draw(np.random.default_rng(7))
+    loss = run.task.loss(np.random.default_rng(7), run.member)
+    batch, components = run.task.draw(np.random.default_rng(7), run.member)
     dx, dv = (x.detach().double().numpy() for x in train.errors(run.model, batch))
     weight = (batch.system.masses[:, None] / 12.011) ** power
     expected = (weight * (dx**2 + config.velocity_weight_fs**2 * dv**2)).sum() / components
@@ -423,7 +423,7 @@ def test_own_starts_are_the_windows_of_a_rollout(config, data, windows):
     most = max(windows)
     config = dataclasses.replace(config, own_starts=0.5, own_windows=most, exclude_trajectories=())
     run = train._Run(config)
-    batch, components = run._draw(np.random.default_rng(5))
+    batch, components = run.task.draw(np.random.default_rng(5), run.member)
     assert components == batch.displacement.size
     choice = run.pairs.choose(np.random.default_rng(5), 8, 10.0, history_fs=10.0 * most)
     plain = run.pairs.batch(choice)
