@@ -3,12 +3,14 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <array>
 #include <cstdint>
 #include <memory>
 #include <string>
 #include <vector>
 
 #include "bindings.hpp"
+#include "cpu/fold.hpp"
 #include "cpu/predictor.hpp"
 
 namespace py = pybind11;
@@ -163,6 +165,32 @@ void energies(const Predictor& predictor, const py::tuple& graph, Pointer specie
     });
 }
 
+template <class T>
+BlockPaths<T> paths_of(const Pointers& pointers) {
+    BlockPaths<T> w;
+    std::size_t k = 0;
+    for (T** p : {&w.key_scalar, &w.key_vector, &w.value_scalar, &w.value_vector, &w.query_scalar, &w.query_vector,
+                  &w.bilinear_scalar, &w.bilinear_vector, &w.out_scalar, &w.out_vector})
+        *p = as<T>(pointers.at(k++));
+    return w;
+}
+
+template <class T>
+FoldedPaths<T> folded_of(const Pointers& pointers) {
+    FoldedPaths<T> f;
+    std::size_t k = 0;
+    for (T** p : {&f.query, &f.key_atom, &f.key_edge, &f.value_atom, &f.value_edge, &f.scalar_atom, &f.scalar_edge, &f.out})
+        *p = as<T>(pointers.at(k++));
+    return f;
+}
+
+// The folded weights; or where there is memory for them the gradients of the weights, from those of the folded ones.
+template <class T>
+void fold_weights(const FoldSizes& size, const Pointers& weights, const Pointers& folded, const Pointers& gradient) {
+    if (gradient.empty()) fold(size, paths_of<T>(weights), folded_of<T>(folded));
+    else fold_backward(size, paths_of<T>(weights), folded_of<T>(folded), paths_of<T>(gradient));
+}
+
 }  // namespace
 
 void bind_attention(py::module_& module) {
@@ -207,6 +235,13 @@ void bind_attention(py::module_& module) {
                                           all_as<T>(velocity).data(), threads);
                    });
                });
+    module.def("fold", [](bool float64, long scalars, long heads, const std::array<long, 8>& sizes, const Pointers& weights,
+                          const Pointers& folded, const Pointers& gradient) {
+        const auto& [n, m, c0, v0, c1, v1, q0, q1] = sizes;
+        const FoldSizes size{scalars, heads, {n, m}, {c0, v0}, {c1, v1}, {q0, q1}};
+        const Computing computing;
+        (float64 ? fold_weights<double> : fold_weights<float>)(size, weights, folded, gradient);
+    });
 
     py::class_<Predictor, std::shared_ptr<Predictor>>(module, "Predictor")
         .def(py::init(&make_predictor), py::kw_only(), py::arg("members"), py::arg("embeddings"), py::arg("species"),

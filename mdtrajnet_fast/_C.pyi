@@ -110,6 +110,16 @@ def attention_stack(
     threads: int,
     /,
 ) -> None: ...
+def fold(
+    float64: bool,
+    scalars: int,
+    heads: int,
+    sizes: list[int],
+    weights: list[int],
+    folded: list[int],
+    gradient: list[int],
+    /,
+) -> None: ...
 
 class Predictor:
     def __init__(

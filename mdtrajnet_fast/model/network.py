@@ -127,7 +127,7 @@ class Network(nn.Module):
         """The attention blocks with their weights as they are now, folded for a backend."""
         config = self.config
         return Blocks(
-            folded=[fold(block.weights()) for block in self.blocks],  # type: ignore[operator]
+            folded=[fold(block.weights(), backend.networks) for block in self.blocks],  # type: ignore[operator]
             running=config.residual == "running",
             radial_cutoff=config.radial_cutoff,
             distance_centres=config.d_embed_dim,

@@ -3,8 +3,9 @@
 from . import cpu
 from .backends import BACKENDS, Backend, choose_backend
 from .blocks import Blocks, edge_attention
+from .fold import fold
 from .graph import Graph
-from .reference import BlockWeights, FoldedWeights, cutoff_envelope, fold, gaussian_basis
+from .reference import BlockWeights, FoldedWeights, cutoff_envelope, gaussian_basis
 
 __all__ = [
     "BACKENDS",

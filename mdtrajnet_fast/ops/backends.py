@@ -25,7 +25,7 @@ class Backend:
     autograd sees through; else torch.ops.mdtrajnet_fast has its gradients. native: the module whose
     `Block` and `stack` predict without gradients, of which a stack is one call; None for none.
     times: takes several times of one graph as they are; for others the graph is repeated. networks:
-    has kernels for what surrounds the blocks, and for rollouts, too.
+    has kernels for what surrounds the blocks, too: folding of weights, heads, potentials, windows.
     """
 
     name: str

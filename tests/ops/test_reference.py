@@ -185,3 +185,27 @@ def test_gaussian_basis():
     x = torch.tensor([0.0, 1.0, 2.5], dtype=torch.float64)
     expected = [[math.exp(-(((a - m) / 2) ** 2)) / 1.12 for m in (0, 2, 4)] for a in x.tolist()]
     np.testing.assert_allclose(gaussian_basis(x, 4.0, 3), expected, rtol=1e-14)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_native_folding(dtype):
+    """Values and gradients of the weights, also of what does not lie in rows."""
+    model = cases.model(dtype=dtype)
+    block = model.members[0].blocks[0].requires_grad_(True)
+    with torch.no_grad():
+        turned = block.key_vector.transpose(0, 1).contiguous().transpose(0, 1)
+        block.key_vector = torch.nn.Parameter(turned)
+    tolerance = {"rtol": 1e-5, "atol": 1e-6} if dtype == torch.float32 else {}
+    folded, gradients = [], []
+    for native in (False, True):
+        folded.append(fold(block.weights(), native).tensors()[4 + 2 :])
+        block.zero_grad()
+        torch.manual_seed(1)
+        total = sum((torch.randn(x.shape, dtype=dtype) * x).sum() for x in folded[-1])
+        total.backward()
+        gradients.append([x.grad for x in block.parameters() if x.grad is not None])
+    assert len(folded[0]) == 8 and len(gradients[0]) == 10
+    for a, b in zip(folded[0] + gradients[0], folded[1] + gradients[1], strict=True):
+        torch.testing.assert_close(b, a, **tolerance)
+    with pytest.raises(ValueError, match="float32 or float64 on the CPU, but got torch.float16"):
+        fold(block.half().weights(), native=True)
