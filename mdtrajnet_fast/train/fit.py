@@ -283,7 +283,9 @@ def fit(config: TrainConfig, *, progress: bool = True, stop_after: int | None = 
     _set_threads(config)
     run = _Run(config)
     end = config.steps if stop_after is None else min(config.steps, stop_after)
-    with team(config.processes, _take_part, config) as run.member:
+    gradients = 1 + sum(x.numel() for x in run.weights)  # and the loss
+    work = (run.model.dtype, _take_part, config)
+    with team(config.processes, gradients, *work) as run.member:
         bar = tqdm(total=config.steps, initial=run.step, unit="step", disable=not progress)
         saved = time.perf_counter()
         with bar, _deferred_interrupt() as interrupted:
@@ -449,8 +451,10 @@ class _Run:
         self.model.to(config.device)
         self.average = copy.deepcopy(self.model).requires_grad_(False)
         self.task = _TASKS[config.target](config, self.pairs, self.model, self.average)
+        self.weights: list[Tensor] = list(self.model.parameters())
+        self.averages: list[Tensor] = list(self.average.parameters())
         self.optimizer = _OPTIMIZERS[config.optimizer](
-            self.model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
+            self.weights, lr=config.learning_rate, weight_decay=config.weight_decay
         )
         self.step, self.seconds = 0, 0.0
         self.losses: list[float] = []
@@ -472,21 +476,23 @@ class _Run:
         loss = self.task.loss(np.random.default_rng([config.seed, self.step]), self.member)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
+        trained = [x for x in self.weights if x.grad is not None]
         loss = loss.detach().to(self.model.dtype)
-        self.member.sum([loss, *(x.grad for x in self.model.parameters() if x.grad is not None)])
-        torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.gradient_clip)
-        value = loss.item()
+        whole = self.member.sum([loss, *(x.grad for x in trained if x.grad is not None)])
+        value, gradient = whole[0].item(), whole[1:]
         if not math.isfinite(value):
             raise FloatingPointError(
                 f"the loss is {value} at step {self.step}. Choose a smaller learning_rate (now "
                 f"{config.learning_rate:g}) and another output folder"
             )
+        gradient *= (config.gradient_clip / (gradient.norm() + 1e-6)).clamp(max=1.0)
+        parts = gradient.split([x.numel() for x in trained])
+        for x, part in zip(trained, parts, strict=True):
+            x.grad = part.view_as(x)
         self.optimizer.step()
         self.step += 1
         decay = min(config.ema_decay, self.step / (self.step + 10))
-        torch._foreach_lerp_(
-            list(self.average.parameters()), list(self.model.parameters()), 1 - decay
-        )
+        torch._foreach_lerp_(self.averages, self.weights, 1 - decay)
         self.losses.append(value)
         self.seconds += time.perf_counter() - begun
 
