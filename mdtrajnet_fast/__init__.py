@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from .model.config import ModelConfig
     from .model.network import MDtrajNet
     from .neighbors.host import NeighborList, neighbor_list
-    from .train.fit import TrainConfig, fit
+    from .train.config import TrainConfig
+    from .train.fit import fit
 
 __version__ = "0.1.0"
 
@@ -30,7 +31,7 @@ _HOME = {
     "ModelConfig": "model.config",
     "NeighborList": "neighbors.host",
     "RolloutError": "md.rollout",
-    "TrainConfig": "train.fit",
+    "TrainConfig": "train.config",
     "Trajectory": "io.trajectory",
     "TrustSummary": "analysis.trust",
     "bundled_models": "model.checkpoint",

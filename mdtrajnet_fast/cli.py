@@ -33,8 +33,9 @@ from .model.mlatom import load_mlatom
 from .model.network import MDtrajNet
 from .plots import group_label, plot_errors, plot_groups, plot_training, write_spectrum
 from .system import System
+from .train.config import TrainConfig
 from .train.evaluate import atom_errors, error_table, grouped_tables, rms_energy_errors
-from .train.fit import TrainConfig, fit
+from .train.fit import fit
 
 # What `simulate` takes where nothing is said. --resume takes the settings of its folder instead, so
 # the parser has to know what was said.

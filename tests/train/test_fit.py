@@ -23,6 +23,7 @@ from mdtrajnet_fast.train.evaluate import (
     COLUMNS,
     atom_errors,
     error_table,
+    errors,
     grouped_tables,
     rms_errors,
 )
@@ -409,7 +410,7 @@ def test_errors_weigh_like_masses(config, power):
     run = train._Run(config)
     loss = run.task.loss(np.random.default_rng(7), run.member)
     batch, components = run.task.draw(np.random.default_rng(7), run.member)
-    dx, dv = (x.detach().double().numpy() for x in train.errors(run.model, batch))
+    dx, dv = (x.detach().double().numpy() for x in errors(run.model, batch))
     weight = (batch.system.masses[:, None] / 12.011) ** power
     expected = (weight * (dx**2 + config.velocity_weight_fs**2 * dv**2)).sum() / components
     assert float(loss) == pytest.approx(expected, rel=1e-5)

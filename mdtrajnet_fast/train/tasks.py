@@ -1,0 +1,110 @@
+"""What a training can aim at: tasks, with their loss and what they say of validation sets."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from torch import Tensor
+
+from ..data.device_pairs import ResidentPairs, TensorBatch, tensor_batch
+from ..data.pairs import Batch, Pairs
+from ..md.rollout import one_window
+from ..model.network import MDtrajNet
+from ..system import System
+from .evaluate import energy_errors, errors, rms_energy_errors, rms_errors
+from .process_group import Member
+
+if TYPE_CHECKING:
+    from .config import TrainConfig
+
+_CARBON = 12.011  # amu, an atom that weighs 1 in the loss, whatever mass_power
+
+
+class Motion:
+    """The task of a run that trains the motion."""
+
+    unit = "Å"  # of the first of the figures
+    columns = ("", "_static", "_ballistic", "_velocity")  # figures in the log, for each set
+
+    def __init__(self, config: TrainConfig, pairs: Pairs, model: MDtrajNet, average: MDtrajNet):
+        self.config, self.pairs, self.model, self.average = config, pairs, model, average
+        lags = (config.max_lag_fs, model.config.longest_lag, model.config.time_cutoff)
+        self.max_lag = self.longest_lag = model.stride(next(x for x in lags if x is not None))
+        # molecules stay on the GPU; crystals are drawn on the CPU, and so is all for the CPU
+        self.source: Pairs | ResidentPairs = pairs
+        drawn = config.own_starts or any(r.pbc.any() for r in pairs.records)
+        if model.device.type == "cuda" and not drawn:
+            self.source = ResidentPairs(pairs, model)
+
+    def loss(self, rng: np.random.Generator, member: Member) -> Tensor:
+        """A member's share of the loss of the next batch."""
+        config = self.config
+        batch, components = self.draw(rng, member)
+        if isinstance(batch, Batch):
+            batch = tensor_batch(self.model, batch)
+        dx, dv = errors(self.model, batch, velocities=config.velocity_weight_fs > 0)
+        weight = (batch.graph.masses[:, None] / _CARBON) ** config.mass_power
+        loss = (weight * dx.square()).sum() / components
+        if dv is not None:
+            loss = loss + config.velocity_weight_fs**2 * (weight * dv.square()).sum() / components
+        return loss
+
+    def draw(self, rng: np.random.Generator, member: Member) -> tuple[Batch | TensorBatch, int]:
+        """A member's share of the next batch, and the Cartesian components in all of it."""
+        config = self.config
+        how: dict[str, Any] = dict(lag_power=config.lag_power, time_reversal=config.time_reversal)
+        if isinstance(self.source, ResidentPairs):
+            whole = self.source.draw(rng, config.batch_size, self.max_lag, **how)
+            return whole, whole.displacement.numel()
+        own = round(config.own_starts * config.batch_size)
+        windows = config.own_windows if own else 0
+        window = self.model.stride()
+        how["history_fs"] = windows * window
+        choice = self.pairs.choose(rng, config.batch_size, self.max_lag, **how)
+        atoms = self.pairs.atoms[choice.record]
+        mine = member.share(atoms)
+        choice = choice.part(mine)
+        batch = self.pairs.batch(choice)
+        moved: System | None = None
+        for back in range(windows, 0, -1):  # the first pairs set out earliest, others join them
+            joined = int((mine < own * (windows - back + 1) // windows).sum())
+            if joined:
+                earlier = self.pairs.before(choice.part(slice(joined)), back * window)
+                start = self.pairs.batch(earlier)
+                start = start if moved is None else start.moved(moved)
+                moved = one_window(self.average, start.system)
+        if moved is not None:
+            batch = batch.moved(moved)
+        return batch, 3 * int(atoms.sum())
+
+    def figures(self, pairs: Pairs) -> dict[str, float]:
+        """The averaged model's errors on a validation set, and those of guesses, by column."""
+        found = rms_errors(self.average, pairs, self.config.validation_pairs, seed=self.config.seed)
+        return {"": found["position"]} | {f"_{name}": x for name, x in found.items()}
+
+
+class Potential:
+    """The task of a run that trains the potential, as :class:`Motion`; the motion stays."""
+
+    unit, columns = "eV", ("_energy", "_unchanged")
+
+    def __init__(self, config: TrainConfig, pairs: Pairs, model: MDtrajNet, average: MDtrajNet):
+        self.config, self.pairs, self.model, self.average = config, pairs, model, average
+        self.max_lag = model.config.time_cutoff if config.max_lag_fs is None else config.max_lag_fs
+        self.longest_lag = model.config.longest_lag  # of the motion
+
+    def loss(self, rng: np.random.Generator, member: Member) -> Tensor:
+        config = self.config
+        choice = self.pairs.choose(rng, config.batch_size, self.max_lag, lag_power=config.lag_power)
+        mine = choice.part(member.share(self.pairs.atoms[choice.record]))
+        wrong = energy_errors(self.model, self.pairs.batch(mine))
+        return wrong.square().sum() / config.batch_size
+
+    def figures(self, pairs: Pairs) -> dict[str, float]:
+        count, seed = self.config.validation_pairs, self.config.seed
+        found = rms_energy_errors(self.average, pairs, count, self.max_lag, seed=seed)
+        return {f"_{name}": x for name, x in found.items()}
+
+
+TASKS: dict[str, type[Motion] | type[Potential]] = {"motion": Motion, "potential": Potential}
