@@ -1,5 +1,8 @@
 """Builds the native extension ``mdtrajnet_fast._C`` with ninja; the rest is in pyproject.toml.
 
+Beside it, in ``lib``, come ``libmdtrajnet.so`` and its header, for programs without Python: of the
+same objects, without the bindings and CUDA.
+
 The extension is torch-free: it takes numpy arrays, raw pointers and stream handles, so the build
 needs pybind11, ninja and a C++17 compiler with OpenMP, and one binary serves every torch version.
 CUDA kernels are compiled when nvcc is found (PATH, then CUDA_HOME); ``MDTRAJNET_CUDA=0`` leaves
@@ -115,6 +118,11 @@ class NinjaFile:
     cxx: str
     nvcc: str | None
 
+    @property
+    def library(self) -> Path:
+        """What is for C: libmdtrajnet.so, beside which its header is put."""
+        return self.target.parent / "lib" / "libmdtrajnet.so"
+
     def write(self) -> None:
         import pybind11
 
@@ -134,14 +142,20 @@ class NinjaFile:
             "rule link",
             f"  command = {self.linker()}",
             "  description = link $out",
+            "rule library",
+            f"  command = {self.cxx} -shared -fopenmp {quote(self.library_flags())} $in -o $out",
+            "  description = link $out",
         ]
-        objects = []
+        extension, library = [], []
         files = sources(self.nvcc)
         isas = [isa for isa in map(isa_of, files) if isa]
         for source in files:
             name = source.relative_to(CSRC)
             output = self.folder / f"{name}.o"
-            objects.append(output)
+            if source.name != "c_api.cpp":
+                extension.append(output)
+            if source.suffix == ".cpp" and not source.stem.startswith("bindings"):
+                library.append(output)
             if source.suffix == ".cu":
                 rule = "nvcc"
                 flags = [*NVCC_FLAGS, f"-I{CSRC}"]
@@ -158,11 +172,12 @@ class NinjaFile:
                 f"  name = {name}",
             ]
         lines += [
-            f"build {path(self.target)}: link {' '.join(map(path, objects))}",
-            f"default {path(self.target)}",
+            f"build {path(self.target)}: link {' '.join(map(path, extension))}",
+            f"build {path(self.library)}: library {' '.join(map(path, library))}",
         ]
         self.folder.mkdir(parents=True, exist_ok=True)
-        self.target.parent.mkdir(parents=True, exist_ok=True)
+        self.library.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(CSRC / "mdtrajnet.h", self.library.parent)
         (self.folder / "build.ninja").write_text("\n".join(lines) + "\n")
 
     def defines(self, isas: list[str]) -> list[str]:
@@ -177,6 +192,10 @@ class NinjaFile:
             command = [self.nvcc, "-shared", "-cudart", "static", "-Xcompiler", "-fopenmp"]
             return quote(command) + " $in -o $out"
         return f"{self.cxx} -shared -fopenmp $in -o $out"
+
+    def library_flags(self) -> list[str]:
+        exports = f"-Wl,--version-script={CSRC / 'exports.map'}"
+        return [exports, "-Wl,-z,defs", f"-Wl,-soname,{self.library.name}"]
 
 
 def path(value: Path) -> str:
@@ -202,6 +221,11 @@ class NinjaBuild(build_ext):
         if subprocess.run(command).returncode:
             fail("the compiler's own message is above.")
         say(f"built {target.name}")
+
+    def copy_extensions_to_source(self) -> None:
+        super().copy_extensions_to_source()
+        folder = Path("mdtrajnet_fast", "lib")
+        shutil.copytree(Path(self.build_lib) / folder, ROOT / folder, dirs_exist_ok=True)
 
 
 setup(

@@ -1,4 +1,7 @@
-"""The command line `mdtrajnet`: simulate, train, generate, evaluate, convert, info, spectrum."""
+"""The command line `mdtrajnet`.
+
+Its commands: simulate, train, generate, evaluate, convert, export, info, spectrum.
+"""
 
 from __future__ import annotations
 
@@ -25,6 +28,7 @@ from .data.pairs import Pairs
 from .data.records import load_records
 from .io.structures import read_structure
 from .io.trajectory import Trajectory
+from .md.export import export_model
 from .md.rollout import ENERGY_RATE, RolloutError
 from .md.simulation import check_run, model_hash, simulate
 from .mechanics import thermal_velocities
@@ -201,6 +205,13 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument(
         "--output", type=Path, help="new folder (default: the file's name without .pt)"
     )
+
+    sub = command(
+        "export", _export, "Write a model to one file, for programs without Python (mdtrajnet.h)."
+    )
+    sub.add_argument("model", help="bundled name, folder or .pt file")
+    sub.add_argument("file", type=Path, help="new file")
+    sub.add_argument("--dtype", default="float32", choices=["float32", "float64"])
 
     sub = command("info", _info, "What is installed and built, or what a model is.")
     sub.add_argument("model", nargs="?", help="bundled name, folder or .pt file")
@@ -445,6 +456,11 @@ def _convert(options: argparse.Namespace) -> None:
     print(f"Written: {folder}/ ({_describe(model)})")
 
 
+def _export(options: argparse.Namespace) -> None:
+    model = load_model(options.model, dtype=options.dtype)
+    print(f"Written: {export_model(model, options.file)} ({_describe(model)})")
+
+
 def _describe(model: MDtrajNet) -> str:
     count = sum(p.numel() for p in model.parameters())
     members = f"{len(model.members)} members, " if len(model.members) > 1 else ""
@@ -475,6 +491,8 @@ def _info(options: argparse.Namespace) -> None:
         print(f"  GPU           {device}")
     if not cuda["devices"]:
         print(f"  GPU           none: {cuda['error']}")
+    for name in ("mdtrajnet.h", "libmdtrajnet.so"):
+        print(f"{name:<15} {Path(_C.__file__).parent / 'lib' / name}")
     print("bundled models")
     for name in bundled_models():
         print(f"  {_describe(load_model(name))}")

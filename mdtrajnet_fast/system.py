@@ -11,7 +11,7 @@ from ase import units
 from ase.data import chemical_symbols
 
 # Beyond this distance from the origin (Å) float64 no longer resolves a motion.
-_FARTHEST = 1e8
+FARTHEST = 1e8
 
 
 def check_atoms(atoms: ase.Atoms, name: str = "the system") -> None:
@@ -41,8 +41,8 @@ def check_atoms(atoms: ase.Atoms, name: str = "the system") -> None:
     mass = atoms.get_masses()
     refuse(~((mass > 0) & np.isfinite(mass)), "mass", mass, "a positive number of amu")
     x, p = atoms.positions, atoms.get_momenta()
-    near = (abs(x) < _FARTHEST).all(axis=1)
-    refuse(~near, "position", x, f"finite numbers of Å, below {_FARTHEST:g}")
+    near = (abs(x) < FARTHEST).all(axis=1)
+    refuse(~near, "position", x, f"finite numbers of Å, below {FARTHEST:g}")
     refuse(~np.isfinite(p).all(axis=1), "momentum", p, "finite numbers")
     if not np.isfinite(atoms.cell[:]).all():
         raise ValueError(f"the cell of {name} is not finite: {atoms.cell[:].tolist()}")

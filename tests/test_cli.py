@@ -2,6 +2,7 @@
 
 import csv
 import json
+from pathlib import Path
 
 import ase.io
 import cases
@@ -200,6 +201,9 @@ def test_info(tmp_path, capsys):
     out = capsys.readouterr().out
     for word in ("CUDA part", "OpenMP", "molecules-nve", "torch"):
         assert word in out
+    for name in ("mdtrajnet.h", "libmdtrajnet.so"):
+        (line,) = (line for line in out.splitlines() if line.startswith(name))
+        assert Path(line.split()[1]).is_file()
     save_model(cases.model(), tmp_path / "model", provenance={"data": "none at all"})
     run("info model")
     out = capsys.readouterr().out

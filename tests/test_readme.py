@@ -1,9 +1,12 @@
 """The README's own commands and code run as they are printed."""
 
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
 
@@ -50,3 +53,11 @@ def test_other_commands(tmp_path):
     out = shell(blocks("sh")[2], tmp_path)
     assert "ballistic" in out and "molecules-nve" in out
     assert (tmp_path / "acetamide" / "trajectory-spectrum.png").exists()
+
+
+@pytest.mark.skipif(shutil.which("gcc") is None, reason="no C compiler")
+def test_c_program(tmp_path):
+    (code,) = blocks("c")
+    (tmp_path / "water.c").write_text(code)
+    lines = shell(blocks("sh")[3], tmp_path).splitlines()
+    assert len(lines) == 11 and lines[-1].startswith(" 1000 fs: oxygen at z = ")

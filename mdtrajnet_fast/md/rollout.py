@@ -30,7 +30,7 @@ ENERGY_RATE = 0.004
 SETTLING_FS = 200.0
 # The part of its mean kinetic energy by which the energy of a molecule may seem off from frame to
 # frame, because the potential has errors.
-_UNCERTAIN = 0.2
+UNCERTAIN = 0.2
 
 
 class RolloutError(RuntimeError):
@@ -275,7 +275,7 @@ class EnergyTarget:
     def goal(self) -> Target:
         """The mean, as an engine takes it."""
         total, kinetic = self.sums / self.seen
-        return Target(total, _UNCERTAIN * kinetic)
+        return Target(total, UNCERTAIN * kinetic)
 
     def add(self, energies: np.ndarray) -> None:
         """Take in those at the end of a window [2, systems] (eV)."""

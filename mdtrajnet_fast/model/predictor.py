@@ -46,7 +46,7 @@ class NativePredictor:
         ]
         potential = None
         if model.potential is not None:
-            sizes, self._potential = _potential_weights(model.potential)
+            sizes, self._potential = potential_weights(model.potential)
             potential = (*sizes, addresses(self._potential))
         self.native = _C.Predictor(
             members=[[block.native for block in blocks.native] for blocks in members],
@@ -121,7 +121,7 @@ class TorchPredictor:
 Predictor = NativePredictor | TorchPredictor
 
 
-def _potential_weights(of: Potential) -> tuple[_Sizes, list[Tensor]]:
+def potential_weights(of: Potential) -> tuple[_Sizes, list[Tensor]]:
     """Sizes of a potential, and its weights as PotentialWeights of csrc/cpu/attention.hpp."""
     scale, left, last = of.scale.detach(), of.left.detach(), of.last.weight[0]
     whole = 64 // scale.element_size()
