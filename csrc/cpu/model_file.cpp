@@ -65,8 +65,8 @@ ModelFile::ModelFile(const std::string& path) : path_(path) {
     std::uint32_t sum;
     std::memcpy(&sum, bytes() + end, sizeof sum);
     if (sum != crc32(bytes(), end)) refuse("is damaged, its checksum is wrong: copy or export it again");
-    entries_.resize(head.entries);
-    std::memcpy(entries_.data(), bytes() + sizeof head, begin - sizeof head);
+    const auto* first = reinterpret_cast<const Entry*>(bytes() + sizeof head);
+    entries_.assign(first, first + head.entries);
     for (const Entry& x : entries_) {
         const std::uint64_t each = !std::strncmp(x.type, "<f4", sizeof x.type) ? 4 : 8;
         if (x.offset % sizeof(Line) || x.offset < begin || x.offset > end || x.count > (end - x.offset) / each)
@@ -94,10 +94,10 @@ std::vector<T> ModelFile::all(const std::string& name) const {
 template <class T>
 T* ModelFile::array(const std::string& name, int64_t count) const {
     const Entry& x = entry(name);
-    if (!is(name, kType<T>) || x.count != static_cast<std::uint64_t>(count))
+    if (!is(name, kType<T>) || x.count != static_cast<std::uint64_t>(count) || !count)
         refuse("has " + std::to_string(x.count) + " numbers of type " +
                std::string(x.type, strnlen(x.type, sizeof x.type)) + " in \"" + name + "\", expected " +
-               std::to_string(count) + " of " + kType<T> + ": export it again");
+               (count ? std::to_string(count) : "some") + " of " + kType<T> + ": export it again");
     return reinterpret_cast<T*>(bytes() + x.offset);
 }
 

@@ -362,6 +362,7 @@ def test_bad_files(tmp_path, library):
     refused("size of 0", packed(named | {"heads": 0}))
     refused('in "0.0.query", expected', packed(named | {"key_channels": 77}))
     refused("of type <i8", packed(named | {"fs": 1}))
+    refused('has 0 numbers .* in "back"', packed(named | {"back": []}))
     refused("9 hidden layers", packed(named | {"value_hidden": [9] * 9}))
     refused("beyond its end", signed(whole[:80] + struct.pack("<Q", 1 << 60) + whole[88:]))
     refused("written with", signed(whole[:12] + struct.pack("<I", 1 << 31) + whole[16:]))

@@ -5,9 +5,11 @@ import shutil
 import subprocess
 from pathlib import Path
 
+import cases
 import pytest
 
 from mdtrajnet_fast import _C
+from mdtrajnet_fast.export import export_model
 
 ROOT = Path(__file__).parents[2]
 FLAGS = ["-std=c++17", "-O1", "-g", "-fopenmp", "-fno-math-errno", f"-I{ROOT / 'csrc'}"]
@@ -25,28 +27,34 @@ pytestmark = [
 ]
 
 
-def run(tmp_path, *sources, flags=()):
+def run(tmp_path, *sources, flags=(), arguments=()):
     """What a program of these sources prints."""
     program = tmp_path / "program"
     subprocess.run(["g++", *FLAGS, *flags, *SANITIZE, *sources, "-o", program], check=True)
     environment = {k: v for k, v in os.environ.items() if k != "LD_PRELOAD"}
-    result = subprocess.run([program], capture_output=True, text=True, env=environment)
+    command = [program, *arguments]
+    result = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path)
     assert result.returncode == 0, result.stdout + result.stderr[-4000:]
     return result.stdout
+
+
+def choice(tmp_path, name):
+    """A source that makes the kernels of an instruction set those that are chosen."""
+    path = tmp_path / "choice.cpp"
+    path.write_text(
+        '#include "cpu/attention.hpp"\n'
+        "const mdtrajnet::AttentionKernels* mdtrajnet::attention_kernels(const char*) {\n"
+        f"    return &attention_kernels_{name}();\n}}\n"
+    )
+    return path
 
 
 def test_attention_and_potential(tmp_path):
     """The best instruction set that there is: its vectors reach farthest."""
     name = _C.instruction_set()
-    choice = tmp_path / "choice.cpp"
-    choice.write_text(
-        '#include "cpu/attention.hpp"\n'
-        "const mdtrajnet::AttentionKernels* mdtrajnet::attention_kernels(const char*) {\n"
-        f"    return &attention_kernels_{name}();\n}}\n"
-    )
     unit = ROOT / "csrc" / "cpu" / f"attention_{name}.cpp"
     main = ROOT / "csrc" / "testing" / "attention_main.cpp"
-    printed = run(tmp_path, main, choice, unit, flags=INSTRUCTIONS[name])
+    printed = run(tmp_path, main, choice(tmp_path, name), unit, flags=INSTRUCTIONS[name])
     assert printed == f"{name}: 180 of 180 finite\n"
 
 
@@ -55,3 +63,13 @@ def test_head(tmp_path):
     head = ROOT / "csrc" / "cpu" / "head.cpp"
     printed = run(tmp_path, ROOT / "csrc" / "testing" / "head_main.cpp", head)
     assert printed == "96 of 96 right\n"
+
+
+def test_model_files(tmp_path):
+    """Files that no writer would write, with the right checksum."""
+    path = export_model(cases.gentle(**cases.OWN, **cases.POTENTIAL), tmp_path / "model")
+    names = ("model_file", "predictor", "head", "attention_base")
+    units = [ROOT / "csrc" / "cpu" / f"{name}.cpp" for name in names]
+    main = ROOT / "csrc" / "testing" / "model_file_main.cpp"
+    printed = run(tmp_path, main, choice(tmp_path, "base"), *units, flags=["-O0"], arguments=[path])
+    assert printed == "1000 of 1000 right\n"
