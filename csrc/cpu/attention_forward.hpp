@@ -107,14 +107,54 @@ Field<T, D> constant(const T* p) {
     return {const_cast<T*>(p), nullptr};
 }
 
-// Memory of one thread, handed out piece by piece.
+// Memory of a thread that outlives what it is handed out for: the next call finds it in place and warm.  For pieces whose
+// sizes models and tiles set, not systems: nothing of it is ever given back.
+template <class T>
+class Arena {
+  public:
+    struct Mark {
+        int chunk;
+        long used;
+    };
+
+    static Arena& own() {
+        static thread_local Arena arena;
+        return arena;
+    }
+    Mark mark() const { return here_; }
+    void release(Mark mark) { here_ = mark; }
+
+    T* take(long size) {
+        constexpr long kAligned = 64 / sizeof(T);
+        size = (size + kAligned - 1) / kAligned * kAligned + kLanes<T>;  // room at the end, as a Buffer has
+        size = (size + kAligned - 1) / kAligned * kAligned;
+        while (here_.chunk < kChunks && sizes_[here_.chunk] && here_.used + size > sizes_[here_.chunk]) ++here_.chunk, here_.used = 0;
+        if (here_.chunk == kChunks) abort();
+        long& room = sizes_[here_.chunk];
+        if (!room) chunks_[here_.chunk].resize(room = size > kChunk ? size : kChunk, false);
+        T* piece = chunks_[here_.chunk].data() + here_.used;
+        here_.used += size;
+        return piece;
+    }
+
+  private:
+    static constexpr int kChunks = 128;
+    static constexpr long kChunk = 1 << 16;
+    Buffer<T> chunks_[kChunks];
+    long sizes_[kChunks] = {};
+    Mark here_{0, 0};
+};
+
+// Pieces of its thread's memory, given back together; scopes that hold some are nested.
 template <class T>
 class Scratch {
   public:
-    T* take(long size) {
-        if (count_ == kPieces) abort();
-        return pieces_[count_++].resize(size, false);
-    }
+    Scratch() : arena_(Arena<T>::own()), mark_(arena_.mark()) {}
+    ~Scratch() { arena_.release(mark_); }
+    Scratch(const Scratch&) = delete;
+    Scratch& operator=(const Scratch&) = delete;
+
+    T* take(long size) { return arena_.take(size); }
     template <bool D>
     Field<T, D> field(long size) {
         T* v = take(size);
@@ -122,9 +162,8 @@ class Scratch {
     }
 
   private:
-    static constexpr int kPieces = 96;
-    Buffer<T> pieces_[kPieces];
-    int count_ = 0;
+    Arena<T>& arena_;
+    const typename Arena<T>::Mark mark_;
 };
 
 // The edges of some consecutive centres of a tile.
@@ -571,8 +610,8 @@ void forward_all(const Packed<T>& p, const AttentionGraph<T>& graph, long atoms,
         velocity{state.velocity, state_tangent.velocity};
     const F out_scalars{out.scalars, out_tangent.scalars}, out_displacement{out.displacement, out_tangent.displacement},
         out_velocity{out.velocity, out_tangent.velocity};
-    Scratch<T> memory;
-    const F query = memory.template field<D>(atoms * p.ld_query);
+    Buffer<T> queries[2];
+    const F query{queries[0].resize(atoms * p.ld_query, false), D ? queries[1].resize(atoms * p.ld_query, false) : nullptr};
     const long tiles = (atoms + kTile - 1) / kTile, rows = largest_group(graph);
     if (threads > tiles) threads = static_cast<int>(tiles);
     parallel(threads, [&] {
