@@ -117,17 +117,18 @@ def run_sanitized(module: str, expression: str) -> subprocess.CompletedProcess[s
         subprocess.run([*CXX, f"-print-file-name={name}"], capture_output=True, text=True)
         for name in names
     ]
+    here = Path(__file__).parent
+    (of_module,) = here.rglob(f"{module}.py")
     environment = os.environ | {
         SANITIZED: _folder().name,
         "LD_PRELOAD": " ".join(result.stdout.strip() for result in found),
         "ASAN_OPTIONS": "detect_leaks=0",
         "UBSAN_OPTIONS": "print_stacktrace=1",
-        "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *filter(None, sys.path)]),
+        "PYTHONPATH": os.pathsep.join([str(here), str(of_module.parent), *filter(None, sys.path)]),
         "OMP_NUM_THREADS": "1",
     }
     command = [sys.executable, "-c", f"import {module}; {module}.{expression}"]
     # from here, for in a checkout the source tree, without its compiled part, hides the package
-    here = Path(__file__).parent
     return subprocess.run(command, cwd=here, env=environment, capture_output=True, text=True)
 
 

@@ -9,7 +9,7 @@ import cases
 import pytest
 
 from mdtrajnet_fast import _C
-from mdtrajnet_fast.export import export_model
+from mdtrajnet_fast.md.export import export_model
 
 ROOT = Path(__file__).parents[2]
 FLAGS = ["-std=c++17", "-O1", "-g", "-fopenmp", "-fno-math-errno", f"-I{ROOT / 'csrc'}"]

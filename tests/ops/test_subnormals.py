@@ -220,7 +220,7 @@ def test_a_caller_that_flushes_goes_on_flushing(threads):
         torch.set_flush_denormal(False)
 
 
-def test_threads_made_in_native_code_serve_others_as_ever():
+def test_threads_made_in_native_code_serve_others_as_ever(tmp_path):
     """Torch's teams may be made of the same threads, and begin with the setting of their maker."""
     script = """
 import numpy as np, torch
@@ -231,7 +231,8 @@ neighbor_list(x, 1.5, threads=2)
 torch.set_num_threads(2)
 assert (torch.full((1 << 22,), 1e-40) * 0.5).count_nonzero() == 1 << 22
 """
-    subprocess.run([sys.executable, "-c", script], check=True)
+    # not from a checkout, whose source tree would hide the installed package
+    subprocess.run([sys.executable, "-c", script], check=True, cwd=tmp_path)
 
 
 @pytest.mark.parametrize(
