@@ -106,6 +106,7 @@ def _take_part(member: Member, config: TrainConfig) -> None:
     with suppress(FloatingPointError):  # the first process reports it
         while run.step < config.steps:
             run.advance()
+            run.losses.clear()  # the first process logs them
 
 
 def _set_threads(config: TrainConfig) -> None:
@@ -195,7 +196,8 @@ class _Run:
         self.optimizer.step()
         self.step += 1
         decay = min(config.ema_decay, self.step / (self.step + 10))
-        torch._foreach_lerp_(self.averages, self.weights, 1 - decay)
+        with torch.no_grad():  # or the averages would keep the graph of every step that there was
+            torch._foreach_lerp_(self.averages, self.weights, 1 - decay)
         self.losses.append(value)
         self.seconds += time.perf_counter() - begun
 

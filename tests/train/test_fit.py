@@ -453,6 +453,18 @@ def test_own_starts_are_the_windows_of_a_rollout(config, data, windows):
         )
 
 
+def test_steps_leave_nothing_behind(config):
+    """The averaged weights are values, not the end of a graph that grows with every step."""
+    run = train._Run(config)
+    for _ in range(3):
+        run.advance()
+    assert not any(x.requires_grad for x in run.average.parameters())
+    assert all(x.is_leaf for x in run.model.parameters())
+    assert len(run.losses) == 3
+    run.validate()
+    assert not run.losses
+
+
 def test_more_data_is_not_held_out(config, tmp_path, data):
     write_records(tmp_path / "more.h5", load_records(data, trajectories=["traj01"]))
     run = train._Run(dataclasses.replace(config, more_data=(str(tmp_path / "more.h5"),)))
