@@ -195,6 +195,7 @@ void fold_weights(const FoldSizes& size, const Pointers& weights, const Pointers
 
 void bind_attention(py::module_& module) {
     module.def("instruction_set", [] { return chosen_kernels().instruction_set; });
+    module.def("useful_threads", &useful_threads, py::arg("threads"), py::arg("rows"));
 
     py::class_<Block, std::shared_ptr<Block>>(module, "AttentionBlock")
         .def(py::init(&make_block), py::kw_only(), py::arg("float64"), py::arg("scalars"), py::arg("time_channels"),

@@ -198,6 +198,7 @@ def off_a_straight_line(elapsed: Array, centre: Array, start: Array, velocity: A
 
 
 def checked_velocities(velocities: ArrayLike, masses: ArrayLike) -> tuple[Array, Array]:
+    """Velocities [frames, atoms, 3] and masses [atoms] as float64; ValueError for other shapes."""
     v = np.asarray(velocities, dtype=np.float64)
     m = np.asarray(masses, dtype=np.float64)
     if v.ndim != 3 or m.ndim != 1 or v.shape[1:] != (len(m), 3) or len(v) == 0:

@@ -9,7 +9,19 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from mdtrajnet_fast import _C
+
 torch.set_num_threads(1)
+
+
+@pytest.fixture(params=_C.build_info()["instruction_sets"])
+def instruction_set(request, monkeypatch):
+    """Runs a test with each instruction set that the processor has."""
+    monkeypatch.setenv("MDTRAJNET_INSTRUCTION_SET", request.param)
+    try:
+        assert _C.instruction_set() == request.param
+    except ValueError:
+        pytest.skip(f"this processor has no {request.param}")
 
 
 @pytest.fixture

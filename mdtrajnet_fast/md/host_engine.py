@@ -29,12 +29,13 @@ class HostEngine:
     """An :class:`.Engine` of a model on the CPU; a window that is begun is done at once."""
 
     ahead = 1
-    at_once = 1000
+    at_once = 1000  # a second or so without a sign of progress
 
     def __init__(
         self, model: MDtrajNet, predictor: NativePredictor, system: System, method: Method
     ):
-        self._model, self._predictor, self._method = model, predictor, method
+        self._model, self._method = model, method
+        self._predictor = predictor  # owns the weights that the native objects point to
         periodic = bool(system.pbc.any())
         self._native = _C.Engine(
             predictor.native,

@@ -170,9 +170,7 @@ def rollout(
     try:
         engine.set_state(system.positions, momenta)
         if target is None and model.potential is not None:
-            target = EnergyTarget.after(
-                model, system, momenta, window=stride, reversible=reversible
-            )
+            target = EnergyTarget.begin(engine, stride, reversible)
         number = start  # of the window to begin next
         while begun or schedule.goes_on(number):
             while schedule.goes_on(number) and len(begun) < engine.ahead:
@@ -235,6 +233,15 @@ class EnergyTarget:
     needed: int
 
     @classmethod
+    def begin(cls, engine: Engine, window: float, reversible: bool) -> EnergyTarget:
+        """Of a rollout that begins with the engine's state, in windows of so many fs.
+
+        The plain map keeps the energy of its first frame. Raises :class:`.window.Broke`.
+        """
+        needed = 1 + math.ceil(SETTLING_FS / window) if reversible else 1
+        return cls(engine.energies(), 1, needed)
+
+    @classmethod
     def after(
         cls,
         model: MDtrajNet,
@@ -247,16 +254,14 @@ class EnergyTarget:
     ) -> EnergyTarget:
         """What a rollout from this state [atoms, 3] knows of it after so many windows (fs each).
 
-        They are predicted for that. The plain map keeps the energy of its first frame. Raises
-        :class:`RolloutError` as :func:`rollout` does.
+        They are predicted for that. Raises :class:`RolloutError` as :func:`rollout` does.
         """
         engine = engine_for(model, system, Method(reversible))
-        needed = 1 + math.ceil(SETTLING_FS / window) if reversible else 1
         done = 0
         try:
             engine.set_state(system.positions, momenta)
-            target = cls(engine.energies(), 1, needed)
-            while done < min(windows, needed - 1):
+            target = cls.begin(engine, window, reversible)
+            while done < windows and not target.known:
                 engine.begin(np.array([window]), None, measure=True)
                 energies = engine.end().energies
                 assert energies is not None

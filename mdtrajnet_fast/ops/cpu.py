@@ -15,11 +15,9 @@ from .. import _C
 from .graph import CSR
 from .reference import FoldedWeights
 
-# Atoms times neighbours of one thread: below, waking another takes longer than it saves.
-_ROWS_PER_THREAD = 1024
-
 
 def addresses(tensors: Sequence[Tensor | None]) -> list[int]:
+    """Where tensors lie in memory; 0 for None."""
     return [0 if x is None else x.data_ptr() for x in tensors]
 
 
@@ -29,13 +27,15 @@ def ready(tensors: Sequence[Tensor]) -> list[Tensor]:
 
 
 def graph_addresses(graph: CSR) -> tuple[int, int, int, int, int]:
+    """A graph as the native functions take it: atoms, and where its arrays lie."""
     row_ptr, neighbor, r, w = addresses(graph)
     return graph.row_ptr.shape[0] - 1, row_ptr, neighbor, r, w
 
 
 def threads_for(graph: CSR, times: int) -> int:
+    """How many of torch's threads are worth waking for so many times of a graph."""
     rows = times * (graph.neighbor.shape[0] + graph.row_ptr.shape[0])
-    return max(1, min(torch.get_num_threads(), rows // _ROWS_PER_THREAD))
+    return _C.useful_threads(torch.get_num_threads(), rows)
 
 
 def check_tensors(dtype: torch.dtype, tensors: Sequence[Tensor]) -> None:

@@ -10,22 +10,10 @@ import torch
 from kernel_cases import SIZES, SYSTEMS, close, double, folded_of, like, model_of, options_of
 from torch.autograd import forward_ad
 
-from mdtrajnet_fast import _C
 from mdtrajnet_fast.ops import edge_attention
 from mdtrajnet_fast.ops.reference import FoldedWeights
 
-INSTRUCTION_SETS = [name for name in _C.build_info()["instruction_sets"]]
 NAMES = ["scalars", "displacement", "velocity_change"]
-
-
-@pytest.fixture(params=INSTRUCTION_SETS)
-def instruction_set(request, monkeypatch):
-    """Runs a test with each instruction set that the processor has."""
-    monkeypatch.setenv("MDTRAJNET_INSTRUCTION_SET", request.param)
-    try:
-        assert _C.instruction_set() == request.param
-    except ValueError:
-        pytest.skip(f"this processor has no {request.param}")
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

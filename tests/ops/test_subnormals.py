@@ -26,7 +26,6 @@ from mdtrajnet_fast.system import System
 
 CSRC = Path(__file__).parents[2] / "csrc"
 TINY = {torch.float32: 1e-40, torch.float64: 1e-310}
-INSTRUCTION_SETS = [name for name in _C.build_info()["instruction_sets"]]
 
 pytestmark = pytest.mark.skipif(
     platform.machine().lower() not in ("x86_64", "amd64", "aarch64", "arm64"),
@@ -53,15 +52,6 @@ def threads(request):
     torch.zeros(1 << 20).add_(1)  # makes the team, whose threads do not flush by themselves
     yield request.param
     torch.set_num_threads(1)
-
-
-@pytest.fixture(params=INSTRUCTION_SETS)
-def instruction_set(request, monkeypatch):
-    monkeypatch.setenv("MDTRAJNET_INSTRUCTION_SET", request.param)
-    try:
-        assert _C.instruction_set() == request.param
-    except ValueError:
-        pytest.skip(f"this processor has no {request.param}")
 
 
 @pytest.fixture(params=TINY, ids=str)
