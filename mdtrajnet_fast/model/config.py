@@ -28,6 +28,13 @@ def irreps_channels(irreps: str, name: str = "irreps") -> tuple[int, int]:
     return scalars, vectors
 
 
+def _check_whole(sizes: object, least: dict[str, int]) -> None:
+    for name, value in least.items():
+        given = getattr(sizes, name)
+        if not isinstance(given, int) or isinstance(given, bool) or given < value:
+            raise ValueError(f"{name} must be a whole number, at least {value}, got {given!r}")
+
+
 @dataclasses.dataclass(frozen=True)
 class PotentialConfig:
     """Sizes of a :class:`~mdtrajnet_fast.model.potential.Potential`.
@@ -41,12 +48,32 @@ class PotentialConfig:
     hidden: int = 64
 
     def __post_init__(self) -> None:
-        least = {"radial": 2, "products": 1, "hidden": 1}
-        for name, value in least.items():
-            if not isinstance(getattr(self, name), int) or getattr(self, name) < value:
-                raise ValueError(
-                    f"{name} must be a whole number, at least {value}, got {getattr(self, name)!r}"
-                )
+        _check_whole(self, {"radial": 2, "products": 1, "hidden": 1})
+
+
+@dataclasses.dataclass(frozen=True)
+class WindowPotentialsConfig:
+    """Sizes of :class:`~mdtrajnet_fast.model.window_potentials.WindowPotentials`.
+
+    window: what their kicks make (fs). cutoff: of the neighbours (Å).
+    layers: of messages. radial: Gaussians of the distance. channels: of a density. products:
+    invariants of each kind. hidden: width of the layers that follow.
+    """
+
+    window: float = 3.0
+    cutoff: float = 5.0
+    layers: int = 2
+    radial: int = 20
+    channels: int = 32
+    products: int = 32
+    hidden: int = 96
+
+    def __post_init__(self) -> None:
+        _check_whole(self, {"layers": 1, "radial": 2, "channels": 1, "products": 1, "hidden": 1})
+        for name, unit in (("window", "fs"), ("cutoff", "Å")):
+            value = getattr(self, name)
+            if not (isinstance(value, (int, float)) and 0 < value < float("inf")):
+                raise ValueError(f"{name} ({unit}) must be a positive number, got {value!r}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,6 +113,7 @@ class ModelConfig:
         v(0) = v0 and exact total momentum) in place of the time derivative of the positions.
     potential: sizes of the potential energy, with which rollouts conserve the total energy; None
         for a model without one.
+    window_potentials: sizes of the potentials of symplectic windows; None for a model without them.
     """
 
     species: tuple[str, ...]
@@ -109,6 +137,7 @@ class ModelConfig:
     velocity_readout: bool = False
     potential: PotentialConfig | None = None
     longest_lag: float | None = None
+    window_potentials: WindowPotentialsConfig | None = None
 
     def __post_init__(self) -> None:
         for name in ("species", "key_weight_hidden_neurons", "value_weight_hidden_neurons"):
@@ -154,8 +183,9 @@ class ModelConfig:
     def to_dict(self) -> dict[str, Any]:
         """A JSON-able dictionary that :meth:`from_dict` reads."""
         values = dataclasses.asdict(self)
-        if self.longest_lag is None:  # as it was before there was this: models keep their hash
-            del values["longest_lag"]
+        for name in ("longest_lag", "window_potentials"):
+            if values[name] is None:  # as it was before there was this: models keep their hash
+                del values[name]
         return values
 
     @classmethod
@@ -167,4 +197,6 @@ class ModelConfig:
             raise ValueError(f"unknown model settings {unknown}; known are {sorted(known)}")
         if isinstance(sizes := values.get("potential"), dict):
             values = values | {"potential": PotentialConfig(**sizes)}
+        if isinstance(sizes := values.get("window_potentials"), dict):
+            values = values | {"window_potentials": WindowPotentialsConfig(**sizes)}
         return cls(**values)

@@ -33,6 +33,7 @@ from ..ops import (
 from ..system import System
 from .config import ModelConfig, irreps_channels
 from .potential import Potential
+from .window_potentials import ENERGY, WindowPotentials
 from .predictor import NativePredictor, Predictor, TorchPredictor
 
 _T = TypeVar("_T")
@@ -215,6 +216,9 @@ class MDtrajNet(nn.Module):
         if config.potential is not None:
             cutoff = config.radial_cutoff
             self.potential = Potential(config.potential, len(config.species), cutoff)
+        self.window_potentials: WindowPotentials | None = None
+        if config.window_potentials is not None:
+            self.window_potentials = WindowPotentials(config.window_potentials, len(config.species))
         self._index = np.full(len(chemical_symbols), -1)
         for k, symbol in enumerate(config.species):
             self._index[atomic_numbers[symbol]] = k
