@@ -55,13 +55,12 @@ class PotentialConfig:
 class WindowPotentialsConfig:
     """Sizes of :class:`~mdtrajnet_fast.model.window_potentials.WindowPotentials`.
 
-    window: what their kicks make (fs). cutoff: of the neighbours (Å).
+    window: what their kicks make (fs).
     layers: of messages. radial: Gaussians of the distance. channels: of a density. products:
     invariants of each kind. hidden: width of the layers that follow.
     """
 
     window: float = 3.0
-    cutoff: float = 5.0
     layers: int = 2
     radial: int = 20
     channels: int = 32
@@ -70,10 +69,8 @@ class WindowPotentialsConfig:
 
     def __post_init__(self) -> None:
         _check_whole(self, {"layers": 1, "radial": 2, "channels": 1, "products": 1, "hidden": 1})
-        for name, unit in (("window", "fs"), ("cutoff", "Å")):
-            value = getattr(self, name)
-            if not (isinstance(value, (int, float)) and 0 < value < float("inf")):
-                raise ValueError(f"{name} ({unit}) must be a positive number, got {value!r}")
+        if not (isinstance(self.window, (int, float)) and 0 < self.window < float("inf")):
+            raise ValueError(f"window (fs) must be a positive number, got {self.window!r}")
 
 
 @dataclasses.dataclass(frozen=True)

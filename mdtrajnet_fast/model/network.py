@@ -212,13 +212,13 @@ class MDtrajNet(nn.Module):
         self.name = name
         self.backend = backend
         self.members = nn.ModuleList(Network(config) for _ in range(members))
+        species, cutoff = len(config.species), config.radial_cutoff
         self.potential: Potential | None = None
         if config.potential is not None:
-            cutoff = config.radial_cutoff
-            self.potential = Potential(config.potential, len(config.species), cutoff)
+            self.potential = Potential(config.potential, species, cutoff)
         self.window_potentials: WindowPotentials | None = None
         if config.window_potentials is not None:
-            self.window_potentials = WindowPotentials(config.window_potentials, len(config.species))
+            self.window_potentials = WindowPotentials(config.window_potentials, species, cutoff)
         self._index = np.full(len(chemical_symbols), -1)
         for k, symbol in enumerate(config.species):
             self._index[atomic_numbers[symbol]] = k

@@ -46,12 +46,12 @@ class WindowPotentials(nn.Module):
     2019, 99, 014104). Two hidden layers make of these what the layer knows of i, and each adds to
     the energy of i. The biases of the first and the maps to energies differ between the roles.
 
-    config: sizes. species: number of elements.
+    config: sizes. species: number of elements. cutoff: Å.
     """
 
-    def __init__(self, config: WindowPotentialsConfig, species: int):
+    def __init__(self, config: WindowPotentialsConfig, species: int, cutoff: float):
         super().__init__()
-        self.config = config
+        self.config, self.cutoff = config, cutoff
         c, p, h, layers = config.channels, config.products, config.hidden, config.layers
         features = c + 4 * p
 
@@ -75,10 +75,8 @@ class WindowPotentials(nn.Module):
         """Atomic energies [atoms] (eV), in the roles of the atoms [atoms]."""
         config, padded = self.config, graph.padded
         d = padded.r.square().sum(-1).sqrt()
-        radial = gaussian_basis(d, config.cutoff, config.radial)
-        near = padded.mask & (d < config.cutoff)
-        envelope = cutoff_envelope(d, config.cutoff) * near
-        radial = radial * envelope[..., None]
+        envelope = cutoff_envelope(d, self.cutoff) * padded.mask
+        radial = gaussian_basis(d, self.cutoff, config.radial) * envelope[..., None]
         harmonics = _harmonics(padded.r / d[..., None]).transpose(1, 2)  # [atoms, 10, slots]
         energy, known = 0.0, None
         for k in range(config.layers):
