@@ -51,6 +51,13 @@ std::unique_ptr<Engine> make_engine(std::shared_ptr<Predictor> predictor, std::v
     return std::make_unique<Engine>(std::move(predictor), contents, Rules{skin, fs, std::move(back), most, steps});
 }
 
+Method method_named(const std::string& name) {
+    if (name == "plain") return Method::kPlain;
+    if (name == "reversible") return Method::kReversible;
+    if (name == "symplectic") return Method::kSymplectic;
+    throw py::value_error("method must be plain, reversible or symplectic, got " + name);
+}
+
 py::object said(const std::optional<Broken>& broken) {
     return broken ? py::object(py::make_tuple(broken->system, broken->atom, broken->why)) : py::none();
 }
@@ -58,7 +65,7 @@ py::object said(const std::optional<Broken>& broken) {
 // What `windows` windows lead to: the frames at times t of the last, the energies at the end or None (measured of a single
 // window, where asked for and no target is given), how many windows were done, and None or what broke in the next, as Broken says;
 // then the frame is the state before.
-py::tuple advance(Engine& engine, Array positions, Array momenta, const Array& t, std::int64_t windows, bool reversible,
+py::tuple advance(Engine& engine, Array positions, Array momenta, const Array& t, std::int64_t windows, const std::string& name,
                   double pull, const std::optional<Array>& total, const std::optional<Array>& near, bool measure,
                   int threads) {
     const py::ssize_t atoms = engine.atoms(), systems = engine.systems(), times = t.size();
@@ -66,6 +73,9 @@ py::tuple advance(Engine& engine, Array positions, Array momenta, const Array& t
     expect(momenta, {atoms, 3}, "momenta");
     if (times < 1 || windows < 1 || (windows > 1 && (times > 1 || measure)))
         throw py::value_error("a call takes one window, with any times, or several with their end alone, unmeasured");
+    const Method method = method_named(name);
+    if (method == Method::kSymplectic && (!engine.has_window_potentials() || total || measure))
+        throw py::value_error("symplectic windows are of models with window potentials, and have no energy to keep");
     EnergyTarget target{nullptr, nullptr, pull};
     if (total && near) {
         expect(*total, {systems}, "total");
@@ -78,7 +88,7 @@ py::tuple advance(Engine& engine, Array positions, Array momenta, const Array& t
     py::array_t<double> energies(std::vector<py::ssize_t>{2, measured ? systems : 0});
     std::vector<double> before_x, before_p;
     const double *from_x = positions.data(), *from_p = momenta.data();
-    const Window window{times,           t.data(), reversible, target, x.mutable_data(), p.mutable_data(),
+    const Window window{times,           t.data(), method, target, x.mutable_data(), p.mutable_data(),
                         measured ? energies.mutable_data() : nullptr};
     std::optional<Broken> broken;
     std::int64_t done = 0;
@@ -125,7 +135,7 @@ void bind_engine(py::module_& module) {
              py::arg("masses"), py::arg("cell"), py::arg("pbc"), py::arg("skin"), py::arg("fs"), py::arg("back"),
              py::arg("most"), py::arg("steps"))
         .def("advance", &advance, py::arg("positions"), py::arg("momenta"), py::kw_only(), py::arg("t"), py::arg("windows"),
-             py::arg("reversible"), py::arg("pull"), py::arg("total"), py::arg("near"), py::arg("measure"),
+             py::arg("method"), py::arg("pull"), py::arg("total"), py::arg("near"), py::arg("measure"),
              py::arg("threads"))
         .def("energies", &energies, py::arg("positions"), py::arg("momenta"), py::arg("threads"));
 }

@@ -212,7 +212,8 @@ struct mdtrajnet_rollout {
                 near[s] = model->uncertain * (sums[systems + s] / seen);
             }
             const mdtrajnet::EnergyTarget target{keep ? total.data() : nullptr, keep ? near.data() : nullptr, pull};
-            const mdtrajnet::Window of{times, t.data(), reversible, target, next_x.data(), next_p.data(),
+            const auto method = reversible ? mdtrajnet::Method::kReversible : mdtrajnet::Method::kPlain;
+            const mdtrajnet::Window of{times, t.data(), method, target, next_x.data(), next_p.data(),
                                        settling ? energies.data() : nullptr};
             check(engine.window(x, p.data(), of, threads));
             std::copy_n(next_x.begin() + end, numbers, x);

@@ -50,7 +50,11 @@ class Engine::Group {
         EnergyTarget target = of.target;
         if (target.total) target.total += first_system, target.near += first_system;
         energies_.assign(of.energies ? 2 * systems : 0, 0.0);
-        of.reversible ? reversible(of.times, of.t, target) : plain(of.times, of.t, target);
+        switch (of.method) {
+            case Method::kPlain: plain(of.times, of.t, target); break;
+            case Method::kReversible: reversible(of.times, of.t, target); break;
+            case Method::kSymplectic: symplectic(of.times, of.t);
+        }
         for (int64_t k = 0; k < of.times; ++k) {
             double *x = of.positions + 3 * (k * total + first_atom), *p = of.momenta + 3 * (k * total + first_atom);
             for (int64_t n = 0; n < 3 * atoms; ++n) {
@@ -72,6 +76,12 @@ class Engine::Group {
     const int64_t first_system, first_atom, atoms, systems;
 
   private:
+    // Of a window potential, as in mdtrajnet_fast/model/window_potentials.py.
+    enum Role { kEnergy, kEnds, kMiddle };
+    struct Kept {
+        Array x, acceleration;
+    };
+
     // The way from a start.
     struct Path {
         Array moved, velocity;  // [times][atoms][3] Å and Å/fs
@@ -147,6 +157,76 @@ class Engine::Group {
         path_.resize((inner + 1) * numbers);
     }
 
+    // Kicks at both ends and in the middle, and free flight between them.
+    void symplectic(int64_t times, const double* t) {
+        const int64_t inner = times - 1, numbers = 3 * atoms;
+        const double h = t[inner];
+        Array x = x_, v = v_;
+        sum_to(v.data(), h / 6, kept_acceleration(kEnds, x).data(), numbers);
+        sum_to(x.data(), h / 2, v.data(), numbers);
+        sum_to(v.data(), 2 * h / 3, acceleration(kMiddle, x).data(), numbers);
+        sum_to(x.data(), h / 2, v.data(), numbers);
+        path_.resize(times * numbers);
+        double *moved = path_.moved.data() + inner * numbers, *velocity = path_.velocity.data() + inner * numbers;
+        for (int64_t n = 0; n < numbers; ++n) moved[n] = x[n] - x_[n];
+        // before neighbours are looked for where no atom should be
+        const int64_t atom = runaway({atoms, x_.data(), v_.data(), masses_.data(), component_.data(), isolated_.get(), 1,
+                                      t + inner, moved, v.data()}, true, predictor_.head().radial_cutoff);
+        if (atom >= 0) throw broke_at(atom);
+        sum_to(v.data(), h / 6, kept_acceleration(kEnds, x).data(), numbers);
+        std::copy(v.begin(), v.end(), velocity);
+        if (inner) {
+            const Array before = kept_acceleration(kEnergy, x_), after = kept_acceleration(kEnergy, x);
+            for (int64_t k = 0; k < inner; ++k) interpolate(t[k], h, before, after, moved, velocity, k);
+        }
+    }
+
+    // The frame at t within a window of h, on the quintic polynomial with the positions, velocities and accelerations of
+    // both ends.
+    void interpolate(double t, double h, const Array& before, const Array& after, const double* moved,
+                     const double* velocity, int64_t frame) {
+        const double s = t / h;
+        double *x = path_.moved.data() + frame * 3 * atoms, *v = path_.velocity.data() + frame * 3 * atoms;
+        for (int64_t n = 0; n < 3 * atoms; ++n) {
+            // what a parabola from the start leaves for the powers 3 to 5 of s
+            const double speed = h * v_[n], bend = h * h * before[n];
+            const double dx = moved[n] - speed - bend / 2, dv = h * velocity[n] - speed - bend,
+                         da = h * h * after[n] - bend;
+            const double c3 = 10 * dx - 4 * dv + da / 2, c4 = -15 * dx + 7 * dv - da, c5 = 6 * dx - 3 * dv + da / 2;
+            x[n] = s * (speed + s * (bend / 2 + s * (c3 + s * (c4 + s * c5))));
+            v[n] = (speed + s * (bend + s * (3 * c3 + s * (4 * c4 + s * 5 * c5)))) / h;
+        }
+    }
+
+    // Accelerations (Å/fs^2) at x by a window potential, without what would move or turn a component as a whole: the
+    // potential has none of it, but its rounding has.
+    Array acceleration(Role role, const Array& x) {
+        find_neighbors(x);
+        Array a(3 * atoms);
+        predictor_.real() ? slopes<double>(role, x, a) : slopes<float>(role, x, a);
+        for (int64_t n = 0; n < 3 * atoms; ++n) a[n] *= -rules_.fs * rules_.fs / masses_[n / 3];
+        internal_velocities({atoms, x.data(), nullptr, masses_.data(), component_.data(), isolated_.get(), 1, nullptr, nullptr,
+                             a.data()}, x.data());
+        return a;
+    }
+
+    // The same, kept: the end of a window is the start of the next.
+    const Array& kept_acceleration(Role role, const Array& x) {
+        Kept& kept = kept_[role];
+        if (kept.x != x) {
+            kept.acceleration = acceleration(role, x);
+            kept.x = x;
+        }
+        return kept.acceleration;
+    }
+
+    template <class T>
+    void slopes(Role role, const Array& x, Array& slope) const {
+        Edges<T> edges;
+        predictor_.slopes<T>(graph(x, v_, edges), species_.data(), role, nullptr, slope.data(),
+                             useful_threads(threads_, rows()));
+    }
+
     // Where the atoms are t after x and v, with the momenta of these.
     void forward(const Array& x, const Array& v, int64_t times, const double* t, Path& path) {
         find_neighbors(x);
@@ -155,11 +235,13 @@ class Engine::Group {
         const Motion motion = motion_of(x, v, component_, times, t, path);
         // the published head leaves free flight to the rollout
         const int64_t atom = runaway(motion, predictor_.head().conserving, predictor_.head().radial_cutoff);
-        if (atom >= 0) {
-            const int64_t s = std::upper_bound(ptr_.begin(), ptr_.end(), atom) - ptr_.begin() - 1;
-            throw Broken{first_system + s, atom - ptr_[s], {}};
-        }
+        if (atom >= 0) throw broke_at(atom);
         conserve(motion, rules_.steps);
+    }
+
+    Broken broke_at(int64_t atom) const {
+        const int64_t s = std::upper_bound(ptr_.begin(), ptr_.end(), atom) - ptr_.begin() - 1;
+        return {first_system + s, atom - ptr_[s], {}};
     }
 
     // Where they were t before: the film in reverse.
@@ -328,6 +410,7 @@ class Engine::Group {
     std::vector<int64_t> row_ptr_, neighbor_, component_;  // where neighbours were looked for last
     std::vector<std::int32_t> near_, shift_;
     std::vector<int64_t> labels_;  // components at the start of the window
+    Kept kept_[2];                 // by role
 };
 
 Engine::Engine(std::shared_ptr<const Predictor> predictor, const Contents& contents, const Rules& rules)

@@ -39,10 +39,13 @@ struct EnergyTarget {
     double pull;          // infinite: all the way
 };
 
+// How a window comes about.
+enum class Method { kPlain, kReversible, kSymplectic };
+
 struct Window {
     std::int64_t times;
     const double* t;  // [times] fs after the start; the last is the window's end
-    bool reversible;
+    Method method;    // symplectic: of a model with window potentials; keeps no target
     EnergyTarget target;
     double* positions;  // [times][atoms][3] Å
     double* momenta;    // [times][atoms][3], ASE units
@@ -64,6 +67,7 @@ class Engine {
     std::int64_t atoms() const { return atoms_; }
     std::int64_t systems() const { return systems_; }
     bool has_potential() const { return predictor_->has_potential(); }
+    bool has_window_potentials() const { return predictor_->has_window_potentials(); }
 
     // One window from positions (Å) and momenta (ASE units) [atoms][3].  If a system breaks, what is written is worthless.
     std::optional<Broken> window(const double* positions, const double* momenta, const Window& window, int threads);

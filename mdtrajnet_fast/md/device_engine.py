@@ -84,7 +84,7 @@ class _State:
         def real(array: np.ndarray) -> Tensor:
             return torch.tensor(array, dtype=torch.float64, device=model.device)
 
-        self.model, self.predictor, self.reversible = model, predictor, method.reversible
+        self.model, self.predictor, self.reversible = model, predictor, method.name == "reversible"
         self.positions = real(system.positions)
         self.momenta = torch.zeros_like(self.positions)
         self.masses = real(system.masses)

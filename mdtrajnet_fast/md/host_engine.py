@@ -65,7 +65,7 @@ class HostEngine:
             self._momenta,
             t=times,
             windows=windows,
-            reversible=self._method.reversible,
+            method=self._method.name,
             pull=self._method.pull,
             total=None if target is None else target.total,
             near=None if target is None else target.near,

@@ -20,7 +20,8 @@ from ..model.predictor import NativePredictor
 from ..system import System
 from .device_engine import DeviceEngine
 from .host_engine import HostEngine
-from .window import Broke, Engine, Method, Target
+from .symplectic_engine import SymplecticEngine
+from .window import Broke, Engine, Method, Target, method_of, stride_of
 
 # How fast reversible windows are drawn to the energy of the start (1/fs). docs/study.md: much
 # faster, and errors of the potential disturb the vibrations; much slower, and single runs heat up.
@@ -125,7 +126,14 @@ def engine_for(model: MDtrajNet, system: System, method: Method) -> Engine:
     predictor = model.predictor()
     if isinstance(predictor, NativePredictor):
         return HostEngine(model, predictor, system, method)
+    if method.name == "symplectic":
+        return SymplecticEngine(model, predictor, system, method)
     return DeviceEngine(model, predictor, system, method)
+
+
+def keeps_energy(model: MDtrajNet, method: str) -> bool:
+    """Whether windows are drawn to an energy."""
+    return model.potential is not None and method != "symplectic"
 
 
 def rollout(
@@ -137,7 +145,7 @@ def rollout(
     window: float | None = None,
     duration: float | None = None,
     start: int = 0,
-    reversible: bool = True,
+    method: str | None = None,
     energy_rate: float = ENERGY_RATE,
     target: EnergyTarget | None = None,
 ) -> Iterator[Frames]:
@@ -149,11 +157,11 @@ def rollout(
     window: stride (fs); None for the model's own. The end of a window does not depend on dt, to the
         bit.
     duration: time of the last frame at most (fs, counted from window 0); None for no end.
-    reversible: reversible windows, of five predictions and one more for frames within; False for
-        the model's plain map (:mod:`.window`).
-    energy_rate: how fast the energy of a model with a potential returns to its target (1/fs), while
-        it is near: the pull of a window is energy_rate times its length. The plain map goes all the
-        way.
+    method: "symplectic", "reversible" or "plain" (:mod:`.window`); None for symplectic windows of a
+        model with potentials for them, else reversible ones.
+    energy_rate: how fast the energy of a model with a potential returns to its target (1/fs) in
+        reversible windows, while it is near: the pull of a window is energy_rate times its length.
+        The plain map goes all the way; symplectic windows need none.
     target: the energies to keep, of a model with a potential, which learns of the first windows;
         None for that of a rollout that begins here.
 
@@ -162,15 +170,16 @@ def rollout(
     that is not finite, an atom that leaves its free flight by more than the model's cutoff within
     one window, or atoms that coincide.
     """
-    stride = model.stride(window)
+    name = method_of(model, method)
+    stride = stride_of(model, name, window)
     schedule = Schedule(dt, stride, duration)
-    pull = check_rate(energy_rate) * stride if reversible else np.inf
-    engine = engine_for(model, system, Method(reversible, pull))
+    pull = np.inf if name == "plain" else check_rate(energy_rate) * stride
+    engine = engine_for(model, system, Method(name, pull))
     begun: deque[tuple[int, int]] = deque()  # first windows, and how many
     try:
         engine.set_state(system.positions, momenta)
-        if target is None and model.potential is not None:
-            target = EnergyTarget.begin(engine, stride, reversible)
+        if target is None and keeps_energy(model, name):
+            target = EnergyTarget.begin(engine, stride, name)
         number = start  # of the window to begin next
         while begun or schedule.goes_on(number):
             while schedule.goes_on(number) and len(begun) < engine.ahead:
@@ -233,12 +242,12 @@ class EnergyTarget:
     needed: int
 
     @classmethod
-    def begin(cls, engine: Engine, window: float, reversible: bool) -> EnergyTarget:
+    def begin(cls, engine: Engine, window: float, method: str) -> EnergyTarget:
         """Of a rollout that begins with the engine's state, in windows of so many fs.
 
         The plain map keeps the energy of its first frame. Raises :class:`.window.Broke`.
         """
-        needed = 1 + math.ceil(SETTLING_FS / window) if reversible else 1
+        needed = 1 + math.ceil(SETTLING_FS / window) if method == "reversible" else 1
         return cls(engine.energies(), 1, needed)
 
     @classmethod
@@ -249,18 +258,18 @@ class EnergyTarget:
         momenta: np.ndarray,
         *,
         window: float,
-        reversible: bool,
+        method: str,
         windows: int = 0,
     ) -> EnergyTarget:
         """What a rollout from this state [atoms, 3] knows of it after so many windows (fs each).
 
         They are predicted for that. Raises :class:`RolloutError` as :func:`rollout` does.
         """
-        engine = engine_for(model, system, Method(reversible))
+        engine = engine_for(model, system, Method(method))
         done = 0
         try:
             engine.set_state(system.positions, momenta)
-            target = cls.begin(engine, window, reversible)
+            target = cls.begin(engine, window, method)
             while done < windows and not target.known:
                 engine.begin(np.array([window]), None, measure=True)
                 energies = engine.end().energies

@@ -26,8 +26,20 @@ leaves momentum and angular momentum as they are. Of the way they go the share
 1 - exp(-pull (1 + (difference / near)^4)): weakly where the difference may be an error of the
 potential, strongly beyond it, by at most 30 %.
 
-Engines compute windows: :mod:`.host_engine` on the CPU, in one native call each, and
-:mod:`.device_engine` with any other backend, in torch.
+Both of these are maps of a model that answers for its motion only as far as it was trained. A
+symplectic window is one whatever the weights: free flight between kicks that are slopes of functions
+of the positions (:mod:`..model.window_potentials`),
+
+    v += h/6 a(x), x += h/2 v, v += 2h/3 b(x), x += h/2 v, v += h/6 a(x)
+
+with the accelerations a and b of two potentials. It keeps volume in phase space and runs backwards
+exactly, so that an energy is conserved that differs from the true one by what the potentials do not
+say (E. Hairer, C. Lubich, G. Wanner, Geometric Numerical Integration, 2nd ed. (2006), chapter IX):
+nothing has to be drawn to anything. Frames within lie on the quintic polynomial with the positions,
+velocities and accelerations of both ends.
+
+Engines compute windows: :mod:`.host_engine` on the CPU, in one native call each, and with any other
+backend, in torch, :mod:`.device_engine` and, symplectic ones, :mod:`.symplectic_engine`.
 """
 
 from __future__ import annotations
@@ -40,6 +52,7 @@ from ..model.network import MDtrajNet
 from ..neighbors.host import neighbor_list
 from ..system import System
 
+METHODS = ("symplectic", "reversible", "plain")
 # Extra reach of the neighbour list (Å): it is built anew once an atom has moved half of this.
 SKIN = 0.6
 # Lagrange's weights, at -1/2, of points at 0, 1 and 2.
@@ -54,11 +67,12 @@ MOST_SCALED = 0.3
 class Method(NamedTuple):
     """How windows are computed.
 
-    reversible: as above, of five predictions and one more for frames within; False for the model's
-        plain map. pull: of the energy at the end; infinite for all of the way.
+    name: "symplectic", of two kicks; "reversible", of five predictions and one more for frames
+        within; "plain", the model's own map. pull: of the energy at the end of the latter two;
+        infinite for all of the way.
     """
 
-    reversible: bool = True
+    name: str = "reversible"
     pull: float = 0.0
 
 
@@ -131,6 +145,37 @@ class Engine(Protocol):
 
     def close(self) -> None:
         """Wait for what was begun; the results are lost."""
+
+
+def method_of(model: MDtrajNet, name: str | None) -> str:
+    """The name of the method of a rollout; of None: what the model is best with.
+
+    Raises ValueError for what is no method, or none of this model.
+    """
+    if name is None:
+        return "reversible" if model.window_potentials is None else "symplectic"
+    if name not in METHODS:
+        raise ValueError(f"method must be one of {', '.join(METHODS)}, got {name!r}")
+    if name == "symplectic" and model.window_potentials is None:
+        raise ValueError(
+            f"model {model.name!r} has no window potentials, which symplectic windows are of: "
+            'use method="reversible", or train them with target = "window_potentials" in a recipe'
+        )
+    return name
+
+
+def stride_of(model: MDtrajNet, method: str, window: float | None) -> float:
+    """The stride of a rollout (fs): the model's own, or `window` if the method has it."""
+    if method != "symplectic":
+        return model.stride(window)
+    sizes = model.config.window_potentials
+    assert sizes is not None
+    if window not in (None, sizes.window):
+        raise ValueError(
+            f"window must be {sizes.window:g} fs, which the window potentials of model "
+            f'{model.name!r} are for, got {window}; other windows are for method="reversible"'
+        )
+    return float(sizes.window)
 
 
 def left_its_course(model: MDtrajNet, atom: int) -> str:
