@@ -305,7 +305,7 @@ def compare(options: argparse.Namespace) -> None:
         references = [reference[::step] for reference in references]
     settings = {"window": options.window}
     if options.plain:
-        settings["reversible"] = False
+        settings["method"] = "plain"
     elif options.energy_rate is not None:
         settings["energy_rate"] = options.energy_rate
     if options.verlet:

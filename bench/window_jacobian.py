@@ -6,7 +6,7 @@ The true motion turns every vibration of frequency w by the angle w h in a windo
 eigenvalues exp(+-i w h) of modulus 1. A larger modulus grows from window to window: 1.01 by an
 e-fold in a hundred. Geometry, vibrations and their coordinates are those of GFN2-xTB (needs the
 [data] extra); rigid motions, which momenta rule, are left out, and the energy is not corrected.
-Printed are the largest moduli and their angles, for reversible windows and for the plain map.
+Printed are the largest moduli and their angles, for each method that the model has.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from mdtrajnet_fast import MDtrajNet, load_model, read_structure
 from mdtrajnet_fast.analysis.observables import WAVENUMBER
 from mdtrajnet_fast.data.generate import make_calculator
 from mdtrajnet_fast.md.rollout import rollout
+from mdtrajnet_fast.md.window import METHODS, stride_of
 from mdtrajnet_fast.mechanics import momenta_from_velocities, velocities_from_momenta
 from mdtrajnet_fast.system import System
 
@@ -53,7 +54,7 @@ def vibrations(smiles: str) -> tuple[ase.Atoms, np.ndarray, np.ndarray]:
 
 
 def moduli(
-    model: MDtrajNet, atoms: ase.Atoms, modes: np.ndarray, window: float, reversible: bool
+    model: MDtrajNet, atoms: ase.Atoms, modes: np.ndarray, window: float, method: str
 ) -> np.ndarray:
     """Eigenvalues [2 modes] of one window, the largest modulus first."""
     count, root = modes.shape[1], np.sqrt(np.repeat(atoms.get_masses(), 3))
@@ -65,7 +66,7 @@ def moduli(
     system = System.from_atoms([ase.Atoms(atoms.numbers, y, masses=atoms.get_masses()) for y in x])
     system = dataclasses.replace(system, velocities=v.reshape(-1, 3))
     momenta = momenta_from_velocities(system.velocities, system.masses)
-    settings = {"dt": window, "window": window, "reversible": reversible, "duration": window}
+    settings = {"dt": window, "window": window, "method": method, "duration": window}
     (frames,) = rollout(model, system, momenta, energy_rate=0.0, **settings)
     velocities = velocities_from_momenta(frames.momenta, system.masses)[0]
     ends = np.concatenate(
@@ -95,17 +96,18 @@ def main() -> None:
     torch.set_num_threads(1)
     model = load_model(options.model, dtype="float64")
     model.potential = None  # the map alone
-    window = model.stride(options.window)
-    print(f"{model.name}, window of {window:g} fs; phases and angles in units of pi")
+    methods = [name for name in METHODS if name != "symplectic" or model.window_potentials]
+    print(f"{model.name}; phases and angles in units of pi")
     for smiles in options.smiles:
         atoms, wavenumbers, modes = vibrations(smiles)
-        phases = 2 * wavenumbers / WAVENUMBER * window
-        print(f"{smiles}: {len(phases)} vibrations, phases {phases[0]:.2f} to {phases[-1]:.2f}")
-        for name, reversible in (("plain", False), ("reversible", True)):
-            found = moduli(model, atoms, modes, window, reversible)
+        print(f"{smiles}: {len(wavenumbers)} vibrations")
+        for name in methods:
+            window = stride_of(model, name, None if name == "symplectic" else options.window)
+            phases = 2 * wavenumbers / WAVENUMBER * window
+            found = moduli(model, atoms, modes, window, name)
             sizes, angles = abs(found), abs(np.angle(found)) / np.pi
             print(
-                f"  {name:<11} largest moduli {np.round(sizes[:4], 4)} "
+                f"  {name:<11} {window:g} fs, phases {phases[0]:.2f} to {phases[-1]:.2f}: largest moduli {np.round(sizes[:4], 4)} "
                 f"at {np.round(angles[:4], 2)}; {(sizes > 1.01).sum()} of {len(sizes)} above 1.01, "
                 f"determinant {sizes.prod():.3f}"
             )

@@ -30,7 +30,8 @@ from .io.structures import read_structure
 from .io.trajectory import Trajectory
 from .md.export import export_model
 from .md.rollout import ENERGY_RATE, RolloutError
-from .md.simulation import check_run, model_hash, simulate
+from .md.simulation import check_run, method_begun, model_hash, simulate
+from .md.window import METHODS, method_of, stride_of
 from .mechanics import thermal_velocities
 from .model.checkpoint import bundled_models, load_model, provenance, save_model, training_logs
 from .model.mlatom import load_mlatom
@@ -38,7 +39,13 @@ from .model.network import MDtrajNet
 from .plots import group_label, plot_errors, plot_groups, plot_training, write_spectrum
 from .system import System
 from .train.config import TrainConfig
-from .train.evaluate import atom_errors, error_table, grouped_tables, rms_energy_errors
+from .train.evaluate import (
+    atom_errors,
+    error_table,
+    grouped_tables,
+    rms_energy_errors,
+    rms_window_errors,
+)
 from .train.fit import fit
 
 # What `simulate` takes where nothing is said. --resume takes the settings of its folder instead, so
@@ -52,8 +59,8 @@ SIMULATE: dict[str, Any] = {
     "temperature": None,
     "seed": 0,
     "window": None,
-    "reversible": True,
-    "energy_rate": ENERGY_RATE,
+    "method": None,
+    "energy_rate": None,
     "output": None,
     "format": "traj",
 }
@@ -132,15 +139,17 @@ def _parser() -> argparse.ArgumentParser:
     add("--seed", type=int, help=f"of the velocities {said('seed')}")
     add("--window", type=float, help="stride, fs (default: the model's own)")
     add(
-        "--reversible",
-        action=argparse.BooleanOptionalAction,
-        help="windows that could run backwards, or the model's plain map (default: reversible)",
+        "--method",
+        choices=METHODS,
+        help="how windows are computed: by kicks of window potentials, by predictions of the network "
+        "there and back, or by single ones (default: symplectic, where the model has the potentials; "
+        "else reversible)",
     )
     add(
         "--energy-rate",
         type=float,
-        help=f"how fast reversible windows return to the energy of the start, 1/fs "
-        f"{said('energy_rate')}",
+        help="how fast reversible windows return to the energy of the start, 1/fs "
+        f"(default: {ENERGY_RATE})",
     )
     add("--output", type=Path, help="new folder (default: named after the structure)")
     add("--format", choices=["traj", "extxyz", "h5"], help=said("format"))
@@ -237,14 +246,17 @@ def _simulate(options: argparse.Namespace) -> None:
         raise ValueError(
             f"{folder} was made with other weights of the model {settings['model']!r}; use those"
         )
+    if settings.get("method", "") is None:
+        settings["method"] = method_of(model, None)
+    method = method_begun(settings)
     system, times = System.from_atoms(atoms), (settings["dt"], settings["duration"])
-    check_run(model, system, *times, settings["window"])
+    check_run(model, system, *times, settings["window"], method)
     folder.mkdir(parents=True, exist_ok=True)
     _write_json(folder / "run.json", run)
     print(
         f"{atoms.get_chemical_formula()} ({run['structure']['name']}), {settings['duration']:g} fs "
-        f"with {model.name}, {'reversible' if settings.get('reversible') else 'plain'} windows of "
-        f"{model.stride(settings['window']):g} fs",
+        f"with {model.name}, {method} windows of "
+        f"{stride_of(model, method, settings['window']):g} fs",
         flush=True,
     )
     begun = time.perf_counter()
@@ -254,8 +266,7 @@ def _simulate(options: argparse.Namespace) -> None:
         duration=settings["duration"],
         model=model,
         window=settings["window"],
-        # runs of before there were reversible windows do not name them
-        reversible=settings.get("reversible", False),
+        method=method,
         energy_rate=settings.get("energy_rate"),
         trajectory=folder / run["trajectory"],
         resume=bool(options.resume),
@@ -280,8 +291,6 @@ def _new_run(options: argparse.Namespace) -> tuple[Path, dict[str, Any], ase.Ato
         raise ValueError("give a structure (file, name or SMILES), or --resume FOLDER")
     said = {name: getattr(options, name) for name in SIMULATE}
     chosen = SIMULATE | {name: value for name, value in said.items() if value is not None}
-    if not chosen["reversible"]:
-        chosen["energy_rate"] = said["energy_rate"]  # refused, if there is one
     atoms = read_structure(options.structure)
     name = str(atoms.info["name"])
     temperature = chosen["temperature"]
@@ -406,6 +415,14 @@ def _evaluate(options: argparse.Namespace) -> None:
             f"\nPotential energy: changes within {longest:g} fs are wrong by "
             f"{energy['energy']:.3f} eV (root mean square; the changes themselves "
             f"{energy['unchanged']:.3f} eV)"
+        )
+    if model.config.window_potentials is not None:
+        kicks = rms_window_errors(model, pairs, options.pairs, seed=options.seed)
+        print(
+            f"\nSymplectic windows of {model.config.window_potentials.window:g} fs: positions are wrong by "
+            f"{kicks['position']:.5f} Å, velocities by "
+            f"{kicks['velocity'] / kicks['thermal_velocity']:.1%} of the true ones, forces by "
+            f"{kicks['acceleration'] / kicks['true_acceleration']:.1%} (as accelerations)"
         )
     if options.output:
         folder.mkdir(parents=True, exist_ok=True)

@@ -83,12 +83,12 @@ def test_resume_keeps_the_settings_of_its_folder(tmp_path, capsys):
 
 
 def test_runs_of_before_reversible_windows_go_on_with_the_plain_map(tmp_path, capsys):
-    run("simulate NH3 --dt 2 --duration 95 --no-reversible --output whole --quiet")
-    run("simulate NH3 --dt 2 --duration 40 --no-reversible --output parts --quiet")
+    run("simulate NH3 --dt 2 --duration 95 --method plain --output whole --quiet")
+    run("simulate NH3 --dt 2 --duration 40 --method plain --output parts --quiet")
     run("simulate NH3 --dt 2 --duration 95 --output other --quiet")
     path = tmp_path / "parts" / "run.json"
     written = json.loads(path.read_text())
-    for name in ("reversible", "energy_rate"):  # as 0.1.0 wrote it
+    for name in ("method", "energy_rate"):  # as 0.1.0 wrote it
         del written["settings"][name]
     path.write_text(json.dumps(written))
     run("simulate --resume parts --duration 95 --quiet")
@@ -97,7 +97,7 @@ def test_runs_of_before_reversible_windows_go_on_with_the_plain_map(tmp_path, ca
     )
     np.testing.assert_array_equal(parts.momenta, whole.momenta)
     assert abs(other.momenta[-1] - whole.momenta[-1]).max() > 1e-6
-    assert "plain map" in refused("simulate NH3 --no-reversible --energy-rate 0.1", capsys)
+    assert "plain map" in refused("simulate NH3 --method plain --energy-rate 0.1", capsys)
 
 
 def test_no_folded_spectrum(tmp_path, capsys):

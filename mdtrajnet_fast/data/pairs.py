@@ -12,6 +12,11 @@ from ..system import System
 from .records import Record
 
 
+# Weights of the differences over 1, 2 and 3 steps to either side in a derivative of sixth order.
+_SLOPE = (3 / 4, -3 / 20, 1 / 60)
+MARGIN = len(_SLOPE)
+
+
 @dataclass(frozen=True)
 class Batch:
     """Start states and where their atoms are after each one's own lag."""
@@ -83,6 +88,7 @@ class Pairs:
         lag_power: float = 0.0,
         time_reversal: bool = False,
         history_fs: float = 0.0,
+        margin: int = 0,
     ) -> Choice:
         """`count` random pairs: trajectory and start uniform, longer lags more often.
 
@@ -90,6 +96,7 @@ class Pairs:
             the first k frames' lags the share is (k / longest)^(1 + lag_power).
         time_reversal: half of the pairs backwards in time, with their velocities negated.
         history_fs: so much of the trajectory lies before every start (see :meth:`before`).
+        margin: so many frames lie before and after all of that (see :meth:`accelerations`).
 
         Raises ValueError where a trajectory has no frames so far apart.
         """
@@ -97,7 +104,7 @@ class Pairs:
         history = self._frames_in(history_fs, record)
         longest = np.minimum(
             np.floor(max_lag_fs / self._frame_fs[record] + 1e-6).astype(int),
-            self._frames[record] - 1 - history,
+            self._frames[record] - 1 - history - 2 * margin,
         )
         self._refuse(record[longest < 1], f"a lag of at most {max_lag_fs:g} fs")
         if lag_fs is None:
@@ -106,7 +113,7 @@ class Pairs:
             lag = self._frames_in(lag_fs, record)
             self._refuse(record[lag > longest], f"a lag of {lag_fs:g} fs")
         span = history + lag
-        start = (rng.random(count) * (self._frames[record] - span)).astype(int)
+        start = margin + (rng.random(count) * (self._frames[record] - span - 2 * margin)).astype(int)
         backwards = (rng.random(count) < 0.5) & time_reversal
         first, last = (
             np.where(backwards, start + lag, start + history),
@@ -126,6 +133,21 @@ class Pairs:
         frames = self._frames_in(history_fs, choice.record)
         first = choice.first - np.where(choice.sign > 0, frames, -frames)
         return choice._replace(first=first, last=choice.first, t=np.full(len(first), history_fs))
+
+    def accelerations(self, choice: Choice) -> np.ndarray:
+        """Those at the starts of pairs: [atoms, 3] Å/fs^2, by central differences of velocities.
+
+        Of the sixth order: of a vibration that turns by x from frame to frame x^6 / 140 are
+        missing. Needs :data:`MARGIN` frames around every start.
+        """
+        atoms = self.atoms[choice.record]
+        within = np.arange(atoms.sum()) - np.repeat(np.cumsum(atoms) - atoms, atoms)
+        found = np.zeros((len(within), 3))
+        for k, weight in enumerate(_SLOPE, start=1):
+            for step, sign in ((k, 1), (-k, -1)):
+                rows = self._offset[choice.record] + (choice.first + step) * atoms
+                found += sign * weight * self._velocities[np.repeat(rows, atoms) + within]
+        return found / np.repeat(self._frame_fs[choice.record], atoms)[:, None]
 
     def batch(self, choice: Choice) -> Batch:
         """The frames of pairs that were chosen."""

@@ -17,6 +17,7 @@ from ..model.checkpoint import load_model
 from ..model.network import MDtrajNet
 from ..system import System
 from .rollout import ENERGY_RATE, check_rate, rollout
+from .window import method_of, stride_of
 
 
 class UnknownEnergy(Calculator):
@@ -47,7 +48,7 @@ class MDtrajNetDynamics(MolecularDynamics):
         the next frame; the frames of a window are predicted together.
     model: a name or path for :func:`~mdtrajnet_fast.load_model`, or a loaded model.
     window: stride of the rollout (fs); None for the model's own.
-    reversible, energy_rate: as for :func:`~mdtrajnet_fast.simulate`.
+    method, energy_rate: as for :func:`~mdtrajnet_fast.simulate`.
     Further arguments are those of ase.md.md.MolecularDynamics: trajectory, logfile, ...
 
     Observers may change the atoms, as a thermostat does: a new window then starts from the state
@@ -65,16 +66,17 @@ class MDtrajNetDynamics(MolecularDynamics):
         timestep: float,
         model: str | Path | MDtrajNet = "molecules-nve",
         window: float | None = None,
-        reversible: bool = True,
+        method: str | None = None,
         energy_rate: float = ENERGY_RATE,
         **kwargs: Any,
     ):
         self.model = model if isinstance(model, MDtrajNet) else load_model(model)
         self.model.species_index(System.from_atoms(atoms).numbers)
-        self.window = self.model.stride(window)
-        if (wrong := self.model.extrapolates(self.window)) is not None:
+        self.method, self.energy_rate = method_of(self.model, method), check_rate(energy_rate)
+        self.window = stride_of(self.model, self.method, window)
+        wrong = None if self.method == "symplectic" else self.model.extrapolates(self.window)
+        if wrong is not None:
             warnings.warn(wrong, RuntimeWarning, stacklevel=2)
-        self.reversible, self.energy_rate = reversible, check_rate(energy_rate)
         if not atoms.get_momenta().any():
             raise ValueError(
                 "the atoms are at rest: set momenta first, for instance with "
@@ -111,7 +113,7 @@ class MDtrajNetDynamics(MolecularDynamics):
             momenta,
             dt=dt,
             window=self.window,
-            reversible=self.reversible,
+            method=self.method,
             energy_rate=self.energy_rate,
         )
         for frames in windows:

@@ -30,9 +30,11 @@ from .rollout import (
     RolloutError,
     check_rate,
     exact,
+    keeps_energy,
     potential_energies,
     rollout,
 )
+from .window import method_of, stride_of
 
 
 def simulate(
@@ -47,7 +49,7 @@ def simulate(
     seed: int = 0,
     trajectory: str | Path | Sequence[str | Path] | None = None,
     resume: bool = False,
-    reversible: bool | None = None,
+    method: str | None = None,
     energy_rate: float | None = None,
     progress: bool = False,
 ) -> Trajectory | list[Trajectory]:
@@ -70,18 +72,20 @@ def simulate(
         and number of threads the result is, bit for bit, that of a run without the stop. The
         rollout goes on from the last frame that is the end of a window; where dt and window have
         no common multiple, from the start.
-    reversible: windows that could run backwards (:mod:`.window`), in which a model's
-        errors do not add up; they take five predictions, and one more for frames within. False
-        for the model's plain map, with all of the energy put right after every window. None:
-        reversible, or, of a run that is continued, as it was begun.
+    method: how windows are computed (:mod:`.window`). "symplectic": by kicks of a model's window
+        potentials; its errors cannot make vibrations grow or fade. "reversible": by five
+        predictions of the network, and one more for frames within, so that they nearly cannot.
+        "plain": the network's own map, with all of the energy put right after every window. None:
+        symplectic where the model has the potentials for it, else reversible, or, of a run that is
+        continued, as it was begun.
     energy_rate: how fast reversible windows return to the total energy of the start (1/fs), with a
         model that has a potential. None: 0.004, or as begun.
     progress: show a progress bar.
 
     Returns a :class:`~mdtrajnet_fast.Trajectory` (a list of them for a list) with frames at 0, dt,
     2 dt, ... up to duration, and its `trust` summary. Momentum and angular momentum of isolated
-    molecules are those of the start; with a model that has a potential, the total energy stays near
-    it. Positions are unwrapped.
+    molecules are those of the start; with symplectic windows, or with a model that has a potential,
+    the total energy stays near it. Positions are unwrapped.
 
     Raises TypeError and ValueError for what is not an ase.Atoms that can be simulated
     (:func:`~mdtrajnet_fast.system.check_atoms`), elements that the model does not know, atoms that
@@ -97,18 +101,18 @@ def simulate(
     paths = _each(trajectory, single, len(many), "trajectory files")
     given = _each(velocities, single, len(many), "arrays of velocities")
     network = model if isinstance(model, MDtrajNet) else load_model(model)
-    check_run(network, system, dt, duration, window)
     _check_paths(paths, resume)
-    stride = network.stride(window)
+    method, settings = _method(network, method, energy_rate, paths if resume else [])
+    check_run(network, system, dt, duration, window, method)
+    stride = stride_of(network, method, window)
     metadata = {
         "model": network.name,
         "model_hash": model_hash(network),
         "dtype": str(network.dtype).removeprefix("torch."),
         "dt_fs": float(dt),
         "window_fs": stride,
-        **_map_settings(reversible, energy_rate, paths if resume else []),
+        **settings,
     }
-    reversible = bool(metadata.get("reversible", False))
     rate = metadata.get("energy_rate_per_fs", ENERGY_RATE)
     parts = []
     for k, (one, v, path) in enumerate(zip(many, given, paths, strict=True)):
@@ -126,19 +130,19 @@ def simulate(
     positions = np.concatenate([part.positions[boundary] for part in parts])
     momenta = np.concatenate([part.momenta[boundary] for part in parts])
     target = None
-    if network.potential is not None:
+    if keeps_energy(network, method):
         first = dataclasses.replace(
             system, positions=np.concatenate([part.positions[0] for part in parts])
         )
         p = np.concatenate([part.momenta[0] for part in parts])
         # not in the files: the windows that tell it are predicted again
         target = EnergyTarget.after(
-            network, first, p, window=stride, reversible=reversible, windows=start
+            network, first, p, window=stride, method=method, windows=start
         )
     going = list(range(len(many)))
     with ExitStack() as stack:
         recorders = [
-            _Recorder(one, part, path, _monitor(network, one, stride), stack)
+            _Recorder(one, part, path, _monitor(network, one, stride, method), stack)
             for one, part, path in zip(many, parts, paths, strict=True)
         ]
         bar = stack.enter_context(
@@ -155,7 +159,7 @@ def simulate(
                 window=window,
                 duration=duration,
                 start=start,
-                reversible=reversible,
+                method=method,
                 energy_rate=rate,
                 target=target,
             )
@@ -180,47 +184,64 @@ def simulate(
     return done[0] if single else done
 
 
-def _monitor(model: MDtrajNet, atoms: ase.Atoms, stride: float) -> TrustMonitor:
-    potential = None if model.potential is None else partial(potential_energies, model, atoms)
+def _monitor(model: MDtrajNet, atoms: ase.Atoms, stride: float, method: str) -> TrustMonitor:
+    potential = partial(potential_energies, model, atoms) if model.has_energies else None
     monitor = TrustMonitor(atoms, model.config.radial_cutoff, stride, potential)
-    if (wrong := model.extrapolates(stride)) is not None:
+    if method != "symplectic" and (wrong := model.extrapolates(stride)) is not None:
         monitor.doubt(0.0, f"windows of {wrong}")
     return monitor
 
 
-def _map_settings(
-    reversible: bool | None, energy_rate: float | None, paths: Sequence[str | Path | None]
-) -> dict[str, Any]:
-    """What a run's metadata say of its map: those of the files to continue, or of what is new.
+def _method(
+    model: MDtrajNet,
+    method: str | None,
+    energy_rate: float | None,
+    paths: Sequence[str | Path | None],
+) -> tuple[str, dict[str, Any]]:
+    """The method of a run, and what its metadata say of it: those of the files to continue, or of
+    what is new.
 
     Runs with the plain map, as all were once, say nothing.
     """
     files = [p for p in paths if p is not None and Path(p).exists() and count_frames(p)]
-    begun = Trajectory.read(files[0], slice(0, 1)).metadata if files else {"reversible": True}
-    if reversible is None:
-        reversible = begun.get("reversible", False)
-    if not reversible:
+    begun = Trajectory.read(files[0], slice(0, 1)).metadata if files else {}
+    if files and method is None:
+        method = method_begun(begun)
+    method = method_of(model, method)
+    if method != "reversible":
         if energy_rate is not None:
             raise ValueError(
                 f"energy_rate = {energy_rate} is for reversible windows: the plain map puts all of "
-                "the energy right after every window"
+                "the energy right after every window, and symplectic windows need nothing of it"
             )
-        return {}
+        return method, {"method": method} if method == "symplectic" else {}
     if energy_rate is None:
         energy_rate = begun.get("energy_rate_per_fs", ENERGY_RATE)
-    return {"reversible": True, "energy_rate_per_fs": check_rate(energy_rate)}
+    return method, {"reversible": True, "energy_rate_per_fs": check_rate(energy_rate)}
+
+
+def method_begun(metadata: dict[str, Any]) -> str:
+    """The method that a run's metadata, or settings, name."""
+    if metadata.get("reversible"):
+        return "reversible"
+    return metadata.get("method") or "plain"
 
 
 def check_run(
-    model: MDtrajNet, system: System, dt: float, duration: float, window: float | None = None
+    model: MDtrajNet,
+    system: System,
+    dt: float,
+    duration: float,
+    window: float | None = None,
+    method: str | None = None,
 ) -> None:
     """Refuse, before anything is written, a run that cannot start.
 
-    Raises ValueError for elements that the model does not know, times out of range (fs) and atoms
-    that coincide.
+    Raises ValueError for elements that the model does not know, a method that it has not, times out
+    of range (fs) and atoms that coincide.
     """
     model.species_index(system.numbers)
-    model.stride(window)
+    stride_of(model, method_of(model, method), window)
     if not 0 < dt <= duration < np.inf:
         raise ValueError(f"expected 0 < dt <= duration (fs), got dt {dt} and duration {duration}")
     model.graph(system)

@@ -326,21 +326,37 @@ class MDtrajNet(nn.Module):
             return Motion(displacement, None)
         return Motion(displacement, torch.stack([m.velocity for m in motions]).mean(0))
 
+    @property
+    def has_energies(self) -> bool:
+        """Whether :meth:`potential_energy` can say something."""
+        return self.potential is not None or self.window_potentials is not None
+
     def potential_energy(self, system: System, edges: Edges | None = None) -> Tensor:
         """Potential energies of systems: float64 [systems], eV.
 
-        Each up to a constant that depends on its molecule. edges default to a fresh neighbour list.
-        Where gradients are asked for, plain torch computes them. Raises ValueError for a model
-        without a potential.
+        Each up to a constant that depends on its molecule. Those of the window potentials, where the
+        model has them. edges default to a fresh neighbour list. Where gradients are asked for, plain
+        torch computes them. Raises ValueError for a model without a potential.
         """
-        if self.potential is None:
+        if not self.has_energies:
             raise ValueError(
                 f"model {self.name!r} has no potential energy; train one with "
-                'target = "potential" in a recipe'
+                'target = "window_potentials" or "potential" in a recipe'
             )
         graph = self.graph(system, edges)
         learning = torch.is_grad_enabled() and self._first.requires_grad
-        energy = (self.potential if learning else self.predictor().energies)(graph).double()
+        if self.window_potentials is not None:
+            role = graph.species.new_full((graph.atoms,), ENERGY)
+            with torch.set_grad_enabled(learning):
+                energy = (
+                    self.window_potentials(graph, role)
+                    if learning
+                    else self.predictor().slopes(graph, ENERGY)[0]
+                )
+        else:
+            assert self.potential is not None
+            energy = (self.potential if learning else self.predictor().energies)(graph)
+        energy = energy.double()
         owner = torch.from_numpy(system.system_index).to(energy.device)
         return energy.new_zeros(len(system)).index_add(0, owner, energy)
 

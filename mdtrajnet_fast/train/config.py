@@ -30,16 +30,16 @@ class TrainConfig:
     validation: sets by name, each with "data" and, optionally, "molecules", "trajectories".
     model: sizes and options (:class:`~mdtrajnet_fast.ModelConfig`); "species" defaults to
         the elements of the data.
-    target: "motion", or "potential": the potential energy of the model `initial`, whose motion
-        stays as it is. The loss is then <|error of V(R') - V(R)|^2> in eV^2, from data of constant
-        energy.
+    target: "motion"; "window_potentials": those of the model `initial`, whose motion stays as it is
+        (:class:`.tasks.WindowPotentials` says the loss); "potential": its potential energy, with
+        the loss <|error of V(R') - V(R)|^2> in eV^2, from data of constant energy.
     initial: a model to start from (fine-tuning): a bundled name, or a path. Its sizes replace
         `model`.
     initial_blocks: which of the attention blocks of `initial` to start with, in order; the others
         are dropped, for a smaller model. None: all.
     window: stride (fs) of the rollouts that the model `initial` is trained on for; None: as it was.
-    potential: sizes of the potential (:class:`.PotentialConfig`), unless
-        `initial` has one to go on from.
+    potential, window_potentials: sizes of the potential (:class:`.PotentialConfig`) and of the window
+        potentials (:class:`.WindowPotentialsConfig`), unless `initial` has them to go on from.
     steps, batch_size: optimiser steps, and pairs of frames in each.
     processes: how many share each batch, on the CPU: with one thread each they use the cores of a
         machine far better than threads do. The pairs of a step do not depend on it.
@@ -81,6 +81,7 @@ class TrainConfig:
     initial_blocks: tuple[int, ...] | None = None
     window: float | None = None
     potential: dict[str, Any] = field(default_factory=dict)
+    window_potentials: dict[str, Any] = field(default_factory=dict)
     steps: int = 10_000
     batch_size: int = 32
     processes: int = 1
@@ -136,9 +137,9 @@ class TrainConfig:
                 f"optimizer must be one of {', '.join(OPTIMIZERS)}, got {self.optimizer!r}"
             )
         if self.target not in TASKS:
-            raise ValueError(f'target must be "motion" or "potential", got {self.target!r}')
-        if self.target == "potential" and self.initial is None:
-            raise ValueError('target = "potential" needs the model whose potential it is: initial')
+            raise ValueError(f"target must be one of {', '.join(TASKS)}, got {self.target!r}")
+        if self.target != "motion" and self.initial is None:
+            raise ValueError(f'target = "{self.target}" needs the model that it is of: initial')
         if self.initial_blocks is not None:
             if self.initial is None or not self.initial_blocks:
                 raise ValueError(

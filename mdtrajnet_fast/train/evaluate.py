@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from ase.data import chemical_symbols
+from ase.units import fs
 from torch import Tensor
 
 from ..data.device_pairs import TensorBatch, tensor_batch
-from ..data.pairs import Batch, Pairs
+from ..data.pairs import MARGIN, Batch, Pairs
 from ..data.records import Record
 from ..model.network import MDtrajNet
+from ..model.window_potentials import ENDS, ENERGY, MIDDLE
+from ..ops import Graph
 
 _AT_ONCE = 64  # pairs of a forward pass
 
@@ -70,6 +73,75 @@ def rms_energy_errors(
         gains.append(batch.end.kinetic_energy() - batch.system.kinetic_energy())
     rms = [float(np.sqrt(np.mean(np.concatenate(x) ** 2))) for x in (wrong, gains)]
     return {"energy": rms[0], "unchanged": rms[1]}
+
+
+class WindowErrors(NamedTuple):
+    """What the kicks of symplectic windows (:mod:`..md.window`) leave of true windows.
+
+    All [atoms, 3]. position: Å at the end. velocity: Å/fs there. acceleration: Å/fs^2 at the start,
+    of the potential energy.
+    """
+
+    position: Tensor
+    velocity: Tensor
+    acceleration: Tensor
+
+
+def window_errors(model: MDtrajNet, batch: Batch, accelerations: np.ndarray) -> WindowErrors:
+    """Errors of pairs that are one window long; differentiable.
+
+    The kick at the end is taken at the true end. Raises ValueError for a model without window
+    potentials.
+    """
+    potentials, sizes = model.window_potentials, model.config.window_potentials
+    if potentials is None or sizes is None:
+        raise ValueError(f"model {model.name!r} has no window potentials")
+    learning = torch.is_grad_enabled()
+    start, h = batch.system, sizes.window
+    graph = model.graph(start)
+    masses = graph.masses[:, None] / fs**2
+
+    def acceleration(graph: Graph, role: int) -> Tensor:
+        of_atoms = torch.full_like(graph.species, role)
+        return -potentials.slopes(graph, of_atoms, learning=learning)[1] / masses
+
+    first = h / 6 * acceleration(graph, ENDS)
+    v = graph.velocities
+    flown = (v + first).detach().double().cpu().numpy()
+    middle = replace(start, positions=start.positions + h / 2 * flown)
+    kick = 2 * h / 3 * acceleration(model.graph(middle), MIDDLE)
+    last = h / 6 * acceleration(model.graph(batch.end), ENDS)
+    moved, velocity, true = (
+        torch.from_numpy(x).to(v) for x in (batch.displacement, batch.velocity, accelerations)
+    )
+    return WindowErrors(
+        position=h * (v + first + kick / 2) - moved,
+        velocity=v + first + kick + last - velocity,
+        acceleration=acceleration(graph, ENERGY) - true,
+    )
+
+
+@torch.no_grad()
+def rms_window_errors(
+    model: MDtrajNet, pairs: Pairs, count: int, *, seed: int = 0
+) -> dict[str, float]:
+    """Root mean squares per Cartesian component of :func:`window_errors` over `count` random pairs.
+
+    Returns them by name, and to compare with them thermal_velocity and true_acceleration.
+    """
+    assert model.config.window_potentials is not None
+    h = model.config.window_potentials.window
+    rng = np.random.default_rng([seed, 0x7A11DA7E])
+    squares = np.zeros(5)
+    atoms = 0
+    for done in range(0, count, _AT_ONCE):
+        choice = pairs.choose(rng, min(_AT_ONCE, count - done), h, lag_fs=h, margin=MARGIN)
+        batch, true = pairs.batch(choice), pairs.accelerations(choice)
+        found = [x.double().cpu().numpy() for x in window_errors(model, batch, true)]
+        squares += [(x**2).mean(1).sum() for x in (*found, batch.velocity, true)]
+        atoms += len(true)
+    names = (*WindowErrors._fields, "thermal_velocity", "true_acceleration")
+    return dict(zip(names, np.sqrt(squares / atoms).tolist(), strict=True))
 
 
 @dataclass(frozen=True, eq=False)

@@ -29,7 +29,7 @@ from .. import __version__
 from ..data.pairs import Pairs
 from ..data.records import load_records
 from ..model.checkpoint import load_model, provenance, save_model
-from ..model.config import ModelConfig, PotentialConfig
+from ..model.config import ModelConfig, PotentialConfig, WindowPotentialsConfig
 from ..model.network import MDtrajNet
 from ..plots import plot_training
 from .config import OPTIMIZERS, TrainConfig, learning_rate
@@ -140,7 +140,10 @@ class _Run:
             if config.initial_blocks is not None:
                 self.model = _with_blocks(self.model, config.initial_blocks)
             if config.target == "potential" and self.model.potential is None:
-                self.model = _with_potential(self.model, PotentialConfig(**config.potential))
+                self.model = _with(self.model, potential=PotentialConfig(**config.potential))
+            if config.target == "window_potentials" and self.model.window_potentials is None:
+                sizes = WindowPotentialsConfig(**config.window_potentials)
+                self.model = _with(self.model, window_potentials=sizes)
             if config.window is not None:
                 window = self.model.stride(config.window)
                 self.model.config = dataclasses.replace(self.model.config, window=window)
@@ -287,9 +290,11 @@ def _same_run(saved: dict[str, Any], now: dict[str, Any], path: Path) -> None:
         )
 
 
-def _with_potential(model: MDtrajNet, sizes: PotentialConfig) -> MDtrajNet:
-    """The model with an untrained potential."""
-    config = dataclasses.replace(model.config, potential=sizes)
+def _with(
+    model: MDtrajNet, **sizes: PotentialConfig | WindowPotentialsConfig
+) -> MDtrajNet:
+    """The model with an untrained potential, or window potentials."""
+    config = dataclasses.replace(model.config, **sizes)
     new = MDtrajNet(config, members=len(model.members), name=model.name).to(model.dtype)
     new.load_state_dict(model.state_dict(), strict=False)
     return new

@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
+from ase.units import fs, kB
 from torch import Tensor
 
 from ..data.device_pairs import ResidentPairs, TensorBatch, tensor_batch
-from ..data.pairs import Batch, Pairs
+from ..data.pairs import MARGIN, Batch, Pairs
 from ..md.rollout import one_window
 from ..model.network import MDtrajNet
 from ..system import System
-from .evaluate import energy_errors, errors, rms_energy_errors, rms_errors
+from .evaluate import (
+    energy_errors,
+    errors,
+    rms_energy_errors,
+    rms_errors,
+    rms_window_errors,
+    window_errors,
+)
 from .process_group import Member
 
 if TYPE_CHECKING:
@@ -107,4 +117,47 @@ class Potential:
         return {f"_{name}": x for name, x in found.items()}
 
 
-TASKS: dict[str, type[Motion] | type[Potential]] = {"motion": Motion, "potential": Potential}
+class WindowPotentials:
+    """The task of a run that trains window potentials, as :class:`Motion`; the motion stays.
+
+    The loss is the mean square of what their kicks leave of a window, in units of the mean square
+    of thermal velocities at 300 K: of the velocity at the end, of the position there and of the
+    acceleration at the start.
+    """
+
+    unit, columns = "Å/fs", ("_velocity", "_position", "_acceleration")
+
+    def __init__(self, config: TrainConfig, pairs: Pairs, model: MDtrajNet, average: MDtrajNet):
+        assert model.config.window_potentials is not None
+        self.config, self.pairs, self.model, self.average = config, pairs, model, average
+        self.longest_lag = model.config.longest_lag  # of the motion
+        self._window = h = model.config.window_potentials.window
+        # a vibration that turns by 1.5 in a window has about such positions beside its velocities
+        self._scales = (1.5 / h, 1.0, h / math.sqrt(2))
+
+    def loss(self, rng: np.random.Generator, member: Member) -> Tensor:
+        config, h = self.config, self._window
+        how: dict[str, Any] = dict(lag_fs=h, time_reversal=config.time_reversal, margin=MARGIN)
+        choice = self.pairs.choose(rng, config.batch_size, h, **how)
+        atoms = self.pairs.atoms[choice.record]
+        mine = choice.part(member.share(atoms))
+        batch = self.pairs.batch(mine)
+        found = window_errors(self.model, batch, self.pairs.accelerations(mine))
+        masses = torch.from_numpy(batch.system.masses)[:, None] / _CARBON
+        weight = (masses**config.mass_power).to(found.velocity) * (_CARBON / (300 * kB * fs**2))
+        parts = zip(self._scales, found, strict=True)
+        wrong = sum(scale**2 * (weight * x.square()).sum() for scale, x in parts)
+        return wrong / (3 * int(atoms.sum()))
+
+    def figures(self, pairs: Pairs) -> dict[str, float]:
+        found = rms_window_errors(
+            self.average, pairs, self.config.validation_pairs, seed=self.config.seed
+        )
+        return {name: found[name.removeprefix("_")] for name in self.columns}
+
+
+TASKS: dict[str, type[Motion] | type[Potential] | type[WindowPotentials]] = {
+    "motion": Motion,
+    "potential": Potential,
+    "window_potentials": WindowPotentials,
+}

@@ -225,7 +225,7 @@ def test_every_kind_of_model(tmp_path, library, name, plain):
     model = MODELS[name]()
     window = 0.9 * model.stride()
     system, x, v, p = start([cases.hot("H2O"), cases.hot("CH4")])
-    expected = ends(model, system, p, 30, window, reversible=not plain)
+    expected = ends(model, system, p, 30, window, method="plain" if plain else "reversible")
     path = export_model(model, tmp_path / "model")
     with Native(library).load(path).start(system, window, plain) as native:
         assert library.mdtrajnet_own_window(native.model) == model.stride()

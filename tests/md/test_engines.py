@@ -108,7 +108,7 @@ def test_the_engines_are_one(model, system, dt):
 @pytest.mark.parametrize("system", SYSTEMS)
 @pytest.mark.parametrize("model", MODELS)
 def test_the_engines_are_one_in_plain_windows(model, system, dt):
-    assert_same_trajectory(MODELS[model], SYSTEMS[system](), dt=dt, reversible=False)
+    assert_same_trajectory(MODELS[model], SYSTEMS[system](), dt=dt, method="plain")
 
 
 @pytest.mark.parametrize(
@@ -119,8 +119,8 @@ def test_the_engines_are_one_in_plain_windows(model, system, dt):
         {"window": 1 / 3, "dt": 0.5},
         {"dt": 30.0, "duration": 100.0},  # three windows for each frame
         {"dt": 35.0, "duration": 100.0, "start": 1},
-        {"dt": 60.0, "duration": 125.0, "reversible": False},
-        {"reversible": False, "duration": 40.0, "dt": 10.0},
+        {"dt": 60.0, "duration": 125.0, "method": "plain"},
+        {"method": "plain", "duration": 40.0, "dt": 10.0},
     ],
     ids=str,
 )
@@ -157,7 +157,7 @@ def test_float32():
 
 @pytest.mark.parametrize(
     "settings",
-    [{}, {"energy_rate": 0.05}, {"energy_rate": 0.0}, {"reversible": False}],
+    [{}, {"energy_rate": 0.05}, {"energy_rate": 0.0}, {"method": "plain"}],
     ids=["usual", "strong", "none", "plain"],
 )
 @pytest.mark.parametrize("dt", [10.0, 80.0])
@@ -180,7 +180,7 @@ def test_what_was_compared_was_drawn():
     change = abs(runs[0][-1].momenta - runs[1][-1].momenta).max(axis=(0, 2))
     change = np.maximum.reduceat(change, system.ptr[:-1])
     assert (change[[len(atoms) > 1 for atoms in many]] > 1e-6).all(), change
-    target = EnergyTarget.after(model, system, momenta, window=25.0, reversible=True, windows=8)
+    target = EnergyTarget.after(model, system, momenta, window=25.0, method="reversible", windows=8)
     assert target.known
     engine = engine_for(model, system, Method())
     engine.set_state(runs[1][-1].positions[-1], runs[1][-1].momenta[-1])
@@ -247,7 +247,7 @@ def test_an_energy_that_cannot_be_had_is_approached(pull):
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize(
-    "settings", [{"dt": 10.0}, {"dt": 75.0}, {"dt": 10.0, "reversible": False}]
+    "settings", [{"dt": 10.0}, {"dt": 75.0}, {"dt": 10.0, "method": "plain"}]
 )
 def test_a_native_trajectory_is_its_own(settings, dtype):
     """The same bits alone and among others, however many threads there are."""
@@ -377,12 +377,12 @@ def test_more_room_is_found_on_the_way(monkeypatch):
 
 @pytest.mark.parametrize("dt", [2.0, 30.0])
 @pytest.mark.parametrize("potential", [False, True], ids=["motion", "with a potential"])
-@pytest.mark.parametrize("reversible", [True, False], ids=["reversible", "plain"])
+@pytest.mark.parametrize("method", ["reversible", "plain"])
 @pytest.mark.parametrize("how", ["runs away", "not a number", "coincident"])
-def test_a_broken_trajectory_is_reported_alike(how, reversible, potential, dt):
+def test_a_broken_trajectory_is_reported_alike(how, method, potential, dt):
     options = cases.OWN | (cases.POTENTIAL if potential else {})
-    settings = {"dt": dt, "duration": 3000.0, "reversible": reversible, "energy_rate": 0.0}
-    wild = 1.5 if potential and reversible else 0.6
+    settings = {"dt": dt, "duration": 3000.0, "method": method, "energy_rate": 0.0}
+    wild = 1.5 if potential and method == "reversible" else 0.6
     model = gentle(scale=wild if how == "runs away" else 0.03, **options)
     many = [cases.hot("CO2"), cases.hot("CH3CH2OH"), cases.hot("NH3")]
     if how == "not a number":
@@ -534,8 +534,8 @@ def test_a_window_can_be_captured(name, potential, backend):
     model.backend = backend
     many = [cases.hot("CH3CH2OH"), cases.hot("H2O"), lone_atom(), cases.diamond((1, 1, 1))]
     system, momenta = state(many)
-    for reversible in (True, False):
-        window = device_engine._State(model, model.predictor(), system, Method(reversible))
+    for method in ("reversible", "plain"):
+        window = device_engine._State(model, model.predictor(), system, Method(method))
         window.momenta.copy_(torch.from_numpy(momenta))
         window.pull.fill_(0.3)
         times = torch.tensor([4.0, 10.0], dtype=torch.float64)

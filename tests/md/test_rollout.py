@@ -24,11 +24,11 @@ from mdtrajnet_fast.mechanics import (
 from mdtrajnet_fast.model.predictor import TorchPredictor
 from mdtrajnet_fast.system import System
 
-PREDICTIONS = {True: 6, False: 1}  # of a window with frames within
+PREDICTIONS = {"reversible": 6, "plain": 1}  # of a window with frames within
 
 OWN, PUBLISHED = gentle(**cases.OWN), gentle()
 both = pytest.mark.parametrize("model", [OWN, PUBLISHED], ids=["own", "published"])
-maps = pytest.mark.parametrize("reversible", [True, False], ids=["reversible", "plain"])
+maps = pytest.mark.parametrize("method", ["reversible", "plain"])
 
 
 def bits(trajectory):
@@ -58,7 +58,7 @@ def test_frames(model):
 def test_first_window_is_the_prediction():
     """Within the first plain window an own model's trajectory is its prediction, up to rotation."""
     atoms = cases.hot("CH3CH2OH")
-    trajectory = simulate(atoms, 1.0, duration=10, model=OWN, reversible=False)
+    trajectory = simulate(atoms, 1.0, duration=10, model=OWN, method="plain")
     positions, _ = OWN.predict(atoms, np.arange(1.0, 11.0))
     np.testing.assert_allclose(trajectory.positions[1:], positions, atol=1e-12)
 
@@ -67,7 +67,7 @@ def plain(model, atoms, times):
     """Frames of a plain window from these atoms."""
     system, p = System.from_atoms(atoms), atoms.get_momenta()
     frames = [
-        next(rollout(model, system, p, dt=t, window=t, reversible=False))
+        next(rollout(model, system, p, dt=t, window=t, method="plain"))
         for t in np.atleast_1d(times)
     ]
     return [moved(atoms, frame.positions[0], frame.momenta[0]) for frame in frames]
@@ -125,32 +125,32 @@ def test_reversible_windows_run_backwards(window):
     """There and back again, what is left of the model's error is small."""
     atoms, model = cases.hot("CH3CH2OH"), gentle(**cases.OWN)
     errors = {}
-    for reversible in (True, False):
-        settings = {"model": model, "duration": window, "window": window, "reversible": reversible}
+    for method in ("reversible", "plain"):
+        settings = {"model": model, "duration": window, "window": window, "method": method}
         there = simulate(atoms, window, **settings)[-1]
         back = simulate(reversed_(there), window, **settings)[-1]
         v = cases.velocities(back) + cases.velocities(atoms)
-        errors[reversible] = abs(back.positions - atoms.positions).max() + window * abs(v).max()
-    assert errors[True] < 0.02 * errors[False]
+        errors[method] = abs(back.positions - atoms.positions).max() + window * abs(v).max()
+    assert errors["reversible"] < 0.02 * errors["plain"]
 
 
 def test_a_run_goes_on_with_the_map_that_it_was_begun_with(tmp_path):
     atoms = cases.hot("CH3CH2OH")
-    for begun in ({"reversible": False}, {"energy_rate": 0.02}, {}):
-        path = tmp_path / f"{len(begun)}{begun.get('reversible')}.h5"
+    for begun in ({"method": "plain"}, {"energy_rate": 0.02}, {}):
+        path = tmp_path / f"{len(begun)}{begun.get('method')}.h5"
         settings = {"dt": 2.0, "model": OWN, "trajectory": path}
         simulate(atoms, duration=30, **settings, **begun)
         said = Trajectory.read(path).metadata
-        assert ("reversible" in said) == begun.get("reversible", True)
+        assert ("reversible" in said) == ("method" not in begun)
         whole = simulate(atoms, 2.0, duration=60, model=OWN, **begun)
         same(simulate(atoms, duration=60, **settings, resume=True), whole)
-        other = not begun.get("reversible", True)
+        other = "reversible" if "method" in begun else "plain"
         with pytest.raises(ValueError, match="reversible|energy_rate_per_fs"):
-            simulate(atoms, duration=90, **settings, resume=True, reversible=other)
+            simulate(atoms, duration=90, **settings, resume=True, method=other)
     with pytest.raises(ValueError, match="energy_rate_per_fs"):
         simulate(atoms, 2.0, duration=90, model=OWN, trajectory=path, resume=True, energy_rate=0.03)
     with pytest.raises(ValueError, match="plain map puts all"):
-        simulate(atoms, 2.0, duration=90, model=OWN, reversible=False, energy_rate=0.03)
+        simulate(atoms, 2.0, duration=90, model=OWN, method="plain", energy_rate=0.03)
     for rate in (-1.0, np.nan, np.inf):
         with pytest.raises(ValueError, match="energy_rate must be"):
             simulate(atoms, 2.0, duration=90, model=OWN, energy_rate=rate)
@@ -158,10 +158,10 @@ def test_a_run_goes_on_with_the_map_that_it_was_begun_with(tmp_path):
 
 @both
 @maps
-def test_momenta_are_kept(model, reversible):
+def test_momenta_are_kept(model, method):
     atoms = cases.hot("CH3CH2OH")
     atoms.set_momenta(atoms.get_momenta() + 0.3)
-    t = simulate(atoms, 3.0, duration=300, model=model, reversible=reversible)
+    t = simulate(atoms, 3.0, duration=300, model=model, method=method)
     masses = atoms.get_masses()
     p, v, x = total_momentum(t.velocities, masses), t.velocities, t.positions
     np.testing.assert_allclose(p, p[[0]].repeat(len(p), 0), atol=1e-12)
@@ -183,10 +183,10 @@ def test_linear_molecule_keeps_its_angular_momentum():
 
 @both
 @maps
-def test_end_state_does_not_depend_on_dt(model, reversible):
+def test_end_state_does_not_depend_on_dt(model, method):
     atoms = cases.hot("CH3CH2OH")
     ends = [
-        simulate(atoms, dt, duration=60, model=model, reversible=reversible)
+        simulate(atoms, dt, duration=60, model=model, method=method)
         for dt in (0.1, 1, 5, 7.5, 20, 60)
     ]
     for trajectory in ends:
@@ -407,29 +407,29 @@ def in_torch(model):
     return model
 
 
-# The window in which gentle(0.6, **OWN) throws ethanol's atom 3 away, by whether it is reversible.
-WILD = {True: 83, False: 75}
+# The window in which gentle(0.6, **OWN) throws ethanol's atom 3 away.
+WILD = {"reversible": 83, "plain": 75}
 
 
 @maps
 @pytest.mark.parametrize("breakdown", [np.nan, 10.0])
-def test_broken_trajectory_keeps_its_frames(tmp_path, monkeypatch, breakdown, reversible):
+def test_broken_trajectory_keeps_its_frames(tmp_path, monkeypatch, breakdown, method):
     """A model that throws an atom away stops the run; the windows before are in the file."""
     atoms, path, model = cases.hot("CH3CH2OH"), tmp_path / "a.h5", in_torch(gentle(**cases.OWN))
-    whole = simulate(atoms, 1.0, duration=20, model=model, reversible=reversible)
-    throws_away(monkeypatch, 2 * PREDICTIONS[reversible], 4, breakdown)
+    whole = simulate(atoms, 1.0, duration=20, model=model, method=method)
+    throws_away(monkeypatch, 2 * PREDICTIONS[method], 4, breakdown)
     with pytest.raises(RolloutError, match="broke before 30 fs: atom 4 leaves"):
-        simulate(atoms, 1.0, duration=100, model=model, trajectory=path, reversible=reversible)
+        simulate(atoms, 1.0, duration=100, model=model, trajectory=path, method=method)
     same(Trajectory.read(path), whole)
 
 
 @maps
 @pytest.mark.parametrize("dt", [2.0, 50.0])
-def test_broken_trajectory_keeps_its_frames_natively(tmp_path, reversible, dt):
+def test_broken_trajectory_keeps_its_frames_natively(tmp_path, method, dt):
     """Also where many windows are one call, of which some were good."""
     atoms, path, model = cases.hot("CH3CH2OH"), tmp_path / "a.h5", gentle(0.6, **cases.OWN)
-    end = 10 * WILD[reversible]
-    settings = {"model": model, "reversible": reversible}
+    end = 10 * WILD[method]
+    settings = {"model": model, "method": method}
     with pytest.raises(RolloutError, match=f"broke before {end + 10} fs: atom 3 leaves") as caught:
         simulate(atoms, dt, duration=2000, trajectory=path, **settings)
     whole = simulate(atoms, 10.0, duration=end, **settings)
@@ -439,13 +439,13 @@ def test_broken_trajectory_keeps_its_frames_natively(tmp_path, reversible, dt):
 
 
 @maps
-def test_others_go_on_when_one_breaks(monkeypatch, reversible):
+def test_others_go_on_when_one_breaks(monkeypatch, method):
     many = [cases.hot("CO2"), cases.hot("CH3CH2OH"), cases.hot("NH3")]
     model = in_torch(gentle(**cases.OWN))
-    alone = [simulate(x, 1.0, duration=60, model=model, reversible=reversible) for x in many]
-    throws_away(monkeypatch, 2 * PREDICTIONS[reversible], 5, systems_of=7)  # ethanol's atom 2
+    alone = [simulate(x, 1.0, duration=60, model=model, method=method) for x in many]
+    throws_away(monkeypatch, 2 * PREDICTIONS[method], 5, systems_of=7)  # ethanol's atom 2
     with pytest.warns(RuntimeWarning, match="system 1: the trajectory broke before 30 fs: atom 2"):
-        done = simulate(many, 1.0, duration=60, model=model, reversible=reversible)
+        done = simulate(many, 1.0, duration=60, model=model, method=method)
     assert [t.times[-1] for t in done] == [60, 20, 60]
     assert "broke before 30 fs" in done[1].trust.warnings[0]
     for k in (0, 2):
@@ -454,11 +454,11 @@ def test_others_go_on_when_one_breaks(monkeypatch, reversible):
 
 @maps
 @pytest.mark.parametrize("dt", [2.0, 50.0])
-def test_others_go_on_natively_when_one_breaks(reversible, dt):
+def test_others_go_on_natively_when_one_breaks(method, dt):
     """To the bit, as if they had been alone."""
     many = [cases.hot("CO2"), cases.hot("CH3CH2OH"), cases.hot("NH3")]
-    settings = {"duration": 900, "model": gentle(0.6, **cases.OWN), "reversible": reversible}
-    end = 10 * WILD[reversible]
+    settings = {"duration": 900, "model": gentle(0.6, **cases.OWN), "method": method}
+    end = 10 * WILD[method]
     with pytest.warns(RuntimeWarning, match=f"broke before {end + 10} fs: atom 3 leaves"):
         done = simulate(many, dt, **settings)
     assert [t.times[-1] for t in done] == [900, dt * (end // dt), 900]
@@ -468,7 +468,7 @@ def test_others_go_on_natively_when_one_breaks(reversible, dt):
 
 def test_window():
     atoms = cases.hot("CH3CH2OH")
-    settings = {"duration": 20, "model": OWN, "reversible": False}
+    settings = {"duration": 20, "model": OWN, "method": "plain"}
     short = simulate(atoms, 1.0, window=5.0, **settings)
     long = simulate(atoms, 1.0, **settings)
     np.testing.assert_allclose(short.positions[:6], long.positions[:6], atol=1e-12)
