@@ -19,7 +19,7 @@ The same of one half of the reference's starts against the other half stands bes
 starts alone make of a spectrum. A prediction shares its starts with the reference and can be
 better than that.
 
-    --window, --plain, --energy-rate    as for `mdtrajnet simulate`
+    --method, --window, --energy-rate   as for `mdtrajnet simulate`
     --verlet STEP                       instead, molecular dynamics with the model's own potential
 """
 
@@ -43,7 +43,9 @@ from mdtrajnet_fast.analysis.observables import WAVENUMBER, vibrational_density_
 from mdtrajnet_fast.analysis.trust import trust_summary
 from mdtrajnet_fast.data.generate import generate
 from mdtrajnet_fast.data.records import Record, load_records
+from mdtrajnet_fast.md.window import METHODS, method_of, stride_of
 from mdtrajnet_fast.mechanics import momenta_from_velocities
+from mdtrajnet_fast.model.window_potentials import ENERGY
 from mdtrajnet_fast.system import System
 
 RESOLUTION, HIGHEST = 30.0, 4000.0  # cm^-1
@@ -97,15 +99,16 @@ def predict(
 
 def verlet(model: MDtrajNet, references: Sequence[Trajectory], step: float) -> list[Trajectory]:
     """Molecular dynamics with the model's potential: velocity Verlet, frames at the same times."""
-    assert model.potential is not None
     system = System.from_atoms([one[0] for one in references])
     x, v, mass = system.positions, system.velocities, system.masses[:, None] / fs**2
-    times = references[0].times
+    predictor, times = model.predictor(), references[0].times
     every = round(float(times[1]) / step)
 
     def acceleration(x: np.ndarray) -> np.ndarray:
         there = System(**{**system.__dict__, "positions": x})
         graph = model.graph(there)
+        if model.window_potentials is not None:
+            return -predictor.slopes(graph, ENERGY)[1].numpy() / mass
         r = graph.r.requires_grad_(True)
         with torch.enable_grad():
             energy = model.potential(graph).sum()
@@ -303,18 +306,19 @@ def compare(options: argparse.Namespace) -> None:
     if options.spacing is not None:
         step = round(options.spacing / records[0].frame_fs)
         references = [reference[::step] for reference in references]
-    settings = {"window": options.window}
-    if options.plain:
-        settings["method"] = "plain"
-    elif options.energy_rate is not None:
-        settings["energy_rate"] = options.energy_rate
+    method = method_of(model, options.method)
+    settings = {
+        "method": method,
+        "window": options.window,
+        "energy_rate": options.energy_rate,
+    }
     if options.verlet:
         title = f"velocity Verlet with the potential of {model.name}, {options.verlet:g} fs"
         predicted = verlet(model, references, options.verlet)
     else:
         title = (
-            f"{model.name}, {'plain' if options.plain else 'reversible'} windows of "
-            f"{model.stride(options.window):g} fs"
+            f"{model.name}, {method} windows of "
+            f"{stride_of(model, method, options.window):g} fs"
         )
         predicted = predict(model, references, **settings)
     molecules: dict[str, list[Run]] = {}
@@ -354,7 +358,7 @@ def main() -> None:
     sub.add_argument("reference", nargs="+", type=Path)
     sub.add_argument("--model", default="molecules-nve")
     sub.add_argument("--window", type=float, help="fs")
-    sub.add_argument("--plain", action="store_true", help="the model's plain map")
+    sub.add_argument("--method", choices=METHODS)
     sub.add_argument("--energy-rate", type=float, help="1/fs")
     sub.add_argument("--verlet", type=float, metavar="STEP", help="fs")
     sub.add_argument("--duration", type=float, help="fs (default: the reference's)")

@@ -107,7 +107,8 @@ def main() -> None:
             found = moduli(model, atoms, modes, window, name)
             sizes, angles = abs(found), abs(np.angle(found)) / np.pi
             print(
-                f"  {name:<11} {window:g} fs, phases {phases[0]:.2f} to {phases[-1]:.2f}: largest moduli {np.round(sizes[:4], 4)} "
+                f"  {name:<11} {window:g} fs, phases {phases[0]:.2f} to {phases[-1]:.2f}: "
+                f"largest moduli {np.round(sizes[:4], 4)} "
                 f"at {np.round(angles[:4], 2)}; {(sizes > 1.01).sum()} of {len(sizes)} above 1.01, "
                 f"determinant {sizes.prod():.3f}"
             )

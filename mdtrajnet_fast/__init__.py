@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from .io.structures import read_structure
     from .io.trajectory import Trajectory
     from .md.ase_dynamics import MDtrajNetDynamics
+    from .md.calculator import MDtrajNetCalculator
     from .md.rollout import RolloutError
     from .md.simulation import simulate
     from .mechanics import thermal_velocities
@@ -27,6 +28,7 @@ __version__ = "0.1.0"
 # neither `mdtrajnet --help` nor a process that only makes data should pay for.
 _HOME = {
     "MDtrajNet": "model.network",
+    "MDtrajNetCalculator": "md.calculator",
     "MDtrajNetDynamics": "md.ase_dynamics",
     "ModelConfig": "model.config",
     "NeighborList": "neighbors.host",

@@ -141,9 +141,9 @@ def _parser() -> argparse.ArgumentParser:
     add(
         "--method",
         choices=METHODS,
-        help="how windows are computed: by kicks of window potentials, by predictions of the network "
-        "there and back, or by single ones (default: symplectic, where the model has the potentials; "
-        "else reversible)",
+        help="how windows are computed: by kicks of window potentials, by predictions of the "
+        "network there and back, or by single ones (default: symplectic, where the model has the "
+        "potentials; else reversible)",
     )
     add(
         "--energy-rate",
@@ -419,8 +419,8 @@ def _evaluate(options: argparse.Namespace) -> None:
     if model.config.window_potentials is not None:
         kicks = rms_window_errors(model, pairs, options.pairs, seed=options.seed)
         print(
-            f"\nSymplectic windows of {model.config.window_potentials.window:g} fs: positions are wrong by "
-            f"{kicks['position']:.5f} Å, velocities by "
+            f"\nSymplectic windows of {model.config.window_potentials.window:g} fs: positions are "
+            f"wrong by {kicks['position']:.5f} Å, velocities by "
             f"{kicks['velocity'] / kicks['thermal_velocity']:.1%} of the true ones, forces by "
             f"{kicks['acceleration'] / kicks['true_acceleration']:.1%} (as accelerations)"
         )

@@ -37,6 +37,17 @@ SMALL = {
 OWN = {"residual": "running", "head": "conserving", "velocity_readout": True}
 # A potential of small sizes, all different from each other.
 POTENTIAL = {"potential": {"radial": 5, "products": 4, "hidden": 7}}
+# Window potentials of small sizes, all different from each other.
+WINDOW_POTENTIALS = {
+    "window_potentials": {
+        "window": 3.0,
+        "layers": 2,
+        "radial": 6,
+        "channels": 5,
+        "products": 4,
+        "hidden": 7,
+    }
+}
 PUBLISHED = ModelConfig(species=("C", "H", "N", "O"))
 
 
@@ -98,6 +109,8 @@ def gentle(scale: float = 0.03, **options) -> MDtrajNet:
         block.out_vector *= scale
     if made.potential is not None:
         made.potential.last.weight *= 0.2
+    if made.window_potentials is not None:
+        made.window_potentials.last *= 0.3
     return made
 
 

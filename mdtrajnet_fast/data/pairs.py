@@ -11,7 +11,6 @@ import numpy as np
 from ..system import System
 from .records import Record
 
-
 # Weights of the differences over 1, 2 and 3 steps to either side in a derivative of sixth order.
 _SLOPE = (3 / 4, -3 / 20, 1 / 60)
 MARGIN = len(_SLOPE)
@@ -113,7 +112,9 @@ class Pairs:
             lag = self._frames_in(lag_fs, record)
             self._refuse(record[lag > longest], f"a lag of {lag_fs:g} fs")
         span = history + lag
-        start = margin + (rng.random(count) * (self._frames[record] - span - 2 * margin)).astype(int)
+        start = margin + (rng.random(count) * (self._frames[record] - span - 2 * margin)).astype(
+            int
+        )
         backwards = (rng.random(count) < 0.5) & time_reversal
         first, last = (
             np.where(backwards, start + lag, start + history),

@@ -16,6 +16,7 @@ from ase.md.md import MolecularDynamics
 from ..model.checkpoint import load_model
 from ..model.network import MDtrajNet
 from ..system import System
+from .calculator import MDtrajNetCalculator
 from .rollout import ENERGY_RATE, check_rate, rollout
 from .window import method_of, stride_of
 
@@ -52,9 +53,10 @@ class MDtrajNetDynamics(MolecularDynamics):
     Further arguments are those of ase.md.md.MolecularDynamics: trajectory, logfile, ...
 
     Observers may change the atoms, as a thermostat does: a new window then starts from the state
-    they leave, and a model with a potential keeps the energy of that state. Forces are never
-    computed. Atoms without a calculator get :class:`UnknownEnergy`, so that loggers print "nan" for
-    energies; with a calculator they print real ones, at its cost.
+    they leave, and a model with a potential keeps the energy of that state. Forces are not asked
+    for. Atoms without a calculator get the model's own energies (:class:`.MDtrajNetCalculator`), or,
+    of a model without window potentials, :class:`UnknownEnergy`, so that loggers print "nan"; with a
+    calculator they print its energies, at its cost.
 
     Raises ValueError for elements that the model does not know, atoms at rest, and what
     :func:`~mdtrajnet_fast.system.check_atoms` refuses, constraints among it.
@@ -83,7 +85,8 @@ class MDtrajNetDynamics(MolecularDynamics):
                 "mdtrajnet_fast.thermal_velocities(atoms, temperature_K, seed)"
             )
         if atoms.calc is None:
-            atoms.calc = UnknownEnergy()
+            known = self.model.window_potentials is not None
+            atoms.calc = MDtrajNetCalculator(self.model) if known else UnknownEnergy()
         super().__init__(atoms, timestep, **kwargs)
         self._coming: Iterator[tuple[np.ndarray, np.ndarray]] = iter(())
         self._last: tuple[np.ndarray, ...] | None = None

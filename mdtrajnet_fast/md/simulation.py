@@ -136,9 +136,7 @@ def simulate(
         )
         p = np.concatenate([part.momenta[0] for part in parts])
         # not in the files: the windows that tell it are predicted again
-        target = EnergyTarget.after(
-            network, first, p, window=stride, method=method, windows=start
-        )
+        target = EnergyTarget.after(network, first, p, window=stride, method=method, windows=start)
     going = list(range(len(many)))
     with ExitStack() as stack:
         recorders = [

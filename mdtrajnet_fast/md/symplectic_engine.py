@@ -26,9 +26,7 @@ class SymplecticEngine:
     ahead = 1
     at_once = 1
 
-    def __init__(
-        self, model: MDtrajNet, predictor: TorchPredictor, system: System, method: Method
-    ):
+    def __init__(self, model: MDtrajNet, predictor: TorchPredictor, system: System, method: Method):
         self._model, self._predictor, self._system = model, predictor, system
         isolated = np.logical_not(system.pbc).all(axis=1)[system.system_index]
         self._isolated = torch.from_numpy(isolated)
@@ -69,7 +67,10 @@ class SymplecticEngine:
         frames = [(end, v)]
         if len(times) > 1:
             a, b = (self._kept_acceleration(ENERGY, y) for y in (x, end))
-            frames = [*(_between(t / h, h, (x, start, a), (end, v, b)) for t in times[:-1]), *frames]
+            frames = [
+                *(_between(t / h, h, (x, start, a), (end, v, b)) for t in times[:-1]),
+                *frames,
+            ]
         positions, velocities = (np.stack(y) for y in zip(*frames, strict=True))
         momenta = velocities / fs * masses
         self._positions, self._momenta = positions[-1], momenta[-1]

@@ -26,9 +26,9 @@ leaves momentum and angular momentum as they are. Of the way they go the share
 1 - exp(-pull (1 + (difference / near)^4)): weakly where the difference may be an error of the
 potential, strongly beyond it, by at most 30 %.
 
-Both of these are maps of a model that answers for its motion only as far as it was trained. A
-symplectic window is one whatever the weights: free flight between kicks that are slopes of functions
-of the positions (:mod:`..model.window_potentials`),
+These maps are as good as the training of the network. A symplectic window has its structure
+whatever the weights: free flight between kicks that are slopes of functions of the positions
+(:mod:`..model.window_potentials`),
 
     v += h/6 a(x), x += h/2 v, v += 2h/3 b(x), x += h/2 v, v += h/6 a(x)
 

@@ -33,8 +33,8 @@ from ..ops import (
 from ..system import System
 from .config import ModelConfig, irreps_channels
 from .potential import Potential
-from .window_potentials import ENERGY, WindowPotentials
 from .predictor import NativePredictor, Predictor, TorchPredictor
+from .window_potentials import ENERGY, WindowPotentials
 
 _T = TypeVar("_T")
 
@@ -334,9 +334,9 @@ class MDtrajNet(nn.Module):
     def potential_energy(self, system: System, edges: Edges | None = None) -> Tensor:
         """Potential energies of systems: float64 [systems], eV.
 
-        Each up to a constant that depends on its molecule. Those of the window potentials, where the
-        model has them. edges default to a fresh neighbour list. Where gradients are asked for, plain
-        torch computes them. Raises ValueError for a model without a potential.
+        Each up to a constant that depends on its molecule. Those of the window potentials, where
+        the model has them. edges default to a fresh neighbour list. Where gradients are asked for,
+        plain torch computes them. Raises ValueError for a model without a potential.
         """
         if not self.has_energies:
             raise ValueError(

@@ -8,9 +8,10 @@ of the positions alone. All three potentials share their layers:
     ENDS    of the kicks at both ends: h/6 of its slope
     MIDDLE  of the kick in the middle: 2h/3 of its slope
 
-For h -> 0 they are the same, and the window is the forward integrator 4A of S. A. Chin (Phys. Lett.
-A 226, 344 (1997)), of the fourth order. For the window they were trained for they are not: they take
-in what the steps of any integrator leave out. Those of a harmonic vibration are exact.
+For h -> 0 they are the same; with terms of h^2 in MIDDLE the window is the fourth-order integrator
+4A of S. A. Chin (Phys. Lett. A 226, 344 (1997)). For the window that they are trained for they take
+in all that functions of the positions can: a vibration of frequency w is exact if its w^2 is, with
+x = w h, 6 w^2 (2 - x cot(x / 2)) / x^2 in ENDS and 6 w^2 (1 - sin(x) / x) / x^2 in MIDDLE.
 """
 
 from __future__ import annotations
@@ -69,7 +70,9 @@ class WindowPotentials(nn.Module):
         self.before = random(h, layers - 1, h, width=0.6)
         self.second = random(h, layers, h, width=0.6)
         self.second_bias = nn.Parameter(torch.zeros(layers, h))
-        self.last = nn.Parameter(0.5 / math.sqrt(h) * torch.randn(layers, 1, h).repeat(1, len(ROLES), 1))
+        self.last = nn.Parameter(
+            0.5 / math.sqrt(h) * torch.randn(layers, 1, h).repeat(1, len(ROLES), 1)
+        )
 
     def forward(self, graph: Graph, role: Tensor) -> Tensor:
         """Atomic energies [atoms] (eV), in the roles of the atoms [atoms]."""
@@ -78,7 +81,8 @@ class WindowPotentials(nn.Module):
         envelope = cutoff_envelope(d, self.cutoff) * padded.mask
         radial = gaussian_basis(d, self.cutoff, config.radial) * envelope[..., None]
         harmonics = _harmonics(padded.r / d[..., None]).transpose(1, 2)  # [atoms, 10, slots]
-        energy, known = 0.0, None
+        energy = d.new_zeros(graph.atoms)
+        known: Tensor | None = None
         for k in range(config.layers):
             seen = self.neighbor_element[k][graph.species]
             bias = self.element[k][graph.species] + self.role[k][role]
@@ -92,7 +96,9 @@ class WindowPotentials(nn.Module):
             energy = energy + (known * self.last[k][role]).sum(-1)
         return energy
 
-    def slopes(self, graph: Graph, role: Tensor, *, learning: bool = False) -> tuple[Tensor, Tensor]:
+    def slopes(
+        self, graph: Graph, role: Tensor, *, learning: bool = False
+    ) -> tuple[Tensor, Tensor]:
         """Atomic energies [atoms] (eV), and the slopes of their sum [atoms, 3] (eV/Å).
 
         learning: whether gradients of the slopes will be asked for.

@@ -38,8 +38,9 @@ class TrainConfig:
     initial_blocks: which of the attention blocks of `initial` to start with, in order; the others
         are dropped, for a smaller model. None: all.
     window: stride (fs) of the rollouts that the model `initial` is trained on for; None: as it was.
-    potential, window_potentials: sizes of the potential (:class:`.PotentialConfig`) and of the window
-        potentials (:class:`.WindowPotentialsConfig`), unless `initial` has them to go on from.
+    potential, window_potentials: sizes of the potential (:class:`.PotentialConfig`) and of the
+        window potentials (:class:`.WindowPotentialsConfig`), unless `initial` has them to go on
+        from.
     steps, batch_size: optimiser steps, and pairs of frames in each.
     processes: how many share each batch, on the CPU: with one thread each they use the cores of a
         machine far better than threads do. The pairs of a step do not depend on it.

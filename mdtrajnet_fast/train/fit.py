@@ -142,8 +142,8 @@ class _Run:
             if config.target == "potential" and self.model.potential is None:
                 self.model = _with(self.model, potential=PotentialConfig(**config.potential))
             if config.target == "window_potentials" and self.model.window_potentials is None:
-                sizes = WindowPotentialsConfig(**config.window_potentials)
-                self.model = _with(self.model, window_potentials=sizes)
+                new = WindowPotentialsConfig(**config.window_potentials)
+                self.model = _with(self.model, window_potentials=new)
             if config.window is not None:
                 window = self.model.stride(config.window)
                 self.model.config = dataclasses.replace(self.model.config, window=window)
@@ -290,9 +290,7 @@ def _same_run(saved: dict[str, Any], now: dict[str, Any], path: Path) -> None:
         )
 
 
-def _with(
-    model: MDtrajNet, **sizes: PotentialConfig | WindowPotentialsConfig
-) -> MDtrajNet:
+def _with(model: MDtrajNet, **sizes: Any) -> MDtrajNet:
     """The model with an untrained potential, or window potentials."""
     config = dataclasses.replace(model.config, **sizes)
     new = MDtrajNet(config, members=len(model.members), name=model.name).to(model.dtype)

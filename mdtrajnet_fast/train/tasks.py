@@ -145,9 +145,8 @@ class WindowPotentials:
         found = window_errors(self.model, batch, self.pairs.accelerations(mine))
         masses = torch.from_numpy(batch.system.masses)[:, None] / _CARBON
         weight = (masses**config.mass_power).to(found.velocity) * (_CARBON / (300 * kB * fs**2))
-        parts = zip(self._scales, found, strict=True)
-        wrong = sum(scale**2 * (weight * x.square()).sum() for scale, x in parts)
-        return wrong / (3 * int(atoms.sum()))
+        wrong = torch.stack([(weight * x.square()).sum() for x in found])
+        return (wrong @ wrong.new_tensor(self._scales).square()) / (3 * int(atoms.sum()))
 
     def figures(self, pairs: Pairs) -> dict[str, float]:
         found = rms_window_errors(

@@ -246,9 +246,7 @@ def test_an_energy_that_cannot_be_had_is_approached(pull):
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-@pytest.mark.parametrize(
-    "settings", [{"dt": 10.0}, {"dt": 75.0}, {"dt": 10.0, "method": "plain"}]
-)
+@pytest.mark.parametrize("settings", [{"dt": 10.0}, {"dt": 75.0}, {"dt": 10.0, "method": "plain"}])
 def test_a_native_trajectory_is_its_own(settings, dtype):
     """The same bits alone and among others, however many threads there are."""
     names = ("CH3CH2OH", "C6H6", "H2O", "CO2", "CH3CN", "NH3", "CH4", "H2")

@@ -1,0 +1,47 @@
+import io
+
+import cases
+import numpy as np
+import pytest
+from ase.calculators.test import numeric_force
+from ase.md import MDLogger
+from ase.units import fs
+from cases import gentle
+
+from mdtrajnet_fast import MDtrajNetCalculator, MDtrajNetDynamics
+from mdtrajnet_fast.system import System
+
+MODEL = gentle(**cases.OWN, **cases.WINDOW_POTENTIALS)
+
+
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+@pytest.mark.parametrize("periodic", [False, True])
+def test_forces_are_slopes_of_the_energy(backend, periodic):
+    model = gentle(**cases.OWN, **cases.WINDOW_POTENTIALS)
+    model.backend = backend
+    atoms = cases.diamond((1, 1, 1)) if periodic else cases.hot("CH3CH2OH")
+    atoms.calc = MDtrajNetCalculator(model)
+    forces = atoms.get_forces()
+    assert abs(forces).max() > 0.01
+    for atom in (0, 3, 7):
+        for axis in range(3):
+            expected = numeric_force(atoms, atom, axis, d=1e-4)
+            assert forces[atom, axis] == pytest.approx(expected, abs=1e-6)
+    assert atoms.get_potential_energy() == pytest.approx(atoms.get_potential_energies().sum())
+    assert atoms.get_potential_energy() == pytest.approx(
+        float(model.potential_energy(System.from_atoms(atoms))), abs=1e-9
+    )
+
+
+def test_loggers_print_energies():
+    atoms, log = cases.hot("CH3CH2OH"), io.StringIO()
+    dynamics = MDtrajNetDynamics(atoms, 3.0 * fs, model=MODEL)
+    dynamics.attach(MDLogger(dynamics, atoms, log))
+    dynamics.run(20)
+    table = np.loadtxt(io.StringIO(log.getvalue()), skiprows=1)
+    assert np.isfinite(table).all() and np.ptp(table[:, 2]) > 0
+
+
+def test_a_model_without_is_refused():
+    with pytest.raises(ValueError, match="no window potentials"):
+        MDtrajNetCalculator(gentle(**cases.OWN))

@@ -1,0 +1,190 @@
+"""Symplectic windows: their structure whatever the weights, the two engines, and what is refused."""
+
+import dataclasses
+
+import cases
+import numpy as np
+import pytest
+from ase.units import fs
+from cases import gentle
+
+from mdtrajnet_fast import MDtrajNetDynamics, RolloutError, Trajectory, simulate
+from mdtrajnet_fast.md.rollout import rollout
+from mdtrajnet_fast.mechanics import total_angular_momentum, total_momentum
+from mdtrajnet_fast.model.window_potentials import ENDS, ENERGY, MIDDLE
+from mdtrajnet_fast.system import System
+
+H = 3.0  # the window of cases.WINDOW_POTENTIALS, fs
+OPTIONS = cases.OWN | cases.WINDOW_POTENTIALS
+MODEL = gentle(**OPTIONS)
+
+
+def in_torch(model):
+    model.backend = "reference"
+    return model
+
+
+def advance(model, atoms, x, v, windows=1):
+    """Positions and velocities after some windows."""
+    system = dataclasses.replace(System.from_atoms(atoms), positions=x)
+    p = v / fs * atoms.get_masses()[:, None]
+    *_, frames = rollout(model, system, p, dt=windows * H, duration=windows * H)
+    return frames.positions[-1], frames.momenta[-1] * fs / atoms.get_masses()[:, None]
+
+
+def acceleration(model, atoms, x, role):
+    system = dataclasses.replace(System.from_atoms(atoms), positions=x)
+    graph = model.graph(system)
+    _, slopes = model.window_potentials.slopes(graph, graph.species.new_full((len(x),), role))
+    return -(fs**2) * slopes.numpy() / atoms.get_masses()[:, None]
+
+
+def test_a_window_is_what_it_says():
+    atoms = cases.hot("CH3CH2OH")
+    x, v = atoms.positions, cases.velocities(atoms)
+    end, velocity = advance(MODEL, atoms, x, v)
+    v = v + H / 6 * acceleration(MODEL, atoms, x, ENDS)
+    x = x + H / 2 * v
+    v = v + 2 * H / 3 * acceleration(MODEL, atoms, x, MIDDLE)
+    x = x + H / 2 * v
+    v = v + H / 6 * acceleration(MODEL, atoms, x, ENDS)
+    np.testing.assert_allclose(end, x, atol=1e-12)
+    np.testing.assert_allclose(velocity, v, atol=1e-13)
+    assert abs(v - cases.velocities(atoms)).max() > 1e-4  # the kicks are no rounding
+
+
+def test_a_window_is_symplectic():
+    """J^T M J = M, for the Jacobian J of positions and momenta and the canonical matrix M."""
+    atoms = cases.hot("H2O")
+    x, root = atoms.positions, np.sqrt(np.repeat(atoms.get_masses(), 3))
+    v, n = cases.velocities(atoms), 9
+
+    def map_of(z):
+        end, velocity = advance(
+            MODEL, atoms, x + (z[:n] / root).reshape(3, 3), v + (z[n:] / root).reshape(3, 3)
+        )
+        return np.concatenate([(end - x).ravel() * root, (velocity - v).ravel() * root])
+
+    step = 1e-4
+    jacobian = np.stack(
+        [(map_of(step * e) - map_of(-step * e)) / (2 * step) for e in np.eye(2 * n)], axis=1
+    )
+    canonical = np.block([[np.zeros((n, n)), np.eye(n)], [-np.eye(n), np.zeros((n, n))]])
+    np.testing.assert_allclose(jacobian.T @ canonical @ jacobian, canonical, atol=1e-7)
+    assert abs(jacobian - np.eye(2 * n)).max() > 1.0
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+def test_windows_run_backwards(dtype):
+    model = gentle(**OPTIONS) if dtype == "float64" else gentle(**OPTIONS).float()
+    atoms = cases.hot("CH3CH2OH")
+    x, v = atoms.positions, cases.velocities(atoms)
+    there = advance(model, atoms, x, v, windows=50)
+    back = advance(model, atoms, there[0], -there[1], windows=50)
+    assert abs(there[0] - x).max() > 0.1
+    np.testing.assert_allclose(back[0], x, atol=1e-9 if dtype == "float64" else 1e-3)
+
+
+def many():
+    return [cases.hot("CH3CH2OH"), cases.hot("H2O"), cases.hot("CO2"), cases.diamond((1, 1, 1))]
+
+
+@pytest.mark.parametrize("dt", [3.0, 1.0, 7.0])
+def test_engines_agree(dt):
+    native = simulate(many(), dt, duration=42, model=MODEL)
+    torch = simulate(many(), dt, duration=42, model=in_torch(gentle(**OPTIONS)))
+    for a, b in zip(native, torch, strict=True):
+        np.testing.assert_array_equal(a.times, b.times)
+        np.testing.assert_allclose(a.positions, b.positions, atol=1e-10)
+        np.testing.assert_allclose(a.momenta, b.momenta, atol=1e-9)
+
+
+def test_bits():
+    """Those of the end depend neither on dt, nor on how many windows a call has, nor on others."""
+    model = gentle(**OPTIONS).float()
+    coarse = simulate(many(), 30.0, duration=60, model=model)
+    fine = simulate(many(), 1.0, duration=60, model=model)
+    for k, atoms in enumerate(many()):
+        alone = simulate(atoms, 15.0, duration=60, model=model)
+        for other in (fine[k], alone):
+            np.testing.assert_array_equal(coarse[k].positions[-1], other.positions[-1])
+            np.testing.assert_array_equal(coarse[k].momenta[-1], other.momenta[-1])
+
+
+def test_momenta_are_kept():
+    model = gentle(**OPTIONS).float()
+    atoms = cases.hot("CH3CH2OH")
+    t = simulate(atoms, 3.0, duration=3000, model=model)
+    for of, centred in ((total_momentum, False), (total_angular_momentum, True)):
+        values = np.array([of(frame) for frame in (t[0], t[500], t[-1])])
+        np.testing.assert_allclose(values, values[:1].repeat(3, 0), atol=1e-9, err_msg=str(centred))
+
+
+def test_frames_within_pass_through_the_ends():
+    atoms = cases.hot("CH3CH2OH")
+    t = simulate(atoms, 0.01, duration=6, model=MODEL)
+    v = (t.positions[2:] - t.positions[:-2]) / 0.02
+    np.testing.assert_allclose(v, t.velocities[1:-1], atol=1e-6)
+    a = (t.velocities[302] - t.velocities[298]) / 0.04  # across the end of a window
+    expected = acceleration(MODEL, atoms, t.positions[300], ENERGY)
+    np.testing.assert_allclose(a, expected, atol=2e-3 * abs(expected).max())
+
+
+@pytest.mark.parametrize("suffix", ["h5", "traj"])
+def test_runs_go_on(tmp_path, suffix):
+    atoms, path = cases.hot("CH3CH2OH"), tmp_path / f"run.{suffix}"
+    settings = {"dt": 1.0, "model": MODEL, "trajectory": path}
+    simulate(atoms, duration=20, **settings)
+    assert Trajectory.read(path).metadata["method"] == "symplectic"
+    whole = simulate(atoms, 1.0, duration=60, model=MODEL)
+    resumed = simulate(atoms, duration=60, **settings, resume=True)
+    np.testing.assert_array_equal(resumed.momenta, whole.momenta)
+    with pytest.raises(ValueError, match="method"):
+        simulate(atoms, duration=90, **settings, resume=True, method="reversible")
+
+
+def test_ase_dynamics():
+    atoms = cases.hot("CH3CH2OH")
+    whole = simulate(atoms, 1.0, duration=9, model=MODEL)
+    dynamics = MDtrajNetDynamics(atoms, 1.0 * fs, model=MODEL)
+    assert dynamics.method == "symplectic"
+    dynamics.run(9)
+    np.testing.assert_array_equal(atoms.positions, whole.positions[-1])
+
+
+def test_other_methods_of_the_same_model():
+    atoms = cases.hot("CH3CH2OH")
+    without = gentle(**cases.OWN)
+    for method in ("reversible", "plain"):
+        a = simulate(atoms, 10.0, duration=50, model=MODEL, method=method)
+        b = simulate(atoms, 10.0, duration=50, model=without, method=method)
+        np.testing.assert_array_equal(a.positions, b.positions)
+
+
+def test_refusals():
+    atoms = cases.hot("H2O")
+    with pytest.raises(ValueError, match="no window potentials"):
+        simulate(atoms, model=gentle(**cases.OWN), method="symplectic")
+    with pytest.raises(ValueError, match="symplectic, reversible, plain"):
+        simulate(atoms, model=MODEL, method="verlet")
+    with pytest.raises(ValueError, match="window must be 3 fs"):
+        simulate(atoms, model=MODEL, window=4.0)
+    with pytest.raises(ValueError, match="energy_rate"):
+        simulate(atoms, model=MODEL, energy_rate=0.01)
+
+
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+@pytest.mark.parametrize("dt", [1.0, 30.0])
+def test_the_others_go_on_when_one_breaks(backend, dt):
+    model = gentle(**OPTIONS)
+    model.backend = backend
+    broken = cases.hot("CO2")
+    broken.positions[1] = broken.positions[0] + [0, 0, 40.0]
+    broken.set_velocities(np.array([[0, 0, 0], [0, 0, -0.5], [0, 0, 0]]) / fs)  # meets at 80 fs
+    with pytest.raises(RolloutError, match="coincide|course"):
+        simulate(broken, dt, duration=300, model=model)
+    with pytest.warns(RuntimeWarning, match="system 0: the trajectory broke"):
+        done = simulate([broken, cases.hot("H2O")], dt, duration=300, model=model)
+    assert done[0].times[-1] < 100 and done[1].times[-1] == 300
+    alone = simulate(cases.hot("H2O"), dt, duration=300, model=model)
+    np.testing.assert_array_equal(done[1].positions, alone.positions)
