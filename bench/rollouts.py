@@ -316,10 +316,7 @@ def compare(options: argparse.Namespace) -> None:
         title = f"velocity Verlet with the potential of {model.name}, {options.verlet:g} fs"
         predicted = verlet(model, references, options.verlet)
     else:
-        title = (
-            f"{model.name}, {method} windows of "
-            f"{stride_of(model, method, options.window):g} fs"
-        )
+        title = f"{model.name}, {method} windows of {stride_of(model, method, options.window):g} fs"
         predicted = predict(model, references, **settings)
     molecules: dict[str, list[Run]] = {}
     for record, *pair in zip(records, references, predicted, strict=True):

@@ -31,6 +31,7 @@ from .io.trajectory import Trajectory
 from .md.export import export_model
 from .md.rollout import ENERGY_RATE, RolloutError
 from .md.simulation import check_run, method_begun, model_hash, simulate
+from .md.thermostats import THERMOSTATS, Thermostat
 from .md.window import METHODS, method_of, stride_of
 from .mechanics import thermal_velocities
 from .model.checkpoint import bundled_models, load_model, provenance, save_model, training_logs
@@ -61,10 +62,15 @@ SIMULATE: dict[str, Any] = {
     "window": None,
     "method": None,
     "energy_rate": None,
+    "thermostat": None,
+    "friction": None,
+    "time_constant": None,
+    "equilibration": None,
     "output": None,
     "format": "traj",
 }
 DEFAULT_TEMPERATURE_K = 300.0
+EQUILIBRATION_FS = 1000.0
 # Of these, those that run.json keeps elsewhere or in another form.
 _NOT_SETTINGS = ("model", "temperature", "output", "format")
 # A segment of the spectrum lasts this over its resolution (fs cm^-1), see analysis.
@@ -150,6 +156,20 @@ def _parser() -> argparse.ArgumentParser:
         type=float,
         help="how fast reversible windows return to the energy of the start, 1/fs "
         f"(default: {ENERGY_RATE})",
+    )
+    add(
+        "--thermostat",
+        choices=list(THERMOSTATS),
+        help="at --temperature: Langevin dynamics or stochastic velocity rescaling "
+        "(default: none, constant energy)",
+    )
+    add("--friction", type=float, help="of langevin, 1/fs (default: 0.01)")
+    add("--time-constant", type=float, help="of csvr, fs (default: 100)")
+    add(
+        "--equilibration",
+        type=float,
+        help="time before the first frame, fs, with a thermostat (default: "
+        f"{EQUILIBRATION_FS:g} where velocities are drawn, else 0)",
     )
     add("--output", type=Path, help="new folder (default: named after the structure)")
     add("--format", choices=["traj", "extxyz", "h5"], help=said("format"))
@@ -268,6 +288,10 @@ def _simulate(options: argparse.Namespace) -> None:
         window=settings["window"],
         method=method,
         energy_rate=settings.get("energy_rate"),
+        temperature_K=settings["temperature_K"],
+        seed=settings["seed"],
+        thermostat=_thermostat(settings),
+        equilibration=settings.get("equilibration") or 0.0,
         trajectory=folder / run["trajectory"],
         resume=bool(options.resume),
         progress=not options.quiet,
@@ -286,6 +310,22 @@ def _simulate(options: argparse.Namespace) -> None:
     print(f"Written: {folder}/ ({', '.join(sorted(p.name for p in folder.iterdir()))})")
 
 
+def _thermostat(settings: dict[str, Any]) -> Thermostat | None:
+    """The thermostat that settings name."""
+    name, kelvin = settings.get("thermostat"), settings["temperature_K"]
+    constants = {"langevin": "friction", "csvr": "time_constant"}
+    for kind, constant in constants.items():
+        if settings.get(constant) is not None and name != kind:
+            option = "--" + constant.replace("_", "-")
+            raise ValueError(f"{option} is of --thermostat {kind}, got thermostat {name}")
+    if name is None:
+        return None
+    if kelvin is None:
+        raise ValueError(f"--thermostat {name} needs its --temperature")
+    given = settings.get(constants[name])
+    return THERMOSTATS[name](kelvin, *([] if given is None else [given]))
+
+
 def _new_run(options: argparse.Namespace) -> tuple[Path, dict[str, Any], ase.Atoms]:
     if options.structure is None:
         raise ValueError("give a structure (file, name or SMILES), or --resume FOLDER")
@@ -296,6 +336,8 @@ def _new_run(options: argparse.Namespace) -> tuple[Path, dict[str, Any], ase.Ato
     temperature = chosen["temperature"]
     if temperature is None and not atoms.get_momenta().any():
         temperature = DEFAULT_TEMPERATURE_K
+    if chosen["equilibration"] is None:
+        chosen["equilibration"] = 0.0 if temperature is None else EQUILIBRATION_FS
     if temperature is not None:
         thermal_velocities(atoms, temperature, chosen["seed"])
     label = f"-{temperature:g}K" if temperature is not None else ""

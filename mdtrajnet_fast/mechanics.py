@@ -257,14 +257,37 @@ def thermal_velocities(
 
 def _stop(atoms: ase.Atoms) -> None:
     """Take out the net momentum and, for an isolated system, the net rotation."""
-    masses = atoms.get_masses()[:, None]
-    momenta = atoms.get_momenta()
-    momenta -= masses * (momenta.sum(0) / masses.sum())
-    if not atoms.pbc.any():
-        axes = rotation_axes(atoms)
-        r = atoms.positions - atoms.get_center_of_mass()
-        turns = np.stack([np.cross(axis, r) for axis in axes]) if len(axes) else np.zeros((0, 1, 3))
-        inertia = np.einsum("kax,lax->kl", turns, masses * turns)
-        omega = np.linalg.solve(inertia, np.einsum("kax,ax->k", turns, momenta))
-        momenta -= masses * np.einsum("k,kax->ax", omega, turns)
-    atoms.set_momenta(momenta)
+    atoms.set_momenta(InternalMotion(atoms).of(atoms.get_momenta()))
+
+
+class InternalMotion:
+    """The part of momenta that neither moves a system nor, if it is isolated, turns it.
+
+    atoms: masses, and where they are until :meth:`at` says something else. freedom: degrees of
+    freedom, :func:`degrees_of_freedom` of the atoms given here.
+    """
+
+    def __init__(self, atoms: ase.Atoms):
+        self.masses = atoms.get_masses()
+        self.freedom = degrees_of_freedom(atoms)
+        self._atoms = atoms.copy()
+        self._isolated = not atoms.pbc.any()
+        self.at(atoms.positions)
+
+    def at(self, positions: Array) -> None:
+        """From here on the atoms are there, [atoms, 3] Å."""
+        self._atoms.positions = positions
+        self._turns = np.zeros((0, len(self.masses), 3))
+        if self._isolated and len(axes := rotation_axes(self._atoms)):
+            r = positions - self.masses @ positions / self.masses.sum()
+            self._turns = np.stack([np.cross(axis, r) for axis in axes])
+
+    def of(self, momenta: Array) -> Array:
+        """The internal part of momenta [atoms, 3], in the mass-weighted metric."""
+        masses = self.masses[:, None]
+        inner = momenta - masses * (momenta.sum(0) / masses.sum())
+        if len(self._turns):
+            inertia = np.einsum("kax,lax->kl", self._turns, masses * self._turns)
+            omega = np.linalg.solve(inertia, np.einsum("kax,ax->k", self._turns, inner))
+            inner = inner - masses * np.einsum("k,kax->ax", omega, self._turns)
+        return inner

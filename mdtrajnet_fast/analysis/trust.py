@@ -193,7 +193,8 @@ class TrustMonitor:
     atoms: numbers, masses, cell and pbc are taken from it. cutoff: the model's, in Å; None: do not
     look for atoms without neighbours. window: stride of the rollout (fs); None: do not compare the
     parts of windows. potential: energies [k] (eV) of positions [k, atoms, 3] (Å); None: do not look
-    at the total energy. Raises ValueError for a cutoff that is not positive.
+    at the total energy. thermostat_K: what a thermostat keeps the temperature at; None: constant
+    energy. Raises ValueError for a cutoff that is not positive.
 
     ``update`` takes the frames in order, the first one being the reference; ``summary`` can be
     called at any time after it. What is warned of, and when:
@@ -209,6 +210,8 @@ class TrustMonitor:
     * the total energy leaves that of the start by a quarter of the kinetic energy;
     * the temperature changes by more than 10 % from the first to the last fifth, and more than
       chance allows in so short a time;
+    * instead of these three, with a thermostat: the temperature of the last fifth differs from the
+      thermostat's by more than 10 %, and more than chance allows;
     * the mean temperature is less than half of that of the start, and more than chance allows (in
       runs of 500 fs or more);
     * the centre of mass leaves its straight line by more than 0.01 Å, and by more than 0.5 % of the
@@ -229,7 +232,9 @@ class TrustMonitor:
         cutoff: float | None = None,
         window: float | None = None,
         potential: Energies | None = None,
+        thermostat_K: float | None = None,
     ) -> None:
+        self._thermostat_K = thermostat_K
         self._window, self._potential = window, potential
         self._bands = BandWatch(atoms.get_masses())
         self._phases = np.zeros((_PHASES, 2))  # temperatures summed, and how many
@@ -558,6 +563,15 @@ class TrustMonitor:
         fifth = (seen.end_fs - seen.start_fs) / 5
         independent = max(1.0, fifth / _CORRELATION_FS)
         one = math.sqrt(2 / (self._freedom * independent)) if self._freedom else math.nan
+        if self._thermostat_K is not None:
+            off = overall.last / self._thermostat_K - 1
+            if fifth >= _CORRELATION_FS and abs(off) > max(DRIFT, 3 * one):
+                yield _Doubt(
+                    seen.start_fs + 4 * fifth,
+                    f"the temperature of the last fifth is {overall.last:.0f} K, that of the "
+                    f"thermostat {self._thermostat_K:.0f} K",
+                )
+            return
         change = overall.last / overall.first - 1 if overall.first > 0 else math.nan
         if abs(change) > max(DRIFT, 3 * math.sqrt(2) * one):
             yield _Doubt(

@@ -21,6 +21,7 @@ from ..system import System
 from .device_engine import DeviceEngine
 from .host_engine import HostEngine
 from .symplectic_engine import SymplecticEngine
+from .thermostats import Baths
 from .window import Broke, Engine, Method, Target, method_of, stride_of
 
 # How fast reversible windows are drawn to the energy of the start (1/fs). docs/study.md: much
@@ -148,6 +149,7 @@ def rollout(
     method: str | None = None,
     energy_rate: float = ENERGY_RATE,
     target: EnergyTarget | None = None,
+    baths: Baths | None = None,
 ) -> Iterator[Frames]:
     """Predict one or many systems, window by window, as long as asked for (or for ever).
 
@@ -164,6 +166,7 @@ def rollout(
         The plain map goes all the way; symplectic windows need none.
     target: the energies to keep, of a model with a potential, which learns of the first windows;
         None for that of a rollout that begins here.
+    baths: thermostats, with which no energy is kept.
 
     Yields :class:`Frames`. Raises ValueError for times that are not positive or a window beyond the
     model's, and :class:`RolloutError` when a state is no longer a geometry: it has a coordinate
@@ -178,6 +181,9 @@ def rollout(
     begun: deque[tuple[int, int]] = deque()  # first windows, and how many
     try:
         engine.set_state(system.positions, momenta)
+        if baths is not None:
+            yield from _thermostatted(engine, baths, schedule, system, momenta, start)
+            return
         if target is None and keeps_energy(model, name):
             target = EnergyTarget.begin(engine, stride, name)
         number = start  # of the window to begin next
@@ -227,6 +233,34 @@ def check_rate(rate: float) -> float:
     if not 0 <= rate < np.inf:
         raise ValueError(f"energy_rate must be a number of 1/fs, 0 or more, got {rate}")
     return float(rate)
+
+
+def _thermostatted(
+    engine: Engine,
+    baths: Baths,
+    schedule: Schedule,
+    system: System,
+    momenta: np.ndarray,
+    number: int,
+) -> Iterator[Frames]:
+    """Windows one by one from number `number` on, with what thermostats do around each."""
+    x, p = system.positions, momenta
+    while schedule.goes_on(number):
+        times = schedule.times(number)
+        engine.set_state(x, baths.before(number, times[-1], x, p))
+        engine.begin(times, None)
+        try:
+            windows = engine.end()
+        except Broke as why:  # the others can go on from before what the thermostats did
+            broke = Broke(str(why), why.system, 0, x, p)
+            raise RolloutError.of(broke, number, schedule.end(number)) from why
+        x = windows.positions[-1]
+        p = baths.after(number, times[-1], x, windows.momenta[-1])
+        momenta = np.concatenate([windows.momenta[:-1], p[None]])
+        frames = schedule.frames(number)
+        part = slice(len(frames))
+        yield Frames(frames, windows.positions[part], momenta[part], schedule.end(number))
+        number += 1
 
 
 @dataclass

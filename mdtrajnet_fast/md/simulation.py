@@ -19,7 +19,7 @@ from tqdm import tqdm
 from ..analysis.observables import FRAME_ROWS
 from ..analysis.trust import TrustMonitor
 from ..io.trajectory import Trajectory, count_frames, open_writer
-from ..mechanics import set_velocities, thermal_velocities
+from ..mechanics import InternalMotion, set_velocities, thermal_velocities
 from ..model.checkpoint import load_model
 from ..model.network import MDtrajNet
 from ..system import System
@@ -34,6 +34,7 @@ from .rollout import (
     potential_energies,
     rollout,
 )
+from .thermostats import CSVR, Baths, Langevin, Thermostat, describe, thermostat_of
 from .window import method_of, stride_of
 
 
@@ -51,6 +52,8 @@ def simulate(
     resume: bool = False,
     method: str | None = None,
     energy_rate: float | None = None,
+    thermostat: str | Thermostat | Sequence[str | Thermostat] | None = None,
+    equilibration: float = 0.0,
     progress: bool = False,
 ) -> Trajectory | list[Trajectory]:
     """Predict the molecular dynamics of one system, or of many at once.
@@ -80,6 +83,13 @@ def simulate(
         continued, as it was begun.
     energy_rate: how fast reversible windows return to the total energy of the start (1/fs), with a
         model that has a potential. None: 0.004, or as begun.
+    thermostat: "langevin" or "csvr", at temperature_K, or an object of :mod:`.thermostats` with
+        constants of its own; one for each system of a list, or one for all. It acts on the internal
+        motion, before and after each window. None: constant energy. The random numbers are those of
+        the seed.
+    equilibration: time (fs) before frame 0, with the thermostat (of a run at constant energy:
+        :class:`.thermostats.Langevin` at temperature_K), that is not kept. A run at constant energy
+        then starts with the mean total energy of its last three quarters, if the model has energies.
     progress: show a progress bar.
 
     Returns a :class:`~mdtrajnet_fast.Trajectory` (a list of them for a list) with frames at 0, dt,
@@ -114,14 +124,39 @@ def simulate(
         **settings,
     }
     rate = metadata.get("energy_rate_per_fs", ENERGY_RATE)
-    parts = []
-    for k, (one, v, path) in enumerate(zip(many, given, paths, strict=True)):
-        held = _held(path, one, metadata) if resume else None
-        if held is None:
-            _set_start(one, v, temperature_K, seed + k, k)
-            x, p = one.positions[None], one.get_momenta()[None]
-            held = Trajectory(one, [0.0], x, p, metadata)
-        parts.append(held)
+    if not 0 <= equilibration < np.inf:
+        raise ValueError(f"equilibration must be a number of fs, 0 or more, got {equilibration}")
+    seeds = [seed + k for k in range(len(many))]
+    thermostats = _thermostats(thermostat, temperature_K, len(many))
+    said = [metadata] * len(many)
+    if thermostats:
+        pairs = zip(thermostats, seeds, strict=True)
+        said = [metadata | describe(one) | {"thermostat_seed": own} for one, own in pairs]
+    begun = [
+        _held(path, one, own) if resume else None
+        for path, one, own in zip(paths, many, said, strict=True)
+    ]
+    fresh = [k for k, held in enumerate(begun) if held is None]
+    for k in fresh:
+        kelvin = temperature_K
+        if thermostats and given[k] is None and not many[k].get_momenta().any():
+            kelvin = thermostats[k].temperature_K
+        _set_start(many[k], given[k], kelvin, seeds[k], k)
+    if equilibration and fresh:
+        warm = thermostats or _thermostats("langevin", temperature_K, len(many))
+        _equilibrate(
+            network,
+            [many[k] for k in fresh],
+            [warm[k] for k in fresh],
+            [seeds[k] for k in fresh],
+            equilibration,
+            {"window": window, "method": method},
+            keep_energy=not thermostats,
+        )
+    parts = [
+        held or Trajectory(one, [0.0], one.positions[None], one.get_momenta()[None], own)
+        for held, one, own in zip(begun, many, said, strict=True)
+    ]
     # The end of a window is a state to go on from. Frames beyond the last such one that all
     # systems have are predicted once more, to the same bits.
     shortest = min(len(part) for part in parts)
@@ -130,7 +165,7 @@ def simulate(
     positions = np.concatenate([part.positions[boundary] for part in parts])
     momenta = np.concatenate([part.momenta[boundary] for part in parts])
     target = None
-    if keeps_energy(network, method):
+    if keeps_energy(network, method) and not thermostats:
         first = dataclasses.replace(
             system, positions=np.concatenate([part.positions[0] for part in parts])
         )
@@ -140,8 +175,10 @@ def simulate(
     going = list(range(len(many)))
     with ExitStack() as stack:
         recorders = [
-            _Recorder(one, part, path, _monitor(network, one, stride, method), stack)
-            for one, part, path in zip(many, parts, paths, strict=True)
+            _Recorder(one, part, path, _monitor(network, one, stride, method, bath), stack)
+            for one, part, path, bath in zip(
+                many, parts, paths, thermostats or [None] * len(many), strict=True
+            )
         ]
         bar = stack.enter_context(
             tqdm(total=duration, initial=start * stride, unit="fs", disable=not progress)
@@ -160,6 +197,13 @@ def simulate(
                 method=method,
                 energy_rate=rate,
                 target=target,
+                baths=Baths(
+                    [thermostats[k] for k in going],
+                    [many[k] for k in going],
+                    [seeds[k] for k in going],
+                )
+                if thermostats
+                else None,
             )
             try:
                 for frames in windows:
@@ -182,9 +226,70 @@ def simulate(
     return done[0] if single else done
 
 
-def _monitor(model: MDtrajNet, atoms: ase.Atoms, stride: float, method: str) -> TrustMonitor:
-    potential = partial(potential_energies, model, atoms) if model.has_energies else None
-    monitor = TrustMonitor(atoms, model.config.radial_cutoff, stride, potential)
+def _thermostats(
+    given: str | Thermostat | Sequence[str | Thermostat] | None,
+    temperature_K: float | None,
+    count: int,
+) -> list[Thermostat]:
+    """One for each system; none for constant energy."""
+    if given is None:
+        return []
+    each = [given] * count if isinstance(given, str | Langevin | CSVR) else list(given)
+    if len(each) != count:
+        raise ValueError(f"{count} systems need {count} thermostats, or one for all, got {given!r}")
+    return [thermostat_of(one, temperature_K) for one in each]
+
+
+def _equilibrate(
+    model: MDtrajNet,
+    many: list[ase.Atoms],
+    thermostats: list[Thermostat],
+    seeds: list[int],
+    duration: float,
+    settings: dict[str, Any],
+    *,
+    keep_energy: bool,
+) -> None:
+    """Move systems to where they are after some time with thermostats, in place.
+
+    keep_energy: they go on at constant energy: the internal motion is scaled so that this is the
+    mean of the last three quarters, where it can be.
+    """
+    system = System.from_atoms(many)
+    momenta = np.concatenate([one.get_momenta() for one in many])
+    stride = stride_of(model, settings["method"], settings["window"])
+    baths = Baths(thermostats, many, seeds, stage=1)
+    times = {"dt": stride, "duration": max(duration, stride)}
+    ends = [
+        (frames.positions[-1], frames.momenta[-1])
+        for frames in rollout(model, system, momenta, **times, **settings, baths=baths)
+    ]
+    late = ends[len(ends) // 4 :]
+    positions, momenta = (np.stack(x) for x in zip(*late, strict=True))
+    for one, a, b in zip(many, system.ptr, system.ptr[1:], strict=False):
+        x, p = positions[:, a:b], momenta[:, a:b]
+        one.positions = x[-1]
+        one.set_momenta(p[-1])
+        if keep_energy and model.has_energies:
+            motion = InternalMotion(one)
+            internal = motion.of(p[-1])
+            kinetic = 0.5 * (p**2 / one.get_masses()[:, None]).sum((1, 2))
+            potential = potential_energies(model, one, x)
+            more = (potential + kinetic).mean() - potential[-1] - kinetic[-1]
+            now = 0.5 * (internal**2 / one.get_masses()[:, None]).sum()
+            if now > 0 and now + more > 0:
+                one.set_momenta(p[-1] + (np.sqrt((now + more) / now) - 1) * internal)
+
+
+def _monitor(
+    model: MDtrajNet, atoms: ase.Atoms, stride: float, method: str, thermostat: Thermostat | None
+) -> TrustMonitor:
+    if thermostat is not None:
+        cutoff, target = model.config.radial_cutoff, thermostat.temperature_K
+        monitor = TrustMonitor(atoms, cutoff, stride, thermostat_K=target)
+    else:
+        potential = partial(potential_energies, model, atoms) if model.has_energies else None
+        monitor = TrustMonitor(atoms, model.config.radial_cutoff, stride, potential)
     if method != "symplectic" and (wrong := model.extrapolates(stride)) is not None:
         monitor.doubt(0.0, f"windows of {wrong}")
     return monitor

@@ -1,0 +1,167 @@
+"""Thermostats: what exchanges heat with the internal motion of systems, around their windows.
+
+They act on the momenta between windows, which stay what they are (:mod:`.window`), and on the internal
+motion alone: total momentum and, of isolated systems, the rotation about the
+:func:`~mdtrajnet_fast.mechanics.rotation_axes` are left as they are. Random numbers are a function of
+the seed and the number of the window: a run that is continued draws those of one that was not
+stopped.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import ase
+import numpy as np
+from ase.units import kB
+
+from ..mechanics import InternalMotion
+
+
+@dataclass(frozen=True)
+class Langevin:
+    """Friction and noise, half before and half after each window (OBABO).
+
+    Of the internal momenta p half a step of h / 2 makes c p + sqrt(1 - c^2) sqrt(m kB T) x with
+    c = exp(-friction h / 2) and normal x (G. Bussi, M. Parrinello, Phys. Rev. E 75, 056707 (2007)).
+
+    temperature_K: K. friction_per_fs: 1/fs.
+    """
+
+    temperature_K: float
+    friction_per_fs: float = 0.01
+
+    def __post_init__(self) -> None:
+        _check_positive(self)
+
+    def before(
+        self, p: np.ndarray, motion: InternalMotion, rng: np.random.Generator, h: float
+    ) -> np.ndarray:
+        """Internal momenta [atoms, 3] to start a window of h fs with."""
+        kept = math.exp(-self.friction_per_fs * h / 2)
+        masses = motion.masses[:, None]
+        noise = np.sqrt(masses * kB * self.temperature_K) * rng.standard_normal(p.shape)
+        return kept * p + math.sqrt(1 - kept**2) * motion.of(noise)
+
+    after = before
+
+
+@dataclass(frozen=True)
+class CSVR:
+    """Canonical sampling by velocity rescaling, after each window.
+
+    All internal momenta are scaled so that their kinetic energy follows its canonical distribution
+    with a memory of time_constant_fs; hardly any of the dynamics is disturbed (G. Bussi, D. Donadio,
+    M. Parrinello, J. Chem. Phys. 126, 014101 (2007), eq. A7).
+
+    temperature_K: K. time_constant_fs: fs.
+    """
+
+    temperature_K: float
+    time_constant_fs: float = 100.0
+
+    def __post_init__(self) -> None:
+        _check_positive(self)
+
+    def before(
+        self, p: np.ndarray, motion: InternalMotion, rng: np.random.Generator, h: float
+    ) -> np.ndarray:
+        """Internal momenta [atoms, 3] to start a window of h fs with: as they are."""
+        return p
+
+    def after(
+        self, p: np.ndarray, motion: InternalMotion, rng: np.random.Generator, h: float
+    ) -> np.ndarray:
+        """Internal momenta [atoms, 3] after a window of h fs."""
+        kinetic = 0.5 * float((p**2 / motion.masses[:, None]).sum())
+        if not kinetic > 0:
+            return p
+        kept = math.exp(-h / self.time_constant_fs)
+        freedom = motion.freedom
+        one = rng.standard_normal()
+        others = rng.chisquare(freedom - 1) if freedom > 1 else 0.0
+        wanted = 0.5 * kB * self.temperature_K / kinetic  # of each degree of freedom
+        scale2 = (
+            kept
+            + (1 - kept) * wanted * (one**2 + others)
+            + 2 * one * math.sqrt(kept * (1 - kept) * wanted)
+        )
+        sign = 1.0 if one + math.sqrt(kept / ((1 - kept) * wanted)) > 0 else -1.0
+        return sign * math.sqrt(scale2) * p
+
+
+Thermostat = Langevin | CSVR
+THERMOSTATS: dict[str, type[Langevin] | type[CSVR]] = {"langevin": Langevin, "csvr": CSVR}
+
+
+def thermostat_of(given: str | Thermostat, temperature_K: float | None) -> Thermostat:
+    """A thermostat, or the one of a name at a temperature (K).
+
+    Raises ValueError for other names and a name without a temperature.
+    """
+    if isinstance(given, Langevin | CSVR):
+        return given
+    if given not in THERMOSTATS:
+        raise ValueError(f"thermostat must be one of {', '.join(THERMOSTATS)}, got {given!r}")
+    if temperature_K is None:
+        raise ValueError(f"thermostat = {given!r} needs its temperature: give temperature_K")
+    return THERMOSTATS[given](temperature_K)
+
+
+def describe(thermostat: Thermostat) -> dict[str, Any]:
+    """The kind and the numbers of a thermostat, for the metadata of a run."""
+    (name,) = (k for k, kind in THERMOSTATS.items() if isinstance(thermostat, kind))
+    return {"thermostat": name, **dataclasses.asdict(thermostat)}
+
+
+class Baths:
+    """The thermostats of the systems of one rollout.
+
+    thermostats, atoms, seeds: of each system. window: fs. stage: another one draws other random
+    numbers.
+    """
+
+    def __init__(
+        self,
+        thermostats: Sequence[Thermostat],
+        atoms: Sequence[ase.Atoms],
+        seeds: Sequence[int],
+        stage: int = 0,
+    ):
+        self._thermostats, self._seeds, self._stage = thermostats, seeds, stage
+        self._motions = [InternalMotion(one) for one in atoms]
+        self._ptr = np.cumsum([0] + [len(one) for one in atoms])
+
+    def before(self, number: int, h: float, x: np.ndarray, p: np.ndarray) -> np.ndarray:
+        """Momenta [atoms, 3] to start window `number`, of h fs, with."""
+        return self._act("before", 2 * number, h, x, p)
+
+    def after(self, number: int, h: float, x: np.ndarray, p: np.ndarray) -> np.ndarray:
+        """Momenta [atoms, 3] after it."""
+        return self._act("after", 2 * number + 1, h, x, p)
+
+    def _act(self, name: str, number: int, h: float, x: np.ndarray, p: np.ndarray) -> np.ndarray:
+        changed = p.copy()
+        parts = zip(self._ptr, self._ptr[1:], strict=False)
+        for k, (a, b) in enumerate(parts):
+            key = [self._seeds[k] % 2**64, self._stage]
+            rng = np.random.Generator(np.random.Philox(key=key, counter=[0, 0, 0, number]))
+            motion = self._motions[k]
+            motion.at(x[a:b])
+            internal = motion.of(p[a:b])
+            changed[a:b] += getattr(self._thermostats[k], name)(internal, motion, rng, h) - internal
+        return changed
+
+
+def _check_positive(thermostat: Any) -> None:
+    for field in dataclasses.fields(thermostat):
+        value = getattr(thermostat, field.name)
+        if not (isinstance(value, int | float) and math.isfinite(value) and value > 0):
+            raise ValueError(
+                f"{field.name} of {type(thermostat).__name__} must be a positive number, got "
+                f"{value!r}"
+            )

@@ -1,0 +1,166 @@
+"""Thermostats: the canonical distribution, what they leave alone, and runs that go on."""
+
+import ase
+import cases
+import numpy as np
+import pytest
+from ase.units import kB
+from cases import gentle
+
+from mdtrajnet_fast import simulate
+from mdtrajnet_fast.analysis.trust import TrustMonitor
+from mdtrajnet_fast.md.thermostats import CSVR, Baths, Langevin
+from mdtrajnet_fast.mechanics import (
+    InternalMotion,
+    degrees_of_freedom,
+    kinetic_temperature,
+    thermal_velocities,
+    total_angular_momentum,
+    total_momentum,
+)
+
+MODEL = gentle(**cases.OWN, **cases.WINDOW_POTENTIALS)
+BOTH = pytest.mark.parametrize("thermostat", ["langevin", "csvr"])
+
+
+@pytest.mark.parametrize("thermostat", [Langevin(400.0, 0.2), CSVR(400.0, 5.0)], ids=str)
+@pytest.mark.parametrize("name", ["CH3CH2OH", "H2O", "diamond"])
+def test_kinetic_energies_are_canonical(thermostat, name):
+    """Of atoms that nothing else moves: the gamma distribution of f / 2 degrees of freedom."""
+    atoms = cases.diamond((1, 1, 1)) if name == "diamond" else cases.hot(name)
+    thermal_velocities(atoms, 100.0, 3)
+    freedom, baths = degrees_of_freedom(atoms), Baths([thermostat], [atoms], [11])
+    p, kinetic = atoms.get_momenta(), []
+    for number in range(6000):
+        p = baths.before(number, 3.0, atoms.positions, p)
+        p = baths.after(number, 3.0, atoms.positions, p)
+        kinetic.append(0.5 * (p**2 / atoms.get_masses()[:, None]).sum())
+    kinetic = np.array(kinetic[500:]) / (kB * 400.0)
+    assert kinetic.mean() == pytest.approx(freedom / 2, rel=0.04)
+    assert kinetic.var() == pytest.approx(freedom / 2, rel=0.2)
+
+
+@BOTH
+def test_rigid_motion_is_left_alone(thermostat):
+    atoms = cases.hot("CH3CH2OH")
+    atoms.set_momenta(atoms.get_momenta() + 0.3 * atoms.get_masses()[:, None])
+    t = simulate(atoms, 3.0, duration=300, model=MODEL, thermostat=thermostat, temperature_K=500)
+    moving = simulate(atoms, 3.0, duration=300, model=MODEL, thermostat=CSVR(500.0))
+    for run in (t, moving):
+        for of in (
+            total_momentum(run.velocities, atoms.get_masses()),
+            total_angular_momentum(run.positions, run.velocities, atoms.get_masses()),
+        ):
+            np.testing.assert_allclose(of, of[:1].repeat(len(of), 0), atol=1e-9)
+    assert abs(total_momentum(moving.velocities, atoms.get_masses())[0]).max() > 0.1
+
+
+@BOTH
+@pytest.mark.parametrize("method", ["symplectic", "reversible"])
+def test_runs_go_on_and_do_not_depend_on_others(tmp_path, thermostat, method):
+    many = [cases.hot("CH3CH2OH"), cases.hot("H2O")]
+    window = 3.0 if method == "symplectic" else 10.0
+    settings = {
+        "dt": window / 2,
+        "model": MODEL,
+        "method": method,
+        "thermostat": thermostat,
+        "temperature_K": 300.0,
+    }
+    whole = simulate(many, duration=60, **settings)
+    paths = [tmp_path / "a.h5", tmp_path / "b.traj"]
+    simulate(many, duration=25, **settings, trajectory=paths)
+    parts = simulate(many, duration=60, **settings, trajectory=paths, resume=True)
+    alone = simulate(many[1], duration=60, **settings, seed=1)
+    for a, b in ((whole[0], parts[0]), (whole[1], parts[1]), (whole[1], alone)):
+        np.testing.assert_array_equal(a.positions, b.positions)
+        np.testing.assert_array_equal(a.momenta, b.momenta)
+    other = simulate(many, duration=60, **settings, seed=5)
+    assert abs(other[0].positions[-1] - whole[0].positions[-1]).max() > 1e-3
+    del settings["thermostat"]
+    with pytest.raises(ValueError, match="thermostat"):
+        simulate(many, duration=90, **settings, trajectory=paths, resume=True)
+
+
+def test_temperatures_of_a_batch():
+    many = [cases.hot("CH3CH2OH") for _ in range(2)]
+    runs = simulate(
+        many, 3.0, duration=6000, model=MODEL, thermostat=[Langevin(200.0, 0.05), CSVR(600.0, 20.0)]
+    )
+    for run, kelvin in zip(runs, (200.0, 600.0), strict=True):
+        t = kinetic_temperature(run.velocities[500:], run.atoms.get_masses(), 21)
+        assert t.mean() == pytest.approx(kelvin, rel=0.15)
+
+
+def test_equilibration():
+    """Frame 0 is as warm as asked for, in kinetic and potential energy."""
+    atoms = cases.hot("CH3CH2OH")
+    atoms.set_momenta(np.zeros((9, 3)))
+    settings = {"dt": 3.0, "model": MODEL, "temperature_K": 300.0}
+    cold = simulate(atoms, duration=30, **settings)
+    warm = simulate(atoms, duration=30, **settings, equilibration=300.0)
+    assert abs(warm.positions[0] - cold.positions[0]).max() > 0.01
+    assert len(warm) == len(cold) and warm.times[0] == 0
+    again = simulate(atoms, duration=30, **settings, equilibration=300.0)
+    np.testing.assert_array_equal(again.positions, warm.positions)
+    np.testing.assert_allclose(total_momentum(warm.velocities, atoms.get_masses()), 0, atol=1e-10)
+
+
+def test_the_others_go_on_with_theirs():
+    broken = cases.hot("CO2")
+    broken.positions[1] = broken.positions[0] + [0, 0, 40.0]
+    broken.set_momenta([[0, 0, 0], [0, 0, -80.0], [0, 0, 0]])
+    settings = {"dt": 3.0, "duration": 300, "model": MODEL, "thermostat": CSVR(300.0)}
+    with pytest.warns(RuntimeWarning, match="system 0: the trajectory broke"):
+        done = simulate([broken, cases.hot("H2O")], **settings)
+    alone = simulate(cases.hot("H2O"), **settings, seed=1)
+    np.testing.assert_array_equal(done[1].positions, alone.positions)
+
+
+def test_trust_knows_the_thermostat():
+    atoms = cases.hot("CH3CH2OH")
+    run = simulate(atoms, 3.0, duration=3000, model=MODEL, thermostat=Langevin(300.0, 0.05))
+    assert not any("thermostat" in text for text in run.trust.warnings)
+    monitor = TrustMonitor(atoms, thermostat_K=900.0)
+    monitor.update(run.times, run.positions, run.momenta)
+    assert any("that of the thermostat 900 K" in text for text in monitor.summary().warnings)
+
+
+def test_internal_motion():
+    atoms = cases.hot("CO2")
+    atoms.rattle(0.2, seed=2)
+    motion = InternalMotion(atoms)
+    p = np.random.default_rng(0).standard_normal((3, 3))
+    inner = motion.of(p)
+    np.testing.assert_allclose(inner.sum(0), 0, atol=1e-14)
+    np.testing.assert_allclose(motion.of(inner), inner, atol=1e-14)
+    np.testing.assert_allclose(np.cross(atoms.positions, inner).sum(0), 0, atol=1e-13)
+
+
+@pytest.mark.parametrize(
+    "given, match",
+    [
+        ({"thermostat": "nose"}, "langevin, csvr"),
+        ({"thermostat": "langevin"}, "temperature_K"),
+        ({"thermostat": [CSVR(300.0)]}, "2 thermostats"),
+        ({"equilibration": -1.0, "temperature_K": 300.0}, "equilibration"),
+        ({"equilibration": 100.0}, "temperature_K"),
+    ],
+)
+def test_refusals(given, match):
+    with pytest.raises(ValueError, match=match):
+        simulate([cases.hot("H2O"), cases.hot("NH3")], model=MODEL, **given)
+
+
+@pytest.mark.parametrize("kind", [Langevin, CSVR])
+@pytest.mark.parametrize("bad", [0.0, -1.0, np.nan, np.inf, None])
+def test_constants_are_checked(kind, bad):
+    for arguments in ((bad, 1.0), (300.0, bad)):
+        with pytest.raises(ValueError, match="must be a positive number"):
+            kind(*arguments)
+
+
+def test_one_atom_has_nothing_to_exchange():
+    atoms = ase.Atoms("N", momenta=[[1.0, 2.0, 3.0]])
+    run = simulate(atoms, 3.0, duration=30, model=MODEL, thermostat=Langevin(300.0))
+    np.testing.assert_allclose(run.momenta, run.momenta[:1].repeat(11, 0))
