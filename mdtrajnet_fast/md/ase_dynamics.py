@@ -54,9 +54,9 @@ class MDtrajNetDynamics(MolecularDynamics):
 
     Observers may change the atoms, as a thermostat does: a new window then starts from the state
     they leave, and a model with a potential keeps the energy of that state. Forces are not asked
-    for. Atoms without a calculator get the model's own energies (:class:`.MDtrajNetCalculator`), or,
-    of a model without window potentials, :class:`UnknownEnergy`, so that loggers print "nan"; with a
-    calculator they print its energies, at its cost.
+    for. Atoms without a calculator get :class:`.MDtrajNetCalculator`, so that loggers print the
+    model's own energies, or, of a model without window potentials, :class:`UnknownEnergy`, so that
+    they print "nan".
 
     Raises ValueError for elements that the model does not know, atoms at rest, and what
     :func:`~mdtrajnet_fast.system.check_atoms` refuses, constraints among it.

@@ -88,8 +88,8 @@ def simulate(
         motion, before and after each window. None: constant energy. The random numbers are those of
         the seed.
     equilibration: time (fs) before frame 0, with the thermostat (of a run at constant energy:
-        :class:`.thermostats.Langevin` at temperature_K), that is not kept. A run at constant energy
-        then starts with the mean total energy of its last three quarters, if the model has energies.
+        :class:`.thermostats.Langevin` at temperature_K), that is not kept. If the model has energies,
+        a run at constant energy then starts with the mean one of its last three quarters.
     progress: show a progress bar.
 
     Returns a :class:`~mdtrajnet_fast.Trajectory` (a list of them for a list) with frames at 0, dt,
@@ -173,12 +173,11 @@ def simulate(
         # not in the files: the windows that tell it are predicted again
         target = EnergyTarget.after(network, first, p, window=stride, method=method, windows=start)
     going = list(range(len(many)))
+    kept_warm: Sequence[Thermostat | None] = thermostats or [None] * len(many)
     with ExitStack() as stack:
         recorders = [
             _Recorder(one, part, path, _monitor(network, one, stride, method, bath), stack)
-            for one, part, path, bath in zip(
-                many, parts, paths, thermostats or [None] * len(many), strict=True
-            )
+            for one, part, path, bath in zip(many, parts, paths, kept_warm, strict=True)
         ]
         bar = stack.enter_context(
             tqdm(total=duration, initial=start * stride, unit="fs", disable=not progress)
@@ -259,10 +258,10 @@ def _equilibrate(
     momenta = np.concatenate([one.get_momenta() for one in many])
     stride = stride_of(model, settings["method"], settings["window"])
     baths = Baths(thermostats, many, seeds, stage=1)
-    times = {"dt": stride, "duration": max(duration, stride)}
+    settings |= {"dt": stride, "duration": max(duration, stride), "baths": baths}
     ends = [
         (frames.positions[-1], frames.momenta[-1])
-        for frames in rollout(model, system, momenta, **times, **settings, baths=baths)
+        for frames in rollout(model, system, momenta, **settings)
     ]
     late = ends[len(ends) // 4 :]
     positions, momenta = (np.stack(x) for x in zip(*late, strict=True))

@@ -1,9 +1,9 @@
 """Thermostats: what exchanges heat with the internal motion of systems, around their windows.
 
-They act on the momenta between windows, which stay what they are (:mod:`.window`), and on the internal
-motion alone: total momentum and, of isolated systems, the rotation about the
-:func:`~mdtrajnet_fast.mechanics.rotation_axes` are left as they are. Random numbers are a function of
-the seed and the number of the window: a run that is continued draws those of one that was not
+They act on the momenta between windows, which stay what they are (:mod:`.window`), and on the
+internal motion alone: total momentum and, of isolated systems, the rotation about the
+:func:`~mdtrajnet_fast.mechanics.rotation_axes` are left as they are. Random numbers are a function
+of the seed and the number of the window: a run that is continued draws those of one that was not
 stopped.
 """
 
@@ -55,8 +55,8 @@ class CSVR:
     """Canonical sampling by velocity rescaling, after each window.
 
     All internal momenta are scaled so that their kinetic energy follows its canonical distribution
-    with a memory of time_constant_fs; hardly any of the dynamics is disturbed (G. Bussi, D. Donadio,
-    M. Parrinello, J. Chem. Phys. 126, 014101 (2007), eq. A7).
+    with a memory of time_constant_fs; hardly any of the dynamics is disturbed (G. Bussi,
+    D. Donadio, M. Parrinello, J. Chem. Phys. 126, 014101 (2007), eq. A7).
 
     temperature_K: K. time_constant_fs: fs.
     """

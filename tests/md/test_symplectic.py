@@ -1,4 +1,4 @@
-"""Symplectic windows: their structure whatever the weights, the two engines, and what is refused."""
+"""Symplectic windows: their structure whatever the weights, both engines, what is refused."""
 
 import dataclasses
 
