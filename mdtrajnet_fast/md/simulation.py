@@ -88,8 +88,8 @@ def simulate(
         motion, before and after each window. None: constant energy. The random numbers are those of
         the seed.
     equilibration: time (fs) before frame 0, with the thermostat (of a run at constant energy:
-        :class:`.thermostats.Langevin` at temperature_K), that is not kept. If the model has energies,
-        a run at constant energy then starts with the mean one of its last three quarters.
+        :class:`.thermostats.Langevin` at temperature_K), that is not kept. If the model has
+        energies, a run at constant energy then starts with the mean of its last three quarters.
     progress: show a progress bar.
 
     Returns a :class:`~mdtrajnet_fast.Trajectory` (a list of them for a list) with frames at 0, dt,
