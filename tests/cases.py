@@ -110,7 +110,8 @@ def gentle(scale: float = 0.03, **options) -> MDtrajNet:
     if made.potential is not None:
         made.potential.last.weight *= 0.2
     if made.window_potentials is not None:
-        made.window_potentials.last *= 0.3
+        made.window_potentials.last *= torch.tensor([[0.3], [0.25], [0.35]])
+        made.window_potentials.role.normal_()
     return made
 
 

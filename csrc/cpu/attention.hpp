@@ -73,6 +73,34 @@ struct PotentialWeights {
     const T* last;         // [hidden]
 };
 
+struct WindowPotentialSizes {
+    long species, layers, radial, channels, products, hidden;
+    double cutoff;  // Å
+};
+
+// One layer of window potentials.  All rows are padded with zeros to whole vectors of any instruction set; features are
+// channels and four times products, each padded.  "back": transposed, for slopes.  maps: of each l side by side.
+template <class T>
+struct WindowPotentialLayer {
+    const T* radial;            // [radial][channels]
+    const T* neighbor_element;  // [species][channels]
+    const T* neighbor;          // [hidden][channels], and neighbor_back [channels][hidden]; not of the first layer
+    const T* neighbor_back;
+    const T* maps[3];           // [channels][2, 3, 2 x products]
+    const T* maps_back[3];      // [2, 3, 2 x products][channels]
+    const T* scale;             // [species][features]
+    const T* first;             // [features][hidden], and first_back [hidden][features]
+    const T* first_back;
+    const T* bias;              // [roles][species][hidden]
+    const T* before;            // [hidden][hidden], and before_back; not of the first layer
+    const T* before_back;
+    const T* second;            // [hidden][hidden], and second_back
+    const T* second_back;
+    const T* second_bias;       // [hidden]
+    const T* last;              // [roles][hidden]
+};
+constexpr int kWindowPotentialWeights = sizeof(WindowPotentialLayer<float>) / sizeof(const float*);  // of a layer
+
 template <class T>
 struct AttentionFunctions {
     // Weights in the layout of this instruction set; `gradients` adds what backward needs.
@@ -91,6 +119,9 @@ struct AttentionFunctions {
     // atomic energies [atoms] (eV), of species [atoms]; reads no w of the graph
     void (*potential)(const PotentialSizes&, const PotentialWeights<T>&, const AttentionGraph<T>&,
                       const std::int64_t* species, T* energy, int threads);
+    // the same of window potentials in a role, energy null or [atoms]; and slopes [atoms][3] (eV/Å) of the sum, or null
+    void (*window_potential)(const WindowPotentialSizes&, const WindowPotentialLayer<T>* layers, const AttentionGraph<T>&,
+                             const std::int64_t* species, int role, T* energy, double* slope, int threads);
 };
 
 struct AttentionKernels {

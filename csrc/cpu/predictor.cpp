@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstdlib>
+#include <cstring>
 #include <stdexcept>
 #include <string>
 
@@ -142,6 +143,15 @@ void Predictor::energies(const AttentionGraph<T>& graph, const int64_t* species,
     functions_of<T>(chosen_kernels()).potential(parts_.potential, w, graph, species, energy, threads);
 }
 
+template <class T>
+void Predictor::slopes(const AttentionGraph<T>& graph, const int64_t* species, int role, T* energy, double* slope,
+                       int threads) const {
+    std::vector<WindowPotentialLayer<T>> layers(parts_.window_potentials.layers);
+    std::memcpy(layers.data(), parts_.window_weights.data(), parts_.window_weights.size() * sizeof(const void*));
+    functions_of<T>(chosen_kernels())
+        .window_potential(parts_.window_potentials, layers.data(), graph, species, role, energy, slope, threads);
+}
+
 int useful_threads(int threads, int64_t rows) {
     return static_cast<int>(std::max<int64_t>(1, std::min<int64_t>(threads, rows / kRowsOfThread)));
 }
@@ -152,7 +162,8 @@ int useful_threads(int threads, int64_t rows) {
                                   T* const*, T* const*, int);                                                          \
     template void Predictor::motion(const AttentionGraph<T>&, const HeadAtoms<T>&, int64_t, const double*, double*,    \
                                     double*, int) const;                                                               \
-    template void Predictor::energies(const AttentionGraph<T>&, const int64_t*, T*, int) const;
+    template void Predictor::energies(const AttentionGraph<T>&, const int64_t*, T*, int) const;                        \
+    template void Predictor::slopes(const AttentionGraph<T>&, const int64_t*, int, T*, double*, int) const;
 MDTRAJNET_FOR(float)
 MDTRAJNET_FOR(double)
 #undef MDTRAJNET_FOR

@@ -70,6 +70,8 @@ struct PredictorParts {
     bool has_potential;
     PotentialSizes potential;
     const void* potential_weights[7];  // in the order of PotentialWeights
+    WindowPotentialSizes window_potentials;     // no layers: it has none
+    std::vector<const void*> window_weights;    // those of WindowPotentialLayer, layer by layer
 };
 
 class Predictor {
@@ -78,6 +80,7 @@ class Predictor {
 
     bool real() const { return parts_.members[0][0]->real; }
     bool has_potential() const { return parts_.has_potential; }
+    bool has_window_potentials() const { return parts_.window_potentials.layers > 0; }
     const HeadSizes& head() const { return parts_.head; }
 
     // moved (Å) and velocity (Å/fs), [times][atoms][3], at the times t (fs); overwritten.
@@ -88,6 +91,11 @@ class Predictor {
     // Atomic energies [atoms] (eV), of a model with a potential.
     template <class T>
     void energies(const AttentionGraph<T>& graph, const std::int64_t* species, T* energy, int threads) const;
+
+    // Atomic energies [atoms] (eV) by a window potential, or null; and the slopes [atoms][3] (eV/Å) of their sum, or null.
+    template <class T>
+    void slopes(const AttentionGraph<T>& graph, const std::int64_t* species, int role, T* energy, double* slope,
+                int threads) const;
 
   private:
     PredictorParts parts_;

@@ -7,7 +7,7 @@ knows nothing of rollouts.
 from __future__ import annotations
 
 import copy
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ from ..ops import Graph
 from ..ops.cpu import addresses, check_tensors, graph_addresses, ready, threads_for
 from ..ops.graph import CSR
 from .potential import Potential
+from .window_potentials import WindowPotentials
 
 if TYPE_CHECKING:
     from .network import MDtrajNet
@@ -48,6 +49,10 @@ class NativePredictor:
         if model.potential is not None:
             sizes, self._potential = potential_weights(model.potential)
             potential = (*sizes, addresses(self._potential))
+        window_potentials = None
+        if model.window_potentials is not None:
+            of_windows, self._windows = window_potential_weights(model.window_potentials)
+            window_potentials = (*of_windows, addresses(self._windows))
         self.native = _C.Predictor(
             members=[[block.native for block in blocks.native] for blocks in members],
             embeddings=addresses(self._embeddings),
@@ -57,6 +62,7 @@ class NativePredictor:
             readout=config.velocity_readout,
             time_cutoff=config.time_cutoff,
             potential=potential,
+            window_potentials=window_potentials,
         )
 
     def motion(self, graph: Graph, times: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -80,6 +86,17 @@ class NativePredictor:
             graph_addresses(csr), species.data_ptr(), energy.data_ptr(), threads_for(csr, 1)
         )
         return energy
+
+    def slopes(self, graph: Graph, role: int) -> tuple[Tensor, Tensor]:
+        """Of a window potential in a role: atomic energies [atoms] (eV), and the slopes of their
+        sum, float64 [atoms, 3] (eV/Å)."""
+        csr, species = CSR(*ready(graph.csr)), graph.species.contiguous()
+        check_tensors(self.dtype, (*csr, species))
+        energy = torch.empty(graph.atoms, dtype=self.dtype)
+        slope = torch.empty(graph.atoms, 3, dtype=torch.float64)
+        places = (species.data_ptr(), role, energy.data_ptr(), slope.data_ptr())
+        self.native.slopes(graph_addresses(csr), *places, threads_for(csr, 1))
+        return energy, slope
 
 
 class TorchPredictor:
@@ -117,18 +134,71 @@ class TorchPredictor:
         assert self._model.potential is not None
         return self._model.potential(graph)
 
+    def slopes(self, graph: Graph, role: int) -> tuple[Tensor, Tensor]:
+        """As :meth:`NativePredictor.slopes`."""
+        assert self._model.window_potentials is not None
+        of_atoms = graph.species.new_full((graph.atoms,), role)
+        energy, slope = self._model.window_potentials.slopes(graph, of_atoms)
+        return energy, slope.double()
+
 
 Predictor = NativePredictor | TorchPredictor
+
+
+def padded(x: Tensor) -> Tensor:
+    """With rows in whole vectors of any instruction set, 64 bytes."""
+    whole = 64 // x.element_size()
+    return torch.nn.functional.pad(x.detach(), (0, -x.shape[-1] % whole)).contiguous()
+
+
+def window_potential_weights(of: WindowPotentials) -> tuple[tuple[Any, ...], list[Tensor]]:
+    """Sizes of window potentials, and their weights, those of WindowPotentialLayer of
+    csrc/cpu/attention.hpp layer by layer."""
+    sizes, species = of.config, of.neighbor_element.shape[1]
+    weights: list[Tensor] = []
+
+    def features(x: Tensor) -> Tensor:
+        """The last dimension, of features, with each kind of them padded."""
+        kinds = x.split([sizes.channels, *[sizes.products] * 4], -1)
+        return torch.cat([padded(kind) for kind in kinds], -1).contiguous()
+
+    def back(x: Tensor) -> Tensor:
+        return padded(x.T)
+
+    nothing = of.last.new_zeros(0)
+    for k in range(sizes.layers):
+        maps = of.maps.detach()[:, k].transpose(0, 1)
+        of_l = [[padded(maps[n]) for n in some] for some in ((0, 1), (2, 3, 6), (4, 5))]
+        side_by_side = [torch.cat(some, 1).contiguous() for some in of_l]
+        first = of.first.detach()[:, k].T
+        bias = of.element[k] + of.role[k][:, None]
+        joined = [nothing] * 4
+        if k:
+            neighbor, before = of.neighbor[:, k - 1], of.before[:, k - 1]
+            joined = [padded(neighbor), back(neighbor), padded(before), back(before)]
+        weights += [
+            padded(of.radial[:, k]),
+            padded(of.neighbor_element[k]),
+            *joined[:2],
+            *side_by_side,
+            *(back(x) for x in side_by_side),
+            features(of.scale.detach()[k]),
+            padded(features(first).T),
+            features(first),
+            padded(bias),
+            *joined[2:],
+            padded(of.second[:, k]),
+            back(of.second[:, k]),
+            padded(of.second_bias[k]),
+            padded(of.last[k]),
+        ]
+    numbers = (sizes.layers, sizes.radial, sizes.channels, sizes.products, sizes.hidden)
+    return (species, *numbers, of.cutoff), weights
 
 
 def potential_weights(of: Potential) -> tuple[_Sizes, list[Tensor]]:
     """Sizes of a potential, and its weights as PotentialWeights of csrc/cpu/attention.hpp."""
     scale, left, last = of.scale.detach(), of.left.detach(), of.last.weight[0]
-    whole = 64 // scale.element_size()
-
-    def padded(x: Tensor) -> Tensor:
-        return torch.nn.functional.pad(x.detach(), (0, -x.shape[-1] % whole)).contiguous()
-
     weights = [
         torch.cat([padded(left), padded(of.right)], 2).contiguous(),
         scale.clone(),
