@@ -115,6 +115,15 @@ def gentle(scale: float = 0.03, **options) -> MDtrajNet:
     return made
 
 
+def meets(model: MDtrajNet) -> ase.Atoms:
+    """A nitrogen atom that flies to a hydrogen molecule, within reach after 270 fs; and the model's
+    window potentials make numbers that are none where nitrogen is a neighbour."""
+    assert model.window_potentials is not None
+    model.window_potentials.neighbor_element[:, model.config.species.index("N")] = torch.nan
+    lone = ase.Atoms("N", momenta=[[0.0, 0.0, 20.0]])
+    return lone + ase.Atoms("H2", [[0, 0, 43.0], [0, 0.74, 43.0]], momenta=np.zeros((2, 3)))
+
+
 def hot(name: str, seed: int = 0, temperature_K: float = 500.0) -> ase.Atoms:
     """A g2 molecule, away from its minimum and moving."""
     atoms = molecule(name)

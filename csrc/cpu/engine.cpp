@@ -163,22 +163,29 @@ class Engine::Group {
         const double h = t[inner];
         Array x = x_, v = v_;
         sum_to(v.data(), h / 6, kept_acceleration(kEnds, x).data(), numbers);
-        sum_to(x.data(), h / 2, v.data(), numbers);
+        fly(h / 2, h / 2, x, v);
         sum_to(v.data(), 2 * h / 3, acceleration(kMiddle, x).data(), numbers);
-        sum_to(x.data(), h / 2, v.data(), numbers);
+        fly(h / 2, h, x, v);
+        sum_to(v.data(), h / 6, kept_acceleration(kEnds, x).data(), numbers);
         path_.resize(times * numbers);
         double *moved = path_.moved.data() + inner * numbers, *velocity = path_.velocity.data() + inner * numbers;
         for (int64_t n = 0; n < numbers; ++n) moved[n] = x[n] - x_[n];
-        // before neighbours are looked for where no atom should be
-        const int64_t atom = runaway({atoms, x_.data(), v_.data(), masses_.data(), component_.data(), isolated_.get(), 1,
-                                      t + inner, moved, v.data()}, true, predictor_.head().radial_cutoff);
-        if (atom >= 0) throw broke_at(atom);
-        sum_to(v.data(), h / 6, kept_acceleration(kEnds, x).data(), numbers);
         std::copy(v.begin(), v.end(), velocity);
         if (inner) {
             const Array before = kept_acceleration(kEnergy, x_), after = kept_acceleration(kEnergy, x);
             for (int64_t k = 0; k < inner; ++k) interpolate(t[k], h, before, after, moved, velocity, k);
         }
+    }
+
+    // Moves x by v for a time; then it is so late in the window.  Throws for an atom where nobody should look for neighbours.
+    void fly(double time, double late, Array& x, Array& v) const {
+        sum_to(x.data(), time, v.data(), 3 * atoms);
+        Array moved(3 * atoms);
+        for (int64_t n = 0; n < 3 * atoms; ++n) moved[n] = x[n] - x_[n];
+        const Motion motion{atoms, x_.data(), v_.data(), masses_.data(), nullptr, isolated_.get(), 1, &late, moved.data(),
+                            v.data()};
+        const int64_t atom = runaway(motion, true, predictor_.head().radial_cutoff);
+        if (atom >= 0) throw broke_at(atom);
     }
 
     // The frame at t within a window of h, on the quintic polynomial with the positions, velocities and accelerations of

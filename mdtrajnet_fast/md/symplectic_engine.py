@@ -53,16 +53,10 @@ class SymplecticEngine:
         x, start = self._positions, self._momenta / masses * fs
         v = start + h / 6 * self._kept_acceleration(ENDS, x)
         middle = x + h / 2 * v
+        self._check_course(middle - x - h / 2 * start)
         v = v + 2 * h / 3 * self._acceleration(MIDDLE, middle)
         end = middle + h / 2 * v
-        cutoff = self._model.config.radial_cutoff
-        away = np.sqrt(((end - x - h * start) ** 2).sum(1))
-        wild = ~(away < cutoff) | ~np.isfinite(v).all(1)
-        if wild.any():
-            atom = int(np.argmax(wild))
-            system = int(self._system.system_index[atom])
-            reason = left_its_course(self._model, atom - int(self._system.ptr[system]))
-            raise self._broke(reason, system)
+        self._check_course(end - x - h * start)
         v = v + h / 6 * self._kept_acceleration(ENDS, end)
         frames = [(end, v)]
         if len(times) > 1:
@@ -75,6 +69,15 @@ class SymplecticEngine:
         momenta = velocities / fs * masses
         self._positions, self._momenta = positions[-1], momenta[-1]
         return Windows(positions, momenta, None)
+
+    def _check_course(self, away: np.ndarray) -> None:
+        """Atoms so far (Å) from free flight must not be where nobody should look for neighbours."""
+        wild = ~(np.sqrt((away**2).sum(1)) < self._model.config.radial_cutoff)
+        if wild.any():
+            atom = int(np.argmax(wild))
+            system = int(self._system.system_index[atom])
+            reason = left_its_course(self._model, atom - int(self._system.ptr[system]))
+            raise self._broke(reason, system)
 
     def _kept_acceleration(self, role: int, x: np.ndarray) -> np.ndarray:
         """That of :meth:`_acceleration`; the end of a window is the start of the next."""

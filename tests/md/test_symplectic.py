@@ -115,9 +115,11 @@ def test_momenta_are_kept():
     model = gentle(**OPTIONS).float()
     atoms = cases.hot("CH3CH2OH")
     t = simulate(atoms, 3.0, duration=3000, model=model)
-    for of, centred in ((total_momentum, False), (total_angular_momentum, True)):
-        values = np.array([of(frame) for frame in (t[0], t[500], t[-1])])
-        np.testing.assert_allclose(values, values[:1].repeat(3, 0), atol=1e-9, err_msg=str(centred))
+    masses = atoms.get_masses()
+    momentum = total_momentum(t.velocities, masses)
+    spin = total_angular_momentum(t.positions, t.velocities, masses)
+    np.testing.assert_allclose(momentum, momentum[:1].repeat(len(t), 0), atol=1e-11)
+    np.testing.assert_allclose(spin, spin[:1].repeat(len(t), 0), atol=1e-9)
 
 
 def test_frames_within_pass_through_the_ends():
@@ -125,9 +127,9 @@ def test_frames_within_pass_through_the_ends():
     t = simulate(atoms, 0.01, duration=6, model=MODEL)
     v = (t.positions[2:] - t.positions[:-2]) / 0.02
     np.testing.assert_allclose(v, t.velocities[1:-1], atol=1e-6)
-    a = (t.velocities[302] - t.velocities[298]) / 0.04  # across the end of a window
+    a = (t.velocities[301] - t.velocities[299]) / 0.02  # across the end of a window
     expected = acceleration(MODEL, atoms, t.positions[300], ENERGY)
-    np.testing.assert_allclose(a, expected, atol=2e-3 * abs(expected).max())
+    np.testing.assert_allclose(a, expected, atol=0.02 * abs(expected).max())
 
 
 @pytest.mark.parametrize("suffix", ["h5", "traj"])
@@ -178,13 +180,11 @@ def test_refusals():
 def test_the_others_go_on_when_one_breaks(backend, dt):
     model = gentle(**OPTIONS)
     model.backend = backend
-    broken = cases.hot("CO2")
-    broken.positions[1] = broken.positions[0] + [0, 0, 40.0]
-    broken.set_velocities(np.array([[0, 0, 0], [0, 0, -0.5], [0, 0, 0]]) / fs)  # meets at 80 fs
-    with pytest.raises(RolloutError, match="coincide|course"):
-        simulate(broken, dt, duration=300, model=model)
+    broken = cases.meets(model)
+    with pytest.raises(RolloutError, match="leaves its course"):
+        simulate(broken, dt, duration=360, model=model)
     with pytest.warns(RuntimeWarning, match="system 0: the trajectory broke"):
-        done = simulate([broken, cases.hot("H2O")], dt, duration=300, model=model)
-    assert done[0].times[-1] < 100 and done[1].times[-1] == 300
-    alone = simulate(cases.hot("H2O"), dt, duration=300, model=model)
+        done = simulate([broken, cases.hot("H2O")], dt, duration=360, model=model)
+    assert 200 < done[0].times[-1] < 300 and done[1].times[-1] == 360
+    alone = simulate(cases.hot("H2O"), dt, duration=360, model=model)
     np.testing.assert_array_equal(done[1].positions, alone.positions)
