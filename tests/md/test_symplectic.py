@@ -187,4 +187,6 @@ def test_the_others_go_on_when_one_breaks(backend, dt):
         done = simulate([broken, cases.hot("H2O")], dt, duration=360, model=model)
     assert 200 < done[0].times[-1] < 300 and done[1].times[-1] == 360
     alone = simulate(cases.hot("H2O"), dt, duration=360, model=model)
-    np.testing.assert_array_equal(done[1].positions, alone.positions)
+    np.testing.assert_allclose(done[1].positions, alone.positions, atol=1e-12)
+    if backend == "cpu":  # torch rounds products of other shapes anew
+        np.testing.assert_array_equal(done[1].positions, alone.positions)
