@@ -271,6 +271,7 @@ def _simulate(options: argparse.Namespace) -> None:
     method = method_begun(settings)
     system, times = System.from_atoms(atoms), (settings["dt"], settings["duration"])
     check_run(model, system, *times, settings["window"], method)
+    thermostat = _thermostat(settings)
     folder.mkdir(parents=True, exist_ok=True)
     _write_json(folder / "run.json", run)
     print(
@@ -290,7 +291,7 @@ def _simulate(options: argparse.Namespace) -> None:
         energy_rate=settings.get("energy_rate"),
         temperature_K=settings["temperature_K"],
         seed=settings["seed"],
-        thermostat=_thermostat(settings),
+        thermostat=thermostat,
         equilibration=settings.get("equilibration") or 0.0,
         trajectory=folder / run["trajectory"],
         resume=bool(options.resume),

@@ -9,9 +9,10 @@ import cases
 import numpy as np
 import pytest
 
-from mdtrajnet_fast import Trajectory, load_model, save_model, simulate
+from mdtrajnet_fast import Trajectory, load_model, read_structure, save_model, simulate
 from mdtrajnet_fast.cli import main
 from mdtrajnet_fast.data.records import load_records
+from mdtrajnet_fast.md.thermostats import Langevin
 from mdtrajnet_fast.model.checkpoint import BUNDLED
 
 
@@ -30,7 +31,7 @@ def refused(text, capsys):
 
 
 def test_simulate_writes_one_folder(tmp_path, capsys):
-    run("simulate ethanol --dt 2 --duration 300 --quiet")
+    run("simulate ethanol --dt 2 --duration 300 --equilibration 0 --quiet")
     folder = tmp_path / "ethanol-300K"
     files = {"run.json", "spectrum.csv", "spectrum.png", "trajectory.traj"}
     assert {p.name for p in folder.iterdir()} == files
@@ -46,7 +47,7 @@ def test_simulate_writes_one_folder(tmp_path, capsys):
     assert table.shape[1] == 2 and 3900 < table[-1, 0] < 4500
     written = json.loads((folder / "run.json").read_text())
     assert written["settings"]["seed"] == 0 and written["trust"]["frames"] == 151
-    run("simulate ethanol --dt 2 --duration 20 --quiet")
+    run("simulate ethanol --dt 2 --duration 20 --equilibration 50 --quiet")
     assert (tmp_path / "ethanol-300K-2").is_dir()
 
 
@@ -56,9 +57,28 @@ def test_run_json_is_enough_to_repeat_the_run(tmp_path):
     start, settings = written["structure"], written["settings"]
     atoms = ase.Atoms(start["numbers"], positions=start["positions_A"])
     atoms.set_momenta(start["momenta_ase"])
-    again = simulate(atoms, settings["dt"], duration=settings["duration"], model=settings["model"])
+    names = ("dt", "duration", "model", "temperature_K", "seed", "equilibration")
+    again = simulate(atoms, **{name: settings[name] for name in names})
     first = Trajectory.read(tmp_path / "a" / "trajectory.traj")
     np.testing.assert_array_equal(again.positions, first.positions)
+
+
+def test_thermostats(tmp_path, capsys):
+    bath = "--thermostat langevin --friction 0.02 --equilibration 0"
+    run(f"simulate water --dt 4 --duration 80 --temperature 400 {bath} --output a --quiet")
+    atoms = read_structure("water")
+    settings = {"temperature_K": 400, "thermostat": Langevin(400, 0.02), "model": "molecules-nve"}
+    again = simulate(atoms, 4, duration=80, **settings)
+    first = Trajectory.read(tmp_path / "a" / "trajectory.traj")
+    np.testing.assert_array_equal(again.positions, first.positions)
+    run("simulate --resume a --duration 160 --quiet")
+    longer = Trajectory.read(tmp_path / "a" / "trajectory.traj")
+    np.testing.assert_array_equal(
+        longer.positions, simulate(atoms, 4, duration=160, **settings).positions
+    )
+    assert "csvr" in refused("simulate water --thermostat langevin --time-constant 5", capsys)
+    assert "langevin" in refused("simulate water --friction 5", capsys)
+    assert "positive" in refused("simulate water --thermostat csvr --time-constant -1", capsys)
 
 
 @pytest.mark.parametrize("kind", ["traj", "extxyz", "h5"])

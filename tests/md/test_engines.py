@@ -222,7 +222,7 @@ def test_an_energy_that_cannot_be_had_is_approached(pull):
     ends = []
     for backend in BACKENDS:
         for goal in (target, None):
-            engine = engine_for(on(model, backend), system, Method(True, pull))
+            engine = engine_for(on(model, backend), system, Method("reversible", pull))
             engine.set_state(system.positions, momenta)
             engine.begin(np.array([10.0, 25.0]), goal)
             ends.append(engine.end())

@@ -203,7 +203,7 @@ def test_others_keep_their_energy_natively_when_one_breaks(method, dt):
 
 
 def test_a_model_without_a_potential_says_so():
-    with pytest.raises(ValueError, match='has no potential energy.*target = "potential"'):
+    with pytest.raises(ValueError, match='has no potential energy.*or "potential" in a recipe'):
         cases.model().potential_energy(System.from_atoms(cases.hot("CO2")))
     with pytest.raises(ValueError, match="radial must be a whole number, at least 2, got 1"):
         cases.config(potential={"radial": 1})
@@ -288,7 +288,9 @@ def test_processes_share_a_batch(config, tmp_path):
 
 
 def test_bad_settings_are_refused(config):
-    with pytest.raises(ValueError, match='target must be "motion" or "potential", got .energy'):
+    with pytest.raises(
+        ValueError, match="target must be one of motion, potential, window_potentials, got .energy"
+    ):
         dataclasses.replace(config, target="energy")
     with pytest.raises(ValueError, match="needs the model whose potential it is: initial"):
         dataclasses.replace(config, initial=None)
