@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 import warnings
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -258,7 +259,8 @@ def _equilibrate(
     momenta = np.concatenate([one.get_momenta() for one in many])
     stride = stride_of(model, settings["method"], settings["window"])
     baths = Baths(thermostats, many, seeds, stage=1)
-    settings |= {"dt": stride, "duration": max(duration, stride), "baths": baths}
+    windows = math.ceil(exact(duration) / exact(stride))
+    settings |= {"dt": stride, "duration": windows * stride, "baths": baths}
     ends = [
         (frames.positions[-1], frames.momenta[-1])
         for frames in rollout(model, system, momenta, **settings)

@@ -292,5 +292,5 @@ def test_bad_settings_are_refused(config):
         ValueError, match="target must be one of motion, potential, window_potentials, got .energy"
     ):
         dataclasses.replace(config, target="energy")
-    with pytest.raises(ValueError, match="needs the model whose potential it is: initial"):
+    with pytest.raises(ValueError, match="needs the model that it is of: initial"):
         dataclasses.replace(config, initial=None)
