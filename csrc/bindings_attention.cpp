@@ -111,9 +111,11 @@ void check_labels(const char* name, Pointer labels, std::int64_t atoms, std::int
                                   ", but atom " + std::to_string(i) + " has " + std::to_string(label));
 }
 
-// potential: None, or species, radial, products, hidden, cutoff and the addresses of the weights.
+// potential: None, or species, radial, products, hidden, cutoff and the addresses of the weights.  window_potentials: None,
+// or species, layers, radial, channels, products, hidden, cutoff and the addresses.
 std::shared_ptr<Predictor> make_predictor(std::vector<Blocks> members, const Pointers& embeddings, long species, bool running,
-                                          bool conserving, bool readout, double time_cutoff, const py::object& potential) {
+                                          bool conserving, bool readout, double time_cutoff, const py::object& potential,
+                                          const py::object& window_potentials) {
     const AttentionSizes& of = members.at(0).at(0)->size;
     PredictorParts parts{};
     parts.running = running;
@@ -127,6 +129,15 @@ std::shared_ptr<Predictor> make_predictor(std::vector<Blocks> members, const Poi
         const auto weights = t[5].cast<Pointers>();
         for (std::size_t k = 0; k < std::size(parts.potential_weights); ++k)
             parts.potential_weights[k] = as<void>(weights.at(k));
+    }
+    if (!window_potentials.is_none()) {
+        const py::tuple t = window_potentials;
+        const auto size = [&](int k) { return t[k].cast<long>(); };
+        parts.has_window_potentials = true;
+        parts.window = {size(0), size(1), size(2), size(3), size(4), size(5), t[6].cast<double>()};
+        const auto weights = t[7].cast<Pointers>();
+        for (std::size_t k = 0; k < std::size(parts.window_weights); ++k)
+            parts.window_weights[k] = as<void>(weights.at(k));
     }
     return std::make_shared<Predictor>(std::move(parts));
 }
@@ -162,6 +173,19 @@ void energies(const Predictor& predictor, const py::tuple& graph, Pointer specie
     with_precision(predictor.real(), [&](auto zero) {
         using T = decltype(zero);
         predictor.energies<T>(g.view<T>(), as<std::int64_t>(species), as<T>(energy), threads);
+    });
+}
+
+void slopes(const Predictor& predictor, const py::tuple& graph, Pointer species, int role, Pointer energy, Pointer slope,
+            int threads) {
+    const Graph g = graph_of(graph);
+    check_labels("species", species, g.atoms, predictor.head().species);
+    if (role < 0 || role >= kRoles)
+        throw py::value_error("the role must lie in 0 .. " + std::to_string(kRoles - 1) + ", got " + std::to_string(role));
+    const Computing computing;
+    with_precision(predictor.real(), [&](auto zero) {
+        using T = decltype(zero);
+        predictor.slopes<T>(g.view<T>(), as<std::int64_t>(species), role, as<T>(energy), as<double>(slope), threads);
     });
 }
 
@@ -246,7 +270,10 @@ void bind_attention(py::module_& module) {
 
     py::class_<Predictor, std::shared_ptr<Predictor>>(module, "Predictor")
         .def(py::init(&make_predictor), py::kw_only(), py::arg("members"), py::arg("embeddings"), py::arg("species"),
-             py::arg("running"), py::arg("conserving"), py::arg("readout"), py::arg("time_cutoff"), py::arg("potential"))
+             py::arg("running"), py::arg("conserving"), py::arg("readout"), py::arg("time_cutoff"), py::arg("potential"),
+             py::arg("window_potentials"))
         .def("motion", &motion, py::arg("graph"), py::arg("atoms"), py::arg("t"), py::arg("threads"))
-        .def("energies", &energies, py::arg("graph"), py::arg("species"), py::arg("energy"), py::arg("threads"));
+        .def("energies", &energies, py::arg("graph"), py::arg("species"), py::arg("energy"), py::arg("threads"))
+        .def("slopes", &slopes, py::arg("graph"), py::arg("species"), py::arg("role"), py::arg("energy"), py::arg("slope"),
+             py::arg("threads"));
 }

@@ -134,6 +134,7 @@ class Predictor:
         readout: bool,
         time_cutoff: float,
         potential: tuple[int, int, int, int, float, list[int]] | None,
+        window_potentials: tuple[int, int, int, int, int, int, float, list[int]] | None,
     ) -> None: ...
     def motion(
         self,
@@ -144,6 +145,15 @@ class Predictor:
     ) -> tuple[NDArray[np.float64], NDArray[np.float64]]: ...
     def energies(
         self, graph: tuple[int, int, int, int, int], species: int, energy: int, threads: int
+    ) -> None: ...
+    def slopes(
+        self,
+        graph: tuple[int, int, int, int, int],
+        species: int,
+        role: int,
+        energy: int,
+        slope: int,
+        threads: int,
     ) -> None: ...
 
 class Engine:

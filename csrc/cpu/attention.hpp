@@ -1,4 +1,4 @@
-// The attention block and the potential on the CPU: what the bindings see.  One table of functions for each instruction set.
+// The attention block and the potentials on the CPU: what the bindings see.  One table of functions for each instruction set.
 #pragma once
 
 #include <cstdint>
@@ -73,6 +73,32 @@ struct PotentialWeights {
     const T* last;         // [hidden]
 };
 
+constexpr int kRoles = 3;  // of window potentials
+
+struct WindowPotentialSizes {
+    long species, layers, radial, channels, products, hidden;
+    double cutoff;  // Å
+};
+
+// Weights of window potentials.  Every row is padded with zeros to whole vectors of any instruction set, 64 bytes; of rows
+// that consist of several, each.  features: channels, then four times products.  "back": what gradients are multiplied by.
+template <class T>
+struct WindowPotentialWeights {
+    const T* radial;       // [layers][radial][channels]
+    const T* element;      // [roles][layers][species][channels + hidden]: what neighbours see, and first biases
+    const T* onward;       // [layers - 1][hidden][channels + hidden]: what a layer knows, into the same of the next
+    const T* onward_back;  // [layers - 1][channels + hidden, padded][hidden]
+    const T* maps;         // [layers][channels][7 products]: two of l = 0, two and one more of l = 1, two of l = 2
+    const T* maps_back;    // [layers][7 products, padded][channels]
+    const T* scale;        // [layers][species][features]
+    const T* first;        // [layers][features, padded][hidden]
+    const T* first_back;   // [layers][hidden][features]
+    const T* second;       // [layers][hidden][hidden]
+    const T* second_back;  // [layers][hidden][hidden]
+    const T* second_bias;  // [layers][hidden]
+    const T* last;         // [roles][layers][hidden]
+};
+
 template <class T>
 struct AttentionFunctions {
     // Weights in the layout of this instruction set; `gradients` adds what backward needs.
@@ -91,6 +117,10 @@ struct AttentionFunctions {
     // atomic energies [atoms] (eV), of species [atoms]; reads no w of the graph
     void (*potential)(const PotentialSizes&, const PotentialWeights<T>&, const AttentionGraph<T>&,
                       const std::int64_t* species, T* energy, int threads);
+    // atomic energies [atoms] (eV) in a role, and slopes of their sum [atoms, 3] (eV/Å); either may be null.  Every edge of
+    // the graph must be there from the other end, too; reads no w
+    void (*window_potential)(const WindowPotentialSizes&, const WindowPotentialWeights<T>&, const AttentionGraph<T>&,
+                             const std::int64_t* species, int role, T* energy, double* slope, int threads);
 };
 
 struct AttentionKernels {

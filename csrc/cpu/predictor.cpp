@@ -142,6 +142,17 @@ void Predictor::energies(const AttentionGraph<T>& graph, const int64_t* species,
     functions_of<T>(chosen_kernels()).potential(parts_.potential, w, graph, species, energy, threads);
 }
 
+template <class T>
+void Predictor::slopes(const AttentionGraph<T>& graph, const int64_t* species, int role, T* energy, double* slope,
+                       int threads) const {
+    WindowPotentialWeights<T> w{};
+    std::size_t k = 0;
+    for (const T** p : {&w.radial, &w.element, &w.onward, &w.onward_back, &w.maps, &w.maps_back, &w.scale, &w.first,
+                        &w.first_back, &w.second, &w.second_back, &w.second_bias, &w.last})
+        *p = static_cast<const T*>(parts_.window_weights[k++]);
+    functions_of<T>(chosen_kernels()).window_potential(parts_.window, w, graph, species, role, energy, slope, threads);
+}
+
 int useful_threads(int threads, int64_t rows) {
     return static_cast<int>(std::max<int64_t>(1, std::min<int64_t>(threads, rows / kRowsOfThread)));
 }
@@ -152,7 +163,8 @@ int useful_threads(int threads, int64_t rows) {
                                   T* const*, T* const*, int);                                                          \
     template void Predictor::motion(const AttentionGraph<T>&, const HeadAtoms<T>&, int64_t, const double*, double*,    \
                                     double*, int) const;                                                               \
-    template void Predictor::energies(const AttentionGraph<T>&, const int64_t*, T*, int) const;
+    template void Predictor::energies(const AttentionGraph<T>&, const int64_t*, T*, int) const;                        \
+    template void Predictor::slopes(const AttentionGraph<T>&, const int64_t*, int, T*, double*, int) const;
 MDTRAJNET_FOR(float)
 MDTRAJNET_FOR(double)
 #undef MDTRAJNET_FOR

@@ -18,6 +18,7 @@ from ..ops import Graph
 from ..ops.cpu import addresses, check_tensors, graph_addresses, ready, threads_for
 from ..ops.graph import CSR
 from .potential import Potential
+from .window_potentials import ROLES, WindowPotentials
 
 if TYPE_CHECKING:
     from .network import MDtrajNet
@@ -28,6 +29,7 @@ _ROWS = 1 << 17
 
 
 _Sizes = tuple[int, int, int, int, float]
+_WindowSizes = tuple[int, int, int, int, int, int, float]
 
 
 class NativePredictor:
@@ -48,6 +50,10 @@ class NativePredictor:
         if model.potential is not None:
             sizes, self._potential = potential_weights(model.potential)
             potential = (*sizes, addresses(self._potential))
+        window_potentials = None
+        if model.window_potentials is not None:
+            window_sizes, self._window = window_potential_weights(model.window_potentials)
+            window_potentials = (*window_sizes, addresses(self._window))
         self.native = _C.Predictor(
             members=[[block.native for block in blocks.native] for blocks in members],
             embeddings=addresses(self._embeddings),
@@ -57,6 +63,7 @@ class NativePredictor:
             readout=config.velocity_readout,
             time_cutoff=config.time_cutoff,
             potential=potential,
+            window_potentials=window_potentials,
         )
 
     def motion(self, graph: Graph, times: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -80,6 +87,26 @@ class NativePredictor:
             graph_addresses(csr), species.data_ptr(), energy.data_ptr(), threads_for(csr, 1)
         )
         return energy
+
+    def slopes(self, graph: Graph, role: int) -> tuple[Tensor, Tensor]:
+        """Atomic energies [atoms] (eV) and the slopes of their sum, float64 [atoms, 3] (eV/Å).
+
+        Those of a window potential, all atoms in one role. Of each molecule they are the same bits,
+        whatever else is in the graph.
+        """
+        csr, species = CSR(*ready(graph.csr)), graph.species.contiguous()
+        check_tensors(self.dtype, (*csr, species))
+        energy = torch.empty(graph.atoms, dtype=self.dtype)
+        slopes = torch.empty(graph.atoms, 3, dtype=torch.float64)
+        self.native.slopes(
+            graph_addresses(csr),
+            species.data_ptr(),
+            role,
+            energy.data_ptr(),
+            slopes.data_ptr(),
+            threads_for(csr, 1),
+        )
+        return energy, slopes
 
 
 class TorchPredictor:
@@ -117,6 +144,13 @@ class TorchPredictor:
         assert self._model.potential is not None
         return self._model.potential(graph)
 
+    def slopes(self, graph: Graph, role: int) -> tuple[Tensor, Tensor]:
+        """As :meth:`NativePredictor.slopes`, but for the bits."""
+        assert self._model.window_potentials is not None
+        roles = torch.full_like(graph.species, role)
+        energy, slopes = self._model.window_potentials.slopes(graph, roles)
+        return energy, slopes.double()
+
 
 Predictor = NativePredictor | TorchPredictor
 
@@ -139,3 +173,42 @@ def potential_weights(of: Potential) -> tuple[_Sizes, list[Tensor]]:
         padded(last),
     ]
     return (len(scale), of.radial, left.shape[2], len(last), of.cutoff), weights
+
+
+def window_potential_weights(of: WindowPotentials) -> tuple[_WindowSizes, list[Tensor]]:
+    """Sizes of window potentials, and weights as WindowPotentialWeights of csrc/cpu/attention.hpp."""
+    config, (layers, species, _) = of.config, of.neighbor_element.shape
+    c, p, h = config.channels, config.products, config.hidden
+    whole = 64 // of.radial.element_size()
+
+    def padded(x: Tensor, dim: int = -1) -> Tensor:
+        rows = x.detach().transpose(dim, -1)
+        return torch.nn.functional.pad(rows, (0, -rows.shape[-1] % whole)).transpose(dim, -1)
+
+    def parts(x: Tensor, sizes: tuple[int, ...], dim: int = -1) -> Tensor:
+        return torch.cat([padded(part, dim) for part in x.split(sizes, dim)], dim)
+
+    features, entry = (c, p, p, p, p), (c, h)
+    # layers first, then what is multiplied, then what comes of it
+    seen = of.neighbor_element.expand(len(ROLES), -1, -1, -1)
+    bias = of.element + of.role.transpose(0, 1)[:, :, None]
+    onward = torch.cat([of.neighbor, of.before], 2).transpose(0, 1)
+    maps = of.maps.transpose(0, 1)[:, :, [0, 1, 2, 3, 6, 4, 5]].flatten(2)
+    first, second = of.first.transpose(0, 1), of.second.transpose(0, 1)
+    weights = [
+        padded(of.radial.transpose(0, 1)),
+        parts(torch.cat([seen, bias], 3), entry),
+        parts(onward, entry),
+        parts(padded(onward.transpose(1, 2)), entry, 1),
+        parts(maps, (p,) * 7),
+        parts(padded(maps.transpose(1, 2)), (p,) * 7, 1),
+        parts(of.scale, features),
+        parts(padded(first), features, 1),
+        parts(first.transpose(1, 2), features),
+        padded(second),
+        padded(second.transpose(1, 2)),
+        padded(of.second_bias),
+        padded(of.last.transpose(0, 1)),
+    ]
+    sizes = (layers, config.radial, c, p, h, of.cutoff)
+    return (species, *sizes), [x.contiguous() for x in weights]
