@@ -69,9 +69,9 @@ struct Direction {
 template <class T>
 Direction<T> direction(const T* r, T d) {
     const T third = T(1.0 / 3), mixed = T(1.41421356237309504880);
-    const T x = r[0] / d, y = r[1] / d, z = r[2] / d;
+    const T over_d = 1 / d, x = r[0] * over_d, y = r[1] * over_d, z = r[2] * over_d;
     return {{x, y, z},
-            1 / d,
+            over_d,
             {T(1), x, y, z, x * x - third, y * y - third, z * z - third, mixed * x * y, mixed * x * z, mixed * y * z},
             {2 * x, 2 * y, 2 * z},
             {mixed * x, mixed * y, mixed * z}};
