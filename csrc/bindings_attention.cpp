@@ -111,8 +111,8 @@ void check_labels(const char* name, Pointer labels, std::int64_t atoms, std::int
                                   ", but atom " + std::to_string(i) + " has " + std::to_string(label));
 }
 
-// potential: None, or species, radial, products, hidden, cutoff and the addresses of the weights.  window_potentials: None,
-// or species, layers, radial, channels, products, hidden, cutoff and the addresses.
+// potential: None, or species, radial, products, hidden, cutoff and the addresses of the weights.
+// window_potentials: None, or species, layers, radial, channels, products, hidden, cutoff and the addresses.
 std::shared_ptr<Predictor> make_predictor(std::vector<Blocks> members, const Pointers& embeddings, long species, bool running,
                                           bool conserving, bool readout, double time_cutoff, const py::object& potential,
                                           const py::object& window_potentials) {
@@ -176,12 +176,12 @@ void energies(const Predictor& predictor, const py::tuple& graph, Pointer specie
     });
 }
 
-void slopes(const Predictor& predictor, const py::tuple& graph, Pointer species, int role, Pointer energy, Pointer slope,
-            int threads) {
+void slopes(const Predictor& predictor, const py::tuple& graph, Pointer species, int role, Pointer energy,
+            Pointer slope, int threads) {
     const Graph g = graph_of(graph);
     check_labels("species", species, g.atoms, predictor.head().species);
     if (role < 0 || role >= kRoles)
-        throw py::value_error("the role must lie in 0 .. " + std::to_string(kRoles - 1) + ", got " + std::to_string(role));
+        throw py::value_error("role must lie in 0 .. " + std::to_string(kRoles - 1) + ", got " + std::to_string(role));
     const Computing computing;
     with_precision(predictor.real(), [&](auto zero) {
         using T = decltype(zero);
@@ -274,6 +274,6 @@ void bind_attention(py::module_& module) {
              py::arg("window_potentials"))
         .def("motion", &motion, py::arg("graph"), py::arg("atoms"), py::arg("t"), py::arg("threads"))
         .def("energies", &energies, py::arg("graph"), py::arg("species"), py::arg("energy"), py::arg("threads"))
-        .def("slopes", &slopes, py::arg("graph"), py::arg("species"), py::arg("role"), py::arg("energy"), py::arg("slope"),
-             py::arg("threads"));
+        .def("slopes", &slopes, py::arg("graph"), py::arg("species"), py::arg("role"), py::arg("energy"),
+             py::arg("slope"), py::arg("threads"));
 }

@@ -1,4 +1,4 @@
-// The attention block and the potentials on the CPU: what the bindings see.  One table of functions for each instruction set.
+// The attention block and potentials on the CPU: what the bindings see.  One table of functions for each instruction set.
 #pragma once
 
 #include <cstdint>
@@ -80,8 +80,9 @@ struct WindowPotentialSizes {
     double cutoff;  // Å
 };
 
-// Weights of window potentials.  Every row is padded with zeros to whole vectors of any instruction set, 64 bytes; of rows
-// that consist of several, each.  features: channels, then four times products.  "back": what gradients are multiplied by.
+// Weights of window potentials.  All rows, and each part of those that have several, are padded with zeros to whole
+// vectors of any instruction set, 64 bytes.  features: channels, then four times products.  "back": what gradients are
+// multiplied by.
 template <class T>
 struct WindowPotentialWeights {
     const T* radial;       // [layers][radial][channels]
@@ -117,8 +118,8 @@ struct AttentionFunctions {
     // atomic energies [atoms] (eV), of species [atoms]; reads no w of the graph
     void (*potential)(const PotentialSizes&, const PotentialWeights<T>&, const AttentionGraph<T>&,
                       const std::int64_t* species, T* energy, int threads);
-    // atomic energies [atoms] (eV) in a role, and slopes of their sum [atoms, 3] (eV/Å); either may be null.  Every edge of
-    // the graph must be there from the other end, too; reads no w
+    // atomic energies [atoms] (eV) in a role, and slopes of their sum [atoms, 3] (eV/Å); either may be null.  Every edge
+    // of the graph must be there from its other end, too; reads no w
     void (*window_potential)(const WindowPotentialSizes&, const WindowPotentialWeights<T>&, const AttentionGraph<T>&,
                              const std::int64_t* species, int role, T* energy, double* slope, int threads);
 };

@@ -93,8 +93,8 @@ class Predictor {
     template <class T>
     void energies(const AttentionGraph<T>& graph, const std::int64_t* species, T* energy, int threads) const;
 
-    // Atomic energies [atoms] (eV) of a window potential, all atoms in one role (0 .. kRoles - 1), and slopes of their sum
-    // [atoms][3] (eV/Å), of a model with such potentials; either may be null.
+    // Atomic energies [atoms] (eV) of a window potential, all atoms in one role (0 .. kRoles - 1), and slopes of their
+    // sum [atoms][3] (eV/Å); either may be null.  Of a model with such potentials.
     template <class T>
     void slopes(const AttentionGraph<T>& graph, const std::int64_t* species, int role, T* energy, double* slope,
                 int threads) const;

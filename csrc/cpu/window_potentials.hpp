@@ -1,9 +1,9 @@
 // Atomic energies and slopes for one instruction set: the arithmetic of WindowPotentials in
 // mdtrajnet_fast/model/window_potentials.py, which says what it computes.
 //
-// Atoms are worked on in groups, so that their rows make matrices; no row depends on another.  Nothing is scattered: where
-// an atom sees another, this one sees it too, along -r.  So an atom gathers from its own edges what both densities say of
-// its place, and no result depends on the number of threads or on what else is in the graph.
+// Atoms are worked on in groups, so that their rows make matrices; no row depends on another.  Nothing is scattered:
+// where an atom sees another, this one sees it too, along -r.  So an atom gathers from its own edges what the densities
+// at both ends say of its place, and no result depends on the number of threads or on what else is in the graph.
 #pragma once
 
 #include "potential_forward.hpp"
@@ -13,17 +13,17 @@ namespace {
 using mdtrajnet::WindowPotentialSizes;
 using mdtrajnet::WindowPotentialWeights;
 
-constexpr long kEdges = 64;                   // whose radial functions are in memory at a time
-constexpr long kMapped[] = {2, 3, 2};         // linear maps of the density of each l
-constexpr long kMappedFirst[] = {0, 2, 5, 7};
-constexpr long kMappedRows[] = {0, 2, 11, 23};  // the same, times the harmonics of their l
+constexpr long kEdges = 64;                      // whose radial functions are in memory at a time
+constexpr long kMaps[] = {2, 3, 2};              // linear maps of the density of each l
+constexpr long kFirstMap[] = {0, 2, 5, 7};       // of each l, and the end
+constexpr long kFirstMapped[] = {0, 2, 11, 23};  // the same where each harmonic counts
 
 // Lengths of rows in whole vectors.
 template <class T>
 struct WindowRows {
     long radial, channels, products, hidden;
     long features;  // isotropic density, then four kinds of products
-    long entry;     // what a layer before hands on: features that neighbours see, then the bias of the first hidden layer
+    long entry;     // what a layer begins with: channels that neighbours see, then the bias of its first hidden layer
 
     explicit WindowRows(const WindowPotentialSizes& z)
         : radial(row_length<T>(z.radial)),
@@ -89,14 +89,14 @@ Vec<T> silu(Vec<T> x, Vec<T>& slope) {
 template <class T>
 class WindowLayers {
   public:
-    WindowLayers(const WindowPotentialSizes& z, const WindowPotentialWeights<T>& weights, const AttentionGraph<T>& graph,
-                 const int64_t* species, int role, const WindowMemory<T>& memory)
+    WindowLayers(const WindowPotentialSizes& z, const WindowPotentialWeights<T>& weights,
+                 const AttentionGraph<T>& graph, const int64_t* species, int role, const WindowMemory<T>& memory)
         : z(z), w(weights), graph(graph), species(species), role(role), m(memory), row(memory.row) {
         T* numbers = number.resize(row.radial);
         for (long n = 0; n < row.radial; ++n) numbers[n] = T(n);
         basis.resize(2 * kEdges * row.radial, false);
         radial.resize(2 * kEdges * row.channels, false);
-        mapped.resize(kAtoms * kMappedRows[3] * row.products, false);
+        mapped.resize(kAtoms * kFirstMapped[3] * row.products, false);
         feature.resize(kAtoms * row.features, false);
         known.resize(kAtoms * row.hidden, false);
         other.resize(kAtoms * row.hidden, false);
@@ -117,17 +117,18 @@ class WindowLayers {
         for (long i = 0; i < count; ++i) invariants(layer, i);
         scale(layer);
         T* to = m.entry_of(layer, begin) + row.channels;
-        multiply<T>(row.hidden, {count, row.features, feature.data(), row.features,
-                                 w.first + layer * row.features * row.hidden, row.hidden, to, row.entry, nullptr,
-                                 Start::kAdd});
+        const T* first = w.first + layer * row.features * row.hidden;
+        multiply<T>(row.hidden, {count, row.features, feature.data(), row.features, first, row.hidden, to, row.entry,
+                                 nullptr, Start::kAdd});
         for (long i = 0; i < count; ++i)
             for (long n = 0; n < row.hidden; n += W) {
                 Vec<T> slope;
                 store<T>(known.data() + i * row.hidden + n, silu<T>(load<T>(to + i * row.entry + n), slope));
                 store<T>(to + i * row.entry + n, slope);
             }
-        multiply<T>(row.hidden, {count, z.hidden, known.data(), row.hidden, w.second + layer * z.hidden * row.hidden,
-                                 row.hidden, other.data(), row.hidden, w.second_bias + layer * row.hidden, Start::kBias});
+        const T *second = w.second + layer * z.hidden * row.hidden, *bias = w.second_bias + layer * row.hidden;
+        multiply<T>(row.hidden, {count, z.hidden, known.data(), row.hidden, second, row.hidden, other.data(),
+                                 row.hidden, bias, Start::kBias});
         const T* last = last_of(layer);
         T* slopes = m.slope_of(layer, begin);
         for (long i = 0; i < count; ++i) {
@@ -144,7 +145,8 @@ class WindowLayers {
         }
         if (layer + 1 == z.layers) return;
         for (long i = 0; i < count; ++i) copy_element(layer + 1, i);
-        multiply<T>(row.entry, {count, z.hidden, known.data(), row.hidden, w.onward + layer * z.hidden * row.entry, row.entry,
+        const T* onward = w.onward + layer * z.hidden * row.entry;
+        multiply<T>(row.entry, {count, z.hidden, known.data(), row.hidden, onward, row.entry,
                                 m.entry_of(layer + 1, begin), row.entry, nullptr, Start::kAdd});
     }
 
@@ -159,25 +161,28 @@ class WindowLayers {
             const T* onward = w.onward_back + layer * row.entry * row.hidden;
             multiply<T>(row.hidden, {count, z.channels, seen.data(), row.channels, onward, row.hidden, known.data(),
                                      row.hidden, nullptr, Start::kAdd});
-            multiply<T>(row.hidden, {count, z.hidden, m.entry_of(layer + 1, begin) + row.channels, row.entry,
-                                     onward + row.channels * row.hidden, row.hidden, known.data(), row.hidden, nullptr,
-                                     Start::kAdd});
+            onward += row.channels * row.hidden;
+            const T* bias = m.entry_of(layer + 1, begin) + row.channels;
+            multiply<T>(row.hidden, {count, z.hidden, bias, row.entry, onward, row.hidden, known.data(), row.hidden,
+                                     nullptr, Start::kAdd});
         }
         const T* slopes = m.slope_of(layer, begin);
         for (long n = 0; n < count * row.hidden; n += W)
             store<T>(other.data() + n, load<T>(known.data() + n) * load<T>(slopes + n));
-        multiply<T>(row.hidden, {count, z.hidden, other.data(), row.hidden, w.second_back + layer * z.hidden * row.hidden,
-                                 row.hidden, known.data(), row.hidden, nullptr, Start::kAdd});
+        const T* second = w.second_back + layer * z.hidden * row.hidden;
+        multiply<T>(row.hidden, {count, z.hidden, other.data(), row.hidden, second, row.hidden, known.data(),
+                                 row.hidden, nullptr, Start::kAdd});
         T* to = m.entry_of(layer, begin) + row.channels;
         for (long i = 0; i < count; ++i)
             for (long n = 0; n < row.hidden; n += W) {
                 T* at = to + i * row.entry + n;
                 store<T>(at, load<T>(at) * load<T>(known.data() + i * row.hidden + n));
             }
-        multiply<T>(row.features, {count, z.hidden, to, row.entry, w.first_back + layer * z.hidden * row.features,
-                                   row.features, feature.data(), row.features, nullptr, Start::kZero});
+        const T* first = w.first_back + layer * z.hidden * row.features;
+        multiply<T>(row.features, {count, z.hidden, to, row.entry, first, row.features, feature.data(), row.features,
+                                   nullptr, Start::kZero});
         scale(layer);
-        if (!is_last) map(layer);  // once more: of all atoms it would be the most that there is to keep
+        if (!is_last) map(layer);  // once more: kept for all atoms, it would be the most of the memory
         for (long i = 0; i < count; ++i) invariants_back(i);
         map_back(layer);
     }
@@ -185,8 +190,10 @@ class WindowLayers {
     // What the densities of a layer add to the slopes, and if there is one before, the gradient of what neighbours see.
     void edges(long layer, long group, double* slope) {
         take(group);
-        for (long i = 0; i < count; ++i)
-            layer ? edges_of<true>(layer, i, slope + 3 * (begin + i)) : edges_of<false>(layer, i, slope + 3 * (begin + i));
+        for (long i = 0; i < count; ++i) {
+            double* to = slope + 3 * (begin + i);
+            layer ? edges_of<true>(layer, i, to) : edges_of<false>(layer, i, to);
+        }
     }
 
   private:
@@ -197,6 +204,7 @@ class WindowLayers {
         count = m.count(group);
     }
 
+    T* density(long layer) const { return m.density_of(layer, begin / kAtoms); }
     const T* last_of(long layer) const { return w.last + (role * z.layers + layer) * row.hidden; }
 
     void copy_element(long layer, long i) {
@@ -219,9 +227,9 @@ class WindowLayers {
                 if (slopes) store<T>(slope + x, (change - 2 * per_step * size * away) * gaussian);
             }
         }
-        multiply<T>(row.channels, {slopes ? 2 * n : n, z.radial, basis.data(), row.radial,
-                                   w.radial + layer * z.radial * row.channels, row.channels, radial.data(), row.channels,
-                                   nullptr, Start::kZero});
+        const T* weights = w.radial + layer * z.radial * row.channels;
+        multiply<T>(row.channels, {slopes ? 2 * n : n, z.radial, basis.data(), row.radial, weights, row.channels,
+                                   radial.data(), row.channels, nullptr, Start::kZero});
     }
 
     // Calls of(first edge, how many) for the edges of an atom.
@@ -232,7 +240,7 @@ class WindowLayers {
     }
 
     void sum_density(long layer, long i) {
-        T* to = m.density_of(layer, begin / kAtoms) + i * row.channels;
+        T* to = density(layer) + i * row.channels;
         const long stride = count * row.channels;
         for (long h = 0; h < kHarmonics; ++h) memset(to + h * stride, 0, row.channels * sizeof(T));
         for_each_edges(i, [&](int64_t e, long n) {
@@ -250,10 +258,11 @@ class WindowLayers {
         });
     }
 
-    // Of both ends' densities: what they are multiplied by, summed up over the harmonics, is differentiated along r.
+    // An edge is in the densities of both its ends.  With their gradients D it is worth R(d) Y(u) . (f_j D_i +- f_i D_j),
+    // minus for the odd l, which is differentiated along r and across.
     template <bool Seen>
     void edges_of(long layer, long i, double* slope) {
-        const T *own = m.density_of(layer, begin / kAtoms) + i * row.channels, *mine = m.entry_of(layer, begin + i);
+        const T *own = density(layer) + i * row.channels, *mine = m.entry_of(layer, begin + i);
         const long stride = count * row.channels;
         T* to = seen.data() + i * row.channels;
         if (Seen) memset(to, 0, row.channels * sizeof(T));
@@ -271,7 +280,7 @@ class WindowLayers {
                     const Vec<T> g = load<T>(m.entry_of(layer, j) + c);
                     const Vec<T> value = load<T>(radial.data() + k * row.channels + c),
                                  change = load<T>(radial.data() + (n + k) * row.channels + c);
-                    Vec<T> both[kHarmonics], back{};  // seen from the other end, vectors are reversed
+                    Vec<T> both[kHarmonics], back{};
                     for (long h = 0; h < kHarmonics; ++h) {
                         const Vec<T> x = load<T>(theirs + h * step), y = g * load<T>(own + h * stride + c);
                         const bool odd = h >= kFirst[1] && h < kFirst[2];
@@ -282,13 +291,13 @@ class WindowLayers {
                     Vec<T> sum{};
                     for (long h = 0; h < kHarmonics; ++h) sum += at.harmonic[h] * both[h];
                     const auto& [scalar, x, y, w, xx, yy, ww, xy, xw, yw] = both;
-                    const Vec<T> turn[3] = {x + at.twice[0] * xx + at.mixed[1] * xy + at.mixed[2] * xw,
+                    const Vec<T> side[3] = {x + at.twice[0] * xx + at.mixed[1] * xy + at.mixed[2] * xw,
                                             y + at.twice[1] * yy + at.mixed[0] * xy + at.mixed[2] * yw,
                                             w + at.twice[2] * ww + at.mixed[0] * xw + at.mixed[1] * yw};
                     const Vec<T> across = at.over_d * value;
                     const Vec<T> along =
-                        change * sum - across * (at.u[0] * turn[0] + at.u[1] * turn[1] + at.u[2] * turn[2]);
-                    for (long q = 0; q < 3; ++q) total[q] += at.u[q] * along + across * turn[q];
+                        change * sum - across * (at.u[0] * side[0] + at.u[1] * side[1] + at.u[2] * side[2]);
+                    for (long q = 0; q < 3; ++q) total[q] += at.u[q] * along + across * side[q];
                 }
                 if (Seen) store<T>(to + c, mine_seen);
             }
@@ -298,35 +307,35 @@ class WindowLayers {
     }
 
     // Linear maps of the density, [harmonics of l][atoms][maps of l][products] for each l.
-    T* mapped_of(int l) const { return mapped.data() + kMappedRows[l] * count * row.products; }
+    T* mapped_of(int l) const { return mapped.data() + kFirstMapped[l] * count * row.products; }
 
     void map(long layer) {
-        const T *from = m.density_of(layer, begin / kAtoms), *maps = w.maps + layer * z.channels * kMappedFirst[3] * row.products;
+        const long all = kFirstMap[3] * row.products;
+        const T *from = density(layer), *maps = w.maps + layer * z.channels * all;
         for (int l = 0; l < 3; ++l) {
-            const long width = kMapped[l] * row.products, each = kFirst[l + 1] - kFirst[l];
+            const long width = kMaps[l] * row.products, each = kFirst[l + 1] - kFirst[l];
             multiply<T>(width, {each * count, z.channels, from + kFirst[l] * count * row.channels, row.channels,
-                                maps + kMappedFirst[l] * row.products, kMappedFirst[3] * row.products, mapped_of(l), width,
-                                nullptr, Start::kZero});
+                                maps + kFirstMap[l] * row.products, all, mapped_of(l), width, nullptr, Start::kZero});
         }
     }
 
     // The gradient of the density in its place.
     void map_back(long layer) {
-        T* to = m.density_of(layer, begin / kAtoms);
-        const T* maps = w.maps_back + layer * kMappedFirst[3] * row.products * row.channels;
+        T* to = density(layer);
+        const T* maps = w.maps_back + layer * kFirstMap[3] * row.products * row.channels;
         for (long i = 0; i < count; ++i)
             memcpy(to + i * row.channels, feature.data() + i * row.features, row.channels * sizeof(T));
         for (int l = 0; l < 3; ++l) {
-            const long width = kMapped[l] * row.products, each = kFirst[l + 1] - kFirst[l];
+            const long width = kMaps[l] * row.products, each = kFirst[l + 1] - kFirst[l];
             multiply<T>(row.channels, {each * count, width, mapped_of(l), width,
-                                       maps + kMappedFirst[l] * row.products * row.channels, row.channels,
+                                       maps + kFirstMap[l] * row.products * row.channels, row.channels,
                                        to + kFirst[l] * count * row.channels, row.channels, nullptr,
                                        l ? Start::kZero : Start::kAdd});
         }
     }
 
     T* mapped_at(int l, long i, long harmonic, long map) const {
-        return mapped_of(l) + ((harmonic * count + i) * kMapped[l] + map) * row.products;
+        return mapped_of(l) + ((harmonic * count + i) * kMaps[l] + map) * row.products;
     }
 
     // W products of each map of an atom's density: two of each l, and one vector more.
@@ -343,19 +352,19 @@ class WindowLayers {
         return x;
     }
 
-    static constexpr T kHalf = T(0.70710678118654752440);  // of a component xy, in the matrix twice
+    static constexpr T kApart = T(0.70710678118654752440);  // for components such as xy: each is in the matrix twice
 
     // The tensor q, a symmetric matrix, times v.
     static void turn(const Vec<T> (&q)[6], const Vec<T> (&v)[3], Vec<T> (&out)[3]) {
-        out[0] = q[0] * v[0] + kHalf * (q[3] * v[1] + q[4] * v[2]);
-        out[1] = q[1] * v[1] + kHalf * (q[3] * v[0] + q[5] * v[2]);
-        out[2] = q[2] * v[2] + kHalf * (q[4] * v[0] + q[5] * v[1]);
+        out[0] = q[0] * v[0] + kApart * (q[3] * v[1] + q[4] * v[2]);
+        out[1] = q[1] * v[1] + kApart * (q[3] * v[0] + q[5] * v[2]);
+        out[2] = q[2] * v[2] + kApart * (q[4] * v[0] + q[5] * v[1]);
     }
 
     // Features of an atom: the isotropic density, the products of each l, and a . q c.
     void invariants(long layer, long i) {
         T* to = feature.data() + i * row.features;
-        memcpy(to, m.density_of(layer, begin / kAtoms) + i * row.channels, row.channels * sizeof(T));
+        memcpy(to, density(layer) + i * row.channels, row.channels * sizeof(T));
         to += row.channels;
         for (long n = 0; n < row.products; n += W) {
             const Mapped x = mapped_from(i, n);
@@ -393,9 +402,9 @@ class WindowLayers {
             const Vec<T> bent[6] = {a[0] * c[0],
                                     a[1] * c[1],
                                     a[2] * c[2],
-                                    kHalf * (a[0] * c[1] + a[1] * c[0]),
-                                    kHalf * (a[0] * c[2] + a[2] * c[0]),
-                                    kHalf * (a[1] * c[2] + a[2] * c[1])};
+                                    kApart * (a[0] * c[1] + a[1] * c[0]),
+                                    kApart * (a[0] * c[2] + a[2] * c[0]),
+                                    kApart * (a[1] * c[2] + a[2] * c[1])};
             for (long h = 0; h < 6; ++h) {
                 put(2, h, 0, g[2] * x.p[h] + g[3] * bent[h]);
                 put(2, h, 1, g[2] * x.q[h]);

@@ -1,4 +1,5 @@
-// Runs every kernel of the attention block and the potentials on random systems, for the sanitizers to watch.  Prints how many runs were finite.
+// Runs every kernel of the attention block and the potentials on random systems, for the sanitizers to watch.  Prints how
+// many runs were finite.
 #include <cmath>
 #include <cstdint>
 #include <cstdio>
@@ -104,6 +105,13 @@ int run(const AttentionFunctions<T>& kernels, AttentionSizes z, long atoms, long
     return good;
 }
 
+// Elements of a row in whole vectors.
+template <class T>
+long whole(long n) {
+    constexpr long kWhole = 64 / static_cast<long>(sizeof(T));
+    return (n + kWhole - 1) / kWhole * kWhole;
+}
+
 template <class T>
 bool run(const AttentionFunctions<T>& kernels, const PotentialSizes& z, long atoms, long most, int threads) {
     const Neighbors list(atoms, most);
@@ -111,9 +119,8 @@ bool run(const AttentionFunctions<T>& kernels, const PotentialSizes& z, long ato
     const AttentionGraph<T> graph{atoms, list.row_ptr.data(), list.neighbor.data(), random_array<T>(3 * edges, 1.5), nullptr};
     std::vector<std::int64_t> species(atoms);
     for (long i = 0; i < atoms; ++i) species[i] = i % z.species;
-    const auto whole = [](long n) { return (n * static_cast<long>(sizeof(T)) + 63) / 64 * 64 / static_cast<long>(sizeof(T)); };
-    const long basis = z.species * z.radial, features = basis + 3 * z.products, hidden = whole(z.hidden);
-    const PotentialWeights<T> weights{random_array<T>(3 * basis * 2 * whole(z.products)),
+    const long basis = z.species * z.radial, features = basis + 3 * z.products, hidden = whole<T>(z.hidden);
+    const PotentialWeights<T> weights{random_array<T>(3 * basis * 2 * whole<T>(z.products)),
                                       random_array<T>(z.species * features),
                                       random_array<T>(features * hidden),
                                       random_array<T>(z.species * hidden),
@@ -127,7 +134,7 @@ bool run(const AttentionFunctions<T>& kernels, const PotentialSizes& z, long ato
     return fine;
 }
 
-// Window potentials, with each result and with one alone.
+// Window potentials: with both results, then with each alone.
 template <class T>
 int run(const AttentionFunctions<T>& kernels, const WindowPotentialSizes& z, long atoms, long most, int threads) {
     const Neighbors list(atoms, most);
@@ -135,8 +142,7 @@ int run(const AttentionFunctions<T>& kernels, const WindowPotentialSizes& z, lon
     const AttentionGraph<T> graph{atoms, list.row_ptr.data(), list.neighbor.data(), random_array<T>(3 * edges, 1.5), nullptr};
     std::vector<std::int64_t> species(atoms);
     for (long i = 0; i < atoms; ++i) species[i] = i % z.species;
-    const auto whole = [](long n) { return (n * static_cast<long>(sizeof(T)) + 63) / 64 * 64 / static_cast<long>(sizeof(T)); };
-    const long channels = whole(z.channels), products = whole(z.products), hidden = whole(z.hidden);
+    const long channels = whole<T>(z.channels), products = whole<T>(z.products), hidden = whole<T>(z.hidden);
     const long entry = channels + hidden, features = channels + 4 * products, L = z.layers;
     const WindowPotentialWeights<T> weights{random_array<T>(L * z.radial * channels),
                                             random_array<T>(kRoles * L * z.species * entry),

@@ -176,7 +176,7 @@ def potential_weights(of: Potential) -> tuple[_Sizes, list[Tensor]]:
 
 
 def window_potential_weights(of: WindowPotentials) -> tuple[_WindowSizes, list[Tensor]]:
-    """Sizes of window potentials, and weights as WindowPotentialWeights of csrc/cpu/attention.hpp."""
+    """Sizes and weights as WindowPotentialSizes and -Weights of csrc/cpu/attention.hpp."""
     config, (layers, species, _) = of.config, of.neighbor_element.shape
     c, p, h = config.channels, config.products, config.hidden
     whole = 64 // of.radial.element_size()
