@@ -111,8 +111,8 @@ void check_labels(const char* name, Pointer labels, std::int64_t atoms, std::int
                                   ", but atom " + std::to_string(i) + " has " + std::to_string(label));
 }
 
-// potential: None, or species, radial, products, hidden, cutoff and the addresses of the weights; window_potentials: None, or
-// species, layers, radial, channels, products, hidden, cutoff and the addresses.
+// potential: None, or species, radial, products, hidden, cutoff and the addresses of the weights.
+// window_potentials: None, or species, layers, radial, channels, products, hidden, cutoff and the addresses.
 std::shared_ptr<Predictor> make_predictor(std::vector<Blocks> members, const Pointers& embeddings, long species, bool running,
                                           bool conserving, bool readout, double time_cutoff, const py::object& potential,
                                           const py::object& window_potentials) {
@@ -133,10 +133,11 @@ std::shared_ptr<Predictor> make_predictor(std::vector<Blocks> members, const Poi
     if (!window_potentials.is_none()) {
         const py::tuple t = window_potentials;
         const auto size = [&](int k) { return t[k].cast<long>(); };
-        parts.window_potentials = {size(0), size(1), size(2), size(3), size(4), size(5), t[6].cast<double>()};
-        for (const Pointer p : t[7].cast<Pointers>()) parts.window_weights.push_back(as<void>(p));
-        if (parts.window_weights.size() != static_cast<std::size_t>(size(1) * kWindowPotentialWeights))
-            throw py::value_error("window potentials need " + std::to_string(kWindowPotentialWeights) + " weights a layer");
+        parts.has_window_potentials = true;
+        parts.window = {size(0), size(1), size(2), size(3), size(4), size(5), t[6].cast<double>()};
+        const auto weights = t[7].cast<Pointers>();
+        for (std::size_t k = 0; k < std::size(parts.window_weights); ++k)
+            parts.window_weights[k] = as<void>(weights.at(k));
     }
     return std::make_shared<Predictor>(std::move(parts));
 }
@@ -175,12 +176,12 @@ void energies(const Predictor& predictor, const py::tuple& graph, Pointer specie
     });
 }
 
-// energy: the address of [atoms], and slope of [atoms][3] doubles; either may be 0.
-void slopes(const Predictor& predictor, const py::tuple& graph, Pointer species, int role, Pointer energy, Pointer slope,
-            int threads) {
+void slopes(const Predictor& predictor, const py::tuple& graph, Pointer species, int role, Pointer energy,
+            Pointer slope, int threads) {
     const Graph g = graph_of(graph);
     check_labels("species", species, g.atoms, predictor.head().species);
-    if (!predictor.has_window_potentials()) throw py::value_error("the predictor has no window potentials");
+    if (role < 0 || role >= kRoles)
+        throw py::value_error("role must lie in 0 .. " + std::to_string(kRoles - 1) + ", got " + std::to_string(role));
     const Computing computing;
     with_precision(predictor.real(), [&](auto zero) {
         using T = decltype(zero);
@@ -273,6 +274,6 @@ void bind_attention(py::module_& module) {
              py::arg("window_potentials"))
         .def("motion", &motion, py::arg("graph"), py::arg("atoms"), py::arg("t"), py::arg("threads"))
         .def("energies", &energies, py::arg("graph"), py::arg("species"), py::arg("energy"), py::arg("threads"))
-        .def("slopes", &slopes, py::arg("graph"), py::arg("species"), py::arg("role"), py::arg("energy"), py::arg("slope"),
-             py::arg("threads"));
+        .def("slopes", &slopes, py::arg("graph"), py::arg("species"), py::arg("role"), py::arg("energy"),
+             py::arg("slope"), py::arg("threads"));
 }

@@ -1,4 +1,4 @@
-// The attention block and the potential on the CPU: what the bindings see.  One table of functions for each instruction set.
+// The attention block and potentials on the CPU: what the bindings see.  One table of functions for each instruction set.
 #pragma once
 
 #include <cstdint>
@@ -73,33 +73,32 @@ struct PotentialWeights {
     const T* last;         // [hidden]
 };
 
+constexpr int kRoles = 3;  // of window potentials
+
 struct WindowPotentialSizes {
     long species, layers, radial, channels, products, hidden;
     double cutoff;  // Å
 };
 
-// One layer of window potentials.  All rows are padded with zeros to whole vectors of any instruction set; features are
-// channels and four times products, each padded.  "back": transposed, for slopes.  maps: of each l side by side.
+// Weights of window potentials.  All rows, and each part of those that have several, are padded with zeros to whole
+// vectors of any instruction set, 64 bytes.  features: channels, then four times products.  "back": what gradients are
+// multiplied by.
 template <class T>
-struct WindowPotentialLayer {
-    const T* radial;            // [radial][channels]
-    const T* neighbor_element;  // [species][channels]
-    const T* neighbor;          // [hidden][channels], and neighbor_back [channels][hidden]; not of the first layer
-    const T* neighbor_back;
-    const T* maps[3];           // [channels][2, 3, 2 x products]
-    const T* maps_back[3];      // [2, 3, 2 x products][channels]
-    const T* scale;             // [species][features]
-    const T* first;             // [features][hidden], and first_back [hidden][features]
-    const T* first_back;
-    const T* bias;              // [roles][species][hidden]
-    const T* before;            // [hidden][hidden], and before_back; not of the first layer
-    const T* before_back;
-    const T* second;            // [hidden][hidden], and second_back
-    const T* second_back;
-    const T* second_bias;       // [hidden]
-    const T* last;              // [roles][hidden]
+struct WindowPotentialWeights {
+    const T* radial;       // [layers][radial][channels]
+    const T* element;      // [roles][layers][species][channels + hidden]: what neighbours see, and first biases
+    const T* onward;       // [layers - 1][hidden][channels + hidden]: what a layer knows, into the same of the next
+    const T* onward_back;  // [layers - 1][channels + hidden, padded][hidden]
+    const T* maps;         // [layers][channels][7 products]: two of l = 0, two and one more of l = 1, two of l = 2
+    const T* maps_back;    // [layers][7 products, padded][channels]
+    const T* scale;        // [layers][species][features]
+    const T* first;        // [layers][features, padded][hidden]
+    const T* first_back;   // [layers][hidden][features]
+    const T* second;       // [layers][hidden][hidden]
+    const T* second_back;  // [layers][hidden][hidden]
+    const T* second_bias;  // [layers][hidden]
+    const T* last;         // [roles][layers][hidden]
 };
-constexpr int kWindowPotentialWeights = sizeof(WindowPotentialLayer<float>) / sizeof(const float*);  // of a layer
 
 template <class T>
 struct AttentionFunctions {
@@ -119,8 +118,9 @@ struct AttentionFunctions {
     // atomic energies [atoms] (eV), of species [atoms]; reads no w of the graph
     void (*potential)(const PotentialSizes&, const PotentialWeights<T>&, const AttentionGraph<T>&,
                       const std::int64_t* species, T* energy, int threads);
-    // the same of window potentials in a role, energy null or [atoms]; and slopes [atoms][3] (eV/Å) of the sum, or null
-    void (*window_potential)(const WindowPotentialSizes&, const WindowPotentialLayer<T>* layers, const AttentionGraph<T>&,
+    // atomic energies [atoms] (eV) in a role, and slopes of their sum [atoms, 3] (eV/Å); either may be null.  Every edge
+    // of the graph must be there from its other end, too; reads no w
+    void (*window_potential)(const WindowPotentialSizes&, const WindowPotentialWeights<T>&, const AttentionGraph<T>&,
                              const std::int64_t* species, int role, T* energy, double* slope, int threads);
 };
 

@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <cstdlib>
-#include <cstring>
 #include <stdexcept>
 #include <string>
 
@@ -146,10 +145,12 @@ void Predictor::energies(const AttentionGraph<T>& graph, const int64_t* species,
 template <class T>
 void Predictor::slopes(const AttentionGraph<T>& graph, const int64_t* species, int role, T* energy, double* slope,
                        int threads) const {
-    std::vector<WindowPotentialLayer<T>> layers(parts_.window_potentials.layers);
-    std::memcpy(layers.data(), parts_.window_weights.data(), parts_.window_weights.size() * sizeof(const void*));
-    functions_of<T>(chosen_kernels())
-        .window_potential(parts_.window_potentials, layers.data(), graph, species, role, energy, slope, threads);
+    WindowPotentialWeights<T> w{};
+    std::size_t k = 0;
+    for (const T** p : {&w.radial, &w.element, &w.onward, &w.onward_back, &w.maps, &w.maps_back, &w.scale, &w.first,
+                        &w.first_back, &w.second, &w.second_back, &w.second_bias, &w.last})
+        *p = static_cast<const T*>(parts_.window_weights[k++]);
+    functions_of<T>(chosen_kernels()).window_potential(parts_.window, w, graph, species, role, energy, slope, threads);
 }
 
 int useful_threads(int threads, int64_t rows) {

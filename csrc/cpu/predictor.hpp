@@ -70,8 +70,9 @@ struct PredictorParts {
     bool has_potential;
     PotentialSizes potential;
     const void* potential_weights[7];  // in the order of PotentialWeights
-    WindowPotentialSizes window_potentials;     // no layers: it has none
-    std::vector<const void*> window_weights;    // those of WindowPotentialLayer, layer by layer
+    bool has_window_potentials;
+    WindowPotentialSizes window;
+    const void* window_weights[13];  // in the order of WindowPotentialWeights
 };
 
 class Predictor {
@@ -80,7 +81,7 @@ class Predictor {
 
     bool real() const { return parts_.members[0][0]->real; }
     bool has_potential() const { return parts_.has_potential; }
-    bool has_window_potentials() const { return parts_.window_potentials.layers > 0; }
+    bool has_window_potentials() const { return parts_.has_window_potentials; }
     const HeadSizes& head() const { return parts_.head; }
 
     // moved (Å) and velocity (Å/fs), [times][atoms][3], at the times t (fs); overwritten.
@@ -92,7 +93,8 @@ class Predictor {
     template <class T>
     void energies(const AttentionGraph<T>& graph, const std::int64_t* species, T* energy, int threads) const;
 
-    // Atomic energies [atoms] (eV) by a window potential, or null; and the slopes [atoms][3] (eV/Å) of their sum, or null.
+    // Atomic energies [atoms] (eV) of a window potential, all atoms in one role (0 .. kRoles - 1), and slopes of their
+    // sum [atoms][3] (eV/Å); either may be null.  Of a model with such potentials.
     template <class T>
     void slopes(const AttentionGraph<T>& graph, const std::int64_t* species, int role, T* energy, double* slope,
                 int threads) const;

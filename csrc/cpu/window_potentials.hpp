@@ -1,450 +1,467 @@
-// Window potentials on the CPU: the arithmetic of mdtrajnet_fast/model/window_potentials.py, which says what it does, and
-// their slopes.
+// Atomic energies and slopes for one instruction set: the arithmetic of WindowPotentials in
+// mdtrajnet_fast/model/window_potentials.py, which says what it computes.
 //
-// Neighbour lists are symmetric: what the density around a neighbour says of an edge is found from the edge the other way
-// round, with the harmonics' parity, so that every atom sums up its own slope and no result depends on the others' order.
-// Layers go through the atoms in groups, whose rows make matrices; no row depends on another.
+// Atoms are worked on in groups, so that their rows make matrices; no row depends on another.  Nothing is scattered:
+// where an atom sees another, this one sees it too, along -r.  So an atom gathers from its own edges what the densities
+// at both ends say of its place, and no result depends on the number of threads or on what else is in the graph.
 #pragma once
 
 #include "potential_forward.hpp"
 
 namespace {
 
-using mdtrajnet::WindowPotentialLayer;
 using mdtrajnet::WindowPotentialSizes;
+using mdtrajnet::WindowPotentialWeights;
 
-constexpr long kMapsOf[] = {2, 3, 2};  // of each l; the last of l = 1 is the second vector of the triple product
-constexpr long kMaps = 7;
-constexpr long kMapped = 1 * 2 + 3 * 3 + 6 * 2;  // rows of products for an atom
+constexpr long kEdges = 64;                      // whose radial functions are in memory at a time
+constexpr long kMaps[] = {2, 3, 2};              // linear maps of the density of each l
+constexpr long kFirstMap[] = {0, 2, 5, 7};       // of each l, and the end
+constexpr long kFirstMapped[] = {0, 2, 11, 23};  // the same where each harmonic counts
 
 // Lengths of rows in whole vectors.
 template <class T>
-struct RowLengths {
-    long channels, products, hidden, features;
+struct WindowRows {
+    long radial, channels, products, hidden;
+    long features;  // isotropic density, then four kinds of products
+    long entry;     // what a layer begins with: channels that neighbours see, then the bias of its first hidden layer
 
-    explicit RowLengths(const WindowPotentialSizes& z)
-        : channels(row_length<T>(z.channels)), products(row_length<T>(z.products)), hidden(row_length<T>(z.hidden)),
-          features(channels + 4 * products) {}
+    explicit WindowRows(const WindowPotentialSizes& z)
+        : radial(row_length<T>(z.radial)),
+          channels(row_length<T>(z.channels)),
+          products(row_length<T>(z.products)),
+          hidden(row_length<T>(z.hidden)),
+          features(channels + 4 * products),
+          entry(channels + hidden) {}
 };
 
-// What a layer leaves for the way back; of all atoms, in groups.
+// What threads share: of each layer and each atom what its gradient needs.
 template <class T>
-struct LayerTrace {
-    Buffer<T> mapped;                  // [groups][harmonics of l x atoms][maps of l x products], l by l
-    Buffer<T> seen;                    // [atoms][channels], what the neighbours of an atom see of it
-    Buffer<T> first_slope, last_slope; // [atoms][hidden], of the two silu
-};
+struct WindowMemory {
+    const WindowRows<T> row;
+    const long atoms, groups;
+    Buffer<T> density;  // [layers][groups][harmonics][atoms of the group][channels]; at last its gradient
+    Buffer<T> entry;    // [layers][atoms][entry]; the bias is followed by silu's slope there, and that by the gradient
+    Buffer<T> slope;    // [layers][atoms][hidden]: silu's in the second hidden layer
 
-// The edge to a neighbour.
-template <class T>
-struct Edge {
-    T d, x, y, z;
-
-    explicit Edge(const T* r)
-        : d(square_root(r[0] * r[0] + r[1] * r[1] + r[2] * r[2])), x(r[0] / d), y(r[1] / d), z(r[2] / d) {}
-
-    void harmonics(T (&to)[kHarmonics]) const {
-        const T third = T(1.0 / 3), mixed = T(1.41421356237309504880);
-        const T all[kHarmonics] = {T(1),          x,         y,         z,         x * x - third, y * y - third,
-                                   z * z - third, mixed * x * y, mixed * x * z, mixed * y * z};
-        for (long k = 0; k < kHarmonics; ++k) to[k] = all[k];
+    WindowMemory(const WindowPotentialSizes& z, long count)
+        : row(z), atoms(count), groups((count + kAtoms - 1) / kAtoms) {
+        density.resize(z.layers * groups * kAtoms * kHarmonics * row.channels, false);
+        entry.resize(z.layers * atoms * row.entry, false);
+        slope.resize(z.layers * atoms * row.hidden, false);
     }
+
+    long count(long group) const { return atoms - group * kAtoms < kAtoms ? atoms - group * kAtoms : kAtoms; }
+    T* density_of(long layer, long group) const {
+        return density.data() + (layer * groups + group) * kAtoms * kHarmonics * row.channels;
+    }
+    T* entry_of(long layer, long atom) const { return entry.data() + (layer * atoms + atom) * row.entry; }
+    T* slope_of(long layer, long atom) const { return slope.data() + (layer * atoms + atom) * row.hidden; }
 };
 
-// Gaussians of a distance times the envelope, and their slopes; in whole vectors.
+// A direction and what densities have of it.
 template <class T>
-void radial_basis(const WindowPotentialSizes& z, T d, T* value, T* slope) {
-    constexpr long W = kLanes<T>;
-    const T cutoff = T(z.cutoff), step = cutoff / T(z.radial - 1);
-    const T size = envelope(d, cutoff) / T(1.12), change = envelope_slope(d, cutoff) / T(1.12);
-    for (long n = 0; n < z.radial; n += W) {
-        Vec<T> away;
-        for (long k = 0; k < W; ++k) away[k] = d / step - T(n + k);
-        const Vec<T> gaussian = exponential(-away * away);
-        store<T>(value + n, size * gaussian);
-        if (slope) store<T>(slope + n, (change - size * T(2) / step * away) * gaussian);
-    }
+struct Direction {
+    T u[3], over_d;
+    T harmonic[kHarmonics];
+    T twice[3], mixed[3];  // of the harmonics' slopes: 2 u and sqrt(2) u
+};
+
+template <class T>
+Direction<T> direction(const T* r, T d) {
+    const T third = T(1.0 / 3), mixed = T(1.41421356237309504880);
+    const T over_d = 1 / d, x = r[0] * over_d, y = r[1] * over_d, z = r[2] * over_d;
+    return {{x, y, z},
+            over_d,
+            {T(1), x, y, z, x * x - third, y * y - third, z * z - third, mixed * x * y, mixed * x * z, mixed * y * z},
+            {2 * x, 2 * y, 2 * z},
+            {mixed * x, mixed * y, mixed * z}};
 }
 
-// Memory of one thread.
+// Value of silu, and its slope.
 template <class T>
-struct WindowScratch {
-    Buffer<T> basis, radial, density, mapped, features, rows, other;
+Vec<T> silu(Vec<T> x, Vec<T>& slope) {
+    const Vec<T> s = T(1) / (exponential(-x) + T(1));
+    slope = s * (x * (T(1) - s) + T(1));
+    return x * s;
+}
 
-    WindowScratch(const WindowPotentialSizes& z, const RowLengths<T>& n) {
-        basis.resize(2 * row_length<T>(z.radial));
-        radial.resize(2 * n.channels);
-        density.resize(kAtoms * kHarmonics * n.channels);
-        features.resize(kAtoms * n.features);
-        rows.resize(kAtoms * n.hidden);
-        mapped.resize(kAtoms * kMapped * n.products);
-        other.resize(kAtoms * n.hidden);
-    }
-};
-
+// A thread's way through the layers, group by group.
 template <class T>
-class WindowPotential {
+class WindowLayers {
   public:
-    WindowPotential(const WindowPotentialSizes& z, const WindowPotentialLayer<T>* layers, const AttentionGraph<T>& graph,
-                    const int64_t* species, int role)
-        : z_(z), layers_(layers), graph_(graph), species_(species), role_(role), n_(z),
-          groups_((graph.atoms + kAtoms - 1) / kAtoms), traces_(new LayerTrace<T>[z.layers]) {
-        known_.resize(groups_ * kAtoms * n_.hidden, false);
-        for (long k = 0; k < z.layers; ++k) traces_[k].seen.resize(groups_ * kAtoms * n_.channels, false);
+    WindowLayers(const WindowPotentialSizes& z, const WindowPotentialWeights<T>& weights,
+                 const AttentionGraph<T>& graph, const int64_t* species, int role, const WindowMemory<T>& memory)
+        : z(z), w(weights), graph(graph), species(species), role(role), m(memory), row(memory.row) {
+        T* numbers = number.resize(row.radial);
+        for (long n = 0; n < row.radial; ++n) numbers[n] = T(n);
+        basis.resize(2 * kEdges * row.radial, false);
+        radial.resize(2 * kEdges * row.channels, false);
+        mapped.resize(kAtoms * kFirstMapped[3] * row.products, false);
+        feature.resize(kAtoms * row.features, false);
+        known.resize(kAtoms * row.hidden, false);
+        other.resize(kAtoms * row.hidden, false);
+        seen.resize(kAtoms * row.channels, false);
     }
-    ~WindowPotential() { delete[] traces_; }
-    WindowPotential(const WindowPotential&) = delete;
 
-    // energy: [atoms] eV, or null. slope: [atoms][3] eV/Å, or null.
-    void run(T* energy, double* slope, int threads) {
-        const bool back = slope != nullptr;
-        for (long k = 0; back && k < z_.layers; ++k) {
-            LayerTrace<T>& trace = traces_[k];
-            trace.mapped.resize(groups_ * kAtoms * kMapped * n_.products, false);
-            trace.first_slope.resize(groups_ * kAtoms * n_.hidden, false);
-            trace.last_slope.resize(groups_ * kAtoms * n_.hidden, false);
-        }
-        if (back) {
-            density_slope_.resize(groups_ * kAtoms * kHarmonics * n_.channels, false);
-            known_slope_.resize(groups_ * kAtoms * n_.hidden, false);
-        }
-        parallel(threads, [&] {
-            const WindowScratch<T> m(z_, n_);
-            for (long k = 0; k < z_.layers; ++k) {
-                each_group([&](int64_t begin, long count) { look(k, begin, count); });
-                each_group([&](int64_t begin, long count) { forward(k, begin, count, back, energy, m); });
+    // What the first layer begins with.
+    void enter(long group) {
+        take(group);
+        for (long i = 0; i < count; ++i) copy_element(0, i);
+    }
+
+    // Through a layer, whose energies are added; they may be null.
+    void forward(long layer, long group, T* energy) {
+        take(group);
+        for (long i = 0; i < count; ++i) sum_density(layer, i);
+        map(layer);
+        for (long i = 0; i < count; ++i) invariants(layer, i);
+        scale(layer);
+        T* to = m.entry_of(layer, begin) + row.channels;
+        const T* first = w.first + layer * row.features * row.hidden;
+        multiply<T>(row.hidden, {count, row.features, feature.data(), row.features, first, row.hidden, to, row.entry,
+                                 nullptr, Start::kAdd});
+        for (long i = 0; i < count; ++i)
+            for (long n = 0; n < row.hidden; n += W) {
+                Vec<T> slope;
+                store<T>(known.data() + i * row.hidden + n, silu<T>(load<T>(to + i * row.entry + n), slope));
+                store<T>(to + i * row.entry + n, slope);
             }
-            for (long k = z_.layers - 1; back && k >= 0; --k) {
-                each_group([&](int64_t begin, long count) { backward(k, begin, count, m); });
-                each_group([&](int64_t begin, long count) { edges(k, begin, count, slope, m); });
+        const T *second = w.second + layer * z.hidden * row.hidden, *bias = w.second_bias + layer * row.hidden;
+        multiply<T>(row.hidden, {count, z.hidden, known.data(), row.hidden, second, row.hidden, other.data(),
+                                 row.hidden, bias, Start::kBias});
+        const T* last = last_of(layer);
+        T* slopes = m.slope_of(layer, begin);
+        for (long i = 0; i < count; ++i) {
+            Vec<T> sum{};
+            for (long n = 0; n < row.hidden; n += W) {
+                const long at = i * row.hidden + n;
+                Vec<T> slope;
+                const Vec<T> both = load<T>(known.data() + at) + silu<T>(load<T>(other.data() + at), slope);
+                sum += both * load<T>(last + n);
+                store<T>(known.data() + at, both);
+                store<T>(slopes + at, slope);
+            }
+            if (energy) energy[begin + i] = (layer ? energy[begin + i] : T(0)) + lane_sum<T>(sum);
+        }
+        if (layer + 1 == z.layers) return;
+        for (long i = 0; i < count; ++i) copy_element(layer + 1, i);
+        const T* onward = w.onward + layer * z.hidden * row.entry;
+        multiply<T>(row.entry, {count, z.hidden, known.data(), row.hidden, onward, row.entry,
+                                m.entry_of(layer + 1, begin), row.entry, nullptr, Start::kAdd});
+    }
+
+    // From the energy back to the density of a layer: of the last one right after `forward`, of others after `edges` of
+    // the next.
+    void backward(long layer, long group) {
+        take(group);
+        const bool is_last = layer + 1 == z.layers;
+        for (long i = 0; i < count; ++i)
+            memcpy(known.data() + i * row.hidden, last_of(layer), row.hidden * sizeof(T));
+        if (!is_last) {
+            const T* onward = w.onward_back + layer * row.entry * row.hidden;
+            multiply<T>(row.hidden, {count, z.channels, seen.data(), row.channels, onward, row.hidden, known.data(),
+                                     row.hidden, nullptr, Start::kAdd});
+            onward += row.channels * row.hidden;
+            const T* bias = m.entry_of(layer + 1, begin) + row.channels;
+            multiply<T>(row.hidden, {count, z.hidden, bias, row.entry, onward, row.hidden, known.data(), row.hidden,
+                                     nullptr, Start::kAdd});
+        }
+        const T* slopes = m.slope_of(layer, begin);
+        for (long n = 0; n < count * row.hidden; n += W)
+            store<T>(other.data() + n, load<T>(known.data() + n) * load<T>(slopes + n));
+        const T* second = w.second_back + layer * z.hidden * row.hidden;
+        multiply<T>(row.hidden, {count, z.hidden, other.data(), row.hidden, second, row.hidden, known.data(),
+                                 row.hidden, nullptr, Start::kAdd});
+        T* to = m.entry_of(layer, begin) + row.channels;
+        for (long i = 0; i < count; ++i)
+            for (long n = 0; n < row.hidden; n += W) {
+                T* at = to + i * row.entry + n;
+                store<T>(at, load<T>(at) * load<T>(known.data() + i * row.hidden + n));
+            }
+        const T* first = w.first_back + layer * z.hidden * row.features;
+        multiply<T>(row.features, {count, z.hidden, to, row.entry, first, row.features, feature.data(), row.features,
+                                   nullptr, Start::kZero});
+        scale(layer);
+        if (!is_last) map(layer);  // once more: kept for all atoms, it would be the most of the memory
+        for (long i = 0; i < count; ++i) invariants_back(i);
+        map_back(layer);
+    }
+
+    // What the densities of a layer add to the slopes, and if there is one before, the gradient of what neighbours see.
+    void edges(long layer, long group, double* slope) {
+        take(group);
+        for (long i = 0; i < count; ++i) {
+            double* to = slope + 3 * (begin + i);
+            layer ? edges_of<true>(layer, i, to) : edges_of<false>(layer, i, to);
+        }
+    }
+
+  private:
+    static constexpr long W = kLanes<T>;
+
+    void take(long group) {
+        begin = group * kAtoms;
+        count = m.count(group);
+    }
+
+    T* density(long layer) const { return m.density_of(layer, begin / kAtoms); }
+    const T* last_of(long layer) const { return w.last + (role * z.layers + layer) * row.hidden; }
+
+    void copy_element(long layer, long i) {
+        const T* from = w.element + ((role * z.layers + layer) * z.species + species[begin + i]) * row.entry;
+        memcpy(m.entry_of(layer, begin + i), from, row.entry * sizeof(T));
+    }
+
+    // Directions of n edges from e on, and their radial functions: n rows of values, then of slopes if they are wanted.
+    void look(long layer, int64_t e, long n, bool slopes) {
+        const T cutoff = T(z.cutoff), per_step = T((z.radial - 1) / z.cutoff), norm = T(1 / 1.12);
+        for (long k = 0; k < n; ++k) {
+            const T* r = graph.r + 3 * (e + k);
+            const T d = square_root(r[0] * r[0] + r[1] * r[1] + r[2] * r[2]);
+            directions[k] = direction(r, d);
+            const T size = norm * envelope(d, cutoff), change = norm * envelope_slope(d, cutoff);
+            T *value = basis.data() + k * row.radial, *slope = basis.data() + (n + k) * row.radial;
+            for (long x = 0; x < row.radial; x += W) {
+                const Vec<T> away = d * per_step - load<T>(number.data() + x), gaussian = exponential(-away * away);
+                store<T>(value + x, size * gaussian);
+                if (slopes) store<T>(slope + x, (change - 2 * per_step * size * away) * gaussian);
+            }
+        }
+        const T* weights = w.radial + layer * z.radial * row.channels;
+        multiply<T>(row.channels, {slopes ? 2 * n : n, z.radial, basis.data(), row.radial, weights, row.channels,
+                                   radial.data(), row.channels, nullptr, Start::kZero});
+    }
+
+    // Calls of(first edge, how many) for the edges of an atom.
+    template <class F>
+    void for_each_edges(long i, const F& of) const {
+        const int64_t end = graph.row_ptr[begin + i + 1];
+        for (int64_t e = graph.row_ptr[begin + i]; e < end; e += kEdges) of(e, end - e < kEdges ? end - e : kEdges);
+    }
+
+    void sum_density(long layer, long i) {
+        T* to = density(layer) + i * row.channels;
+        const long stride = count * row.channels;
+        for (long h = 0; h < kHarmonics; ++h) memset(to + h * stride, 0, row.channels * sizeof(T));
+        for_each_edges(i, [&](int64_t e, long n) {
+            look(layer, e, n, false);
+            for (long c = 0; c < row.channels; c += W) {
+                Vec<T> sum[kHarmonics];
+                for (long h = 0; h < kHarmonics; ++h) sum[h] = load<T>(to + h * stride + c);
+                for (long k = 0; k < n; ++k) {
+                    const Vec<T> size = load<T>(radial.data() + k * row.channels + c) *
+                                        load<T>(m.entry_of(layer, graph.neighbor[e + k]) + c);
+                    for (long h = 0; h < kHarmonics; ++h) sum[h] += directions[k].harmonic[h] * size;
+                }
+                for (long h = 0; h < kHarmonics; ++h) store<T>(to + h * stride + c, sum[h]);
             }
         });
     }
 
-  private:
-    // Calls work(first atom, atoms) for the groups, shared by the threads of a team; then they wait for each other.
-    template <class Work>
-    void each_group(const Work& work) const {
-#pragma omp for
-        for (int64_t g = 0; g < groups_; ++g) {
-            const int64_t begin = g * kAtoms;
-            work(begin, graph_.atoms - begin < kAtoms ? static_cast<long>(graph_.atoms - begin) : kAtoms);
-        }
-    }
-
-    // Where the part of l begins, in densities [harmonics][channels] and what they are mapped to, of a group.
-    long density_at(int l) const { return kAtoms * kFirst[l] * n_.channels; }
-    long mapped_at(int l) const {
-        constexpr long kBefore[] = {0, 2, 11};
-        return kAtoms * kBefore[l] * n_.products;
-    }
-    T* known(int64_t atom) { return known_.data() + atom * n_.hidden; }
-    T* known_slope(int64_t atom) { return known_slope_.data() + atom * n_.hidden; }
-    const T* seen(long k, int64_t atom) const { return traces_[k].seen.data() + atom * n_.channels; }
-    T* mapped(long k, int64_t begin) const { return traces_[k].mapped.data() + begin * kMapped * n_.products; }
-
-    // The slopes of the density around an atom, a row for each harmonic.
-    struct Rows {
-        const T* of[kHarmonics];
-    };
-    Rows density_slopes(int64_t atom) const {
-        const T* group = density_slope_.data() + atom / kAtoms * kAtoms * kHarmonics * n_.channels;
-        const long i = static_cast<long>(atom % kAtoms);
-        Rows rows;
-        for (int l = 0; l < 3; ++l) {
-            const long each = kFirst[l + 1] - kFirst[l];
-            for (long h = 0; h < each; ++h)
-                rows.of[kFirst[l] + h] = group + density_at(l) + (i * each + h) * n_.channels;
-        }
-        return rows;
-    }
-
-    // What neighbours see of the atoms: their element and what the layer before knows of them.
-    void look(long k, int64_t begin, long count) {
-        const WindowPotentialLayer<T>& w = layers_[k];
-        T* to = traces_[k].seen.data() + begin * n_.channels;
-        for (long i = 0; i < count; ++i)
-            memcpy(to + i * n_.channels, w.neighbor_element + species_[begin + i] * n_.channels, n_.channels * sizeof(T));
-        if (k)
-            multiply<T>(n_.channels, {count, z_.hidden, known(begin), n_.hidden, w.neighbor, n_.channels, to, n_.channels,
-                                      nullptr, Start::kAdd});
-    }
-
-    // R_c(d), and its slope where there is room for it.
-    void radial(const WindowPotentialLayer<T>& w, T d, bool slope, const WindowScratch<T>& m) const {
-        constexpr long W = kLanes<T>;
-        T* basis = m.basis.data();
-        const long width = row_length<T>(z_.radial), C = n_.channels;
-        radial_basis(z_, d, basis, slope ? basis + width : nullptr);
-        for (long c = 0; c < C; c += W) {
-            Vec<T> value{}, change{};
-            for (long n = 0; n < z_.radial; ++n) {
-                const Vec<T> weight = load<T>(w.radial + n * C + c);
-                value += basis[n] * weight;
-                if (slope) change += basis[width + n] * weight;
-            }
-            store<T>(m.radial.data() + c, value);
-            if (slope) store<T>(m.radial.data() + C + c, change);
-        }
-    }
-
-    void densities(long k, int64_t begin, long count, const WindowScratch<T>& m) const {
-        constexpr long W = kLanes<T>;
-        const long C = n_.channels;
-        memset(m.density.data(), 0, kAtoms * kHarmonics * C * sizeof(T));
-        for (long i = 0; i < count; ++i) {
-            T* rows[kHarmonics];
-            for (int l = 0; l < 3; ++l) {
-                const long each = kFirst[l + 1] - kFirst[l];
-                for (long h = 0; h < each; ++h) rows[kFirst[l] + h] = m.density.data() + density_at(l) + (i * each + h) * C;
-            }
-            for (int64_t e = graph_.row_ptr[begin + i]; e < graph_.row_ptr[begin + i + 1]; ++e) {
-                const Edge<T> edge(graph_.r + 3 * e);
-                T harmonic[kHarmonics];
-                edge.harmonics(harmonic);
-                radial(layers_[k], edge.d, false, m);
-                const T* of = seen(k, graph_.neighbor[e]);
-                for (long c = 0; c < C; c += W) {
-                    const Vec<T> size = load<T>(m.radial.data() + c) * load<T>(of + c);
-                    for (long h = 0; h < kHarmonics; ++h)
-                        store<T>(rows[h] + c, load<T>(rows[h] + c) + harmonic[h] * size);
-                }
-            }
-        }
-    }
-
-    void forward(long k, int64_t begin, long count, bool keep, T* energy, const WindowScratch<T>& m) {
-        constexpr long W = kLanes<T>;
-        const WindowPotentialLayer<T>& w = layers_[k];
-        const long C = n_.channels, H = n_.hidden;
-        densities(k, begin, count, m);
-        T* products = keep ? mapped(k, begin) : m.mapped.data();
-        for (int l = 0; l < 3; ++l) {
-            const long each = kFirst[l + 1] - kFirst[l], width = kMapsOf[l] * n_.products;
-            multiply<T>(width, {count * each, z_.channels, m.density.data() + density_at(l), C, w.maps[l], width,
-                                products + mapped_at(l), width, nullptr, Start::kZero});
-        }
-        invariants(products, count, m);
-        for (long i = 0; i < count; ++i) {
-            T* row = m.features.data() + i * n_.features;
-            memcpy(row, m.density.data() + i * C, C * sizeof(T));
-            const T* scale = w.scale + species_[begin + i] * n_.features;
-            for (long f = 0; f < n_.features; f += W) store<T>(row + f, load<T>(row + f) * load<T>(scale + f));
-        }
-        T* x = m.rows.data();
-        for (long i = 0; i < count; ++i)
-            memcpy(x + i * H, w.bias + (role_ * z_.species + species_[begin + i]) * H, H * sizeof(T));
-        multiply<T>(H, {count, n_.features, m.features.data(), n_.features, w.first, H, x, H, nullptr, Start::kAdd});
-        if (k) multiply<T>(H, {count, z_.hidden, known(begin), H, w.before, H, x, H, nullptr, Start::kAdd});
-        activate(x, x, keep ? traces_[k].first_slope.data() + begin * H : nullptr, count);
-        T* to = known(begin);
-        multiply<T>(H, {count, z_.hidden, x, H, w.second, H, to, H, w.second_bias, Start::kBias});
-        activate(to, to, keep ? traces_[k].last_slope.data() + begin * H : nullptr, count);
-        const T* last = w.last + role_ * H;
-        for (long i = 0; i < count; ++i) {
-            Vec<T> sum{};
-            for (long n = 0; n < H; n += W) {
-                const Vec<T> all = load<T>(to + i * H + n) + load<T>(x + i * H + n);
-                store<T>(to + i * H + n, all);
-                sum += all * load<T>(last + n);
-            }
-            if (energy) energy[begin + i] = (k ? energy[begin + i] : T(0)) + lane_sum<T>(sum);
-        }
-    }
-
-    // silu, and its slope.
-    void activate(const T* x, T* to, T* slope, long count) const {
-        for (long n = 0; n < count * n_.hidden; n += kLanes<T>) {
-            const Vec<T> at = load<T>(x + n), share = T(1) / (exponential(-at) + T(1));
-            store<T>(to + n, at * share);
-            if (slope) store<T>(slope + n, share * (T(1) + at * (T(1) - share)));
-        }
-    }
-
-    // The rows of products of an atom: [harmonics of l], each with its maps side by side.
-    T* rows_of(T* products, int l, long i) const {
-        return products + mapped_at(l) + i * (kFirst[l + 1] - kFirst[l]) * kMapsOf[l] * n_.products;
-    }
-
-    // The features behind those that are the density itself.
-    void invariants(T* products, long count, const WindowScratch<T>& m) const {
-        constexpr long W = kLanes<T>;
-        const long P = n_.products;
-        for (long i = 0; i < count; ++i) {
-            T* to = m.features.data() + i * n_.features + n_.channels;
-            const T *s = rows_of(products, 0, i), *v = rows_of(products, 1, i), *t = rows_of(products, 2, i);
-            for (long p = 0; p < P; p += W) {
-                const auto at = [p](const T* row) { return load<T>(row + p); };
-                Vec<T> vectors{}, tensors{}, a[3], b[3], q[6];
-                for (long h = 0; h < 3; ++h) {
-                    a[h] = at(v + 3 * h * P), b[h] = at(v + (3 * h + 2) * P);
-                    vectors += a[h] * at(v + (3 * h + 1) * P);
-                }
-                for (long h = 0; h < 6; ++h) {
-                    q[h] = at(t + 2 * h * P);
-                    tensors += q[h] * at(t + (2 * h + 1) * P);
-                }
-                store<T>(to + p, at(s) * at(s + P));
-                store<T>(to + P + p, vectors);
-                store<T>(to + 2 * P + p, tensors);
-                Vec<T> bent{};
-                for (long h = 0; h < 3; ++h) bent += a[h] * along(q, b, h);
-                store<T>(to + 3 * P + p, bent);
-            }
-        }
-    }
-
-    // Component h of the tensor q times the vector b.
-    static Vec<T> along(const Vec<T> (&q)[6], const Vec<T> (&b)[3], long h) {
-        constexpr T mixed = T(0.70710678118654752440);
-        switch (h) {
-            case 0: return q[0] * b[0] + mixed * (q[3] * b[1] + q[4] * b[2]);
-            case 1: return q[1] * b[1] + mixed * (q[3] * b[0] + q[5] * b[2]);
-            default: return q[2] * b[2] + mixed * (q[4] * b[0] + q[5] * b[1]);
-        }
-    }
-
-    // From what the products are and the slopes of the features [4 products] to those of the products, in their place.
-    void invariant_slopes(T* products, long count, const WindowScratch<T>& m) const {
-        constexpr long W = kLanes<T>;
-        constexpr T mixed = T(0.70710678118654752440);
-        const long P = n_.products;
-        for (long i = 0; i < count; ++i) {
-            const T* of = m.features.data() + i * n_.features + n_.channels;
-            T *s = rows_of(products, 0, i), *v = rows_of(products, 1, i), *t = rows_of(products, 2, i);
-            for (long p = 0; p < P; p += W) {
-                const Vec<T> scalar = load<T>(of + p), vector = load<T>(of + P + p), tensor = load<T>(of + 2 * P + p),
-                             bent = load<T>(of + 3 * P + p);
-                const Vec<T> s0 = load<T>(s + p), s1 = load<T>(s + P + p);
-                store<T>(s + p, scalar * s1);
-                store<T>(s + P + p, scalar * s0);
-                Vec<T> a[3], b[3], q[6];
-                for (long h = 0; h < 3; ++h) a[h] = load<T>(v + 3 * h * P + p), b[h] = load<T>(v + (3 * h + 2) * P + p);
-                for (long h = 0; h < 6; ++h) q[h] = load<T>(t + 2 * h * P + p);
-                for (long h = 0; h < 3; ++h) {
-                    T* row = v + 3 * h * P + p;
-                    store<T>(row, vector * load<T>(row + P) + bent * along(q, b, h));
-                    store<T>(row + P, vector * a[h]);
-                    store<T>(row + 2 * P, bent * along(q, a, h));
-                }
-                const Vec<T> outer[6] = {a[0] * b[0],
-                                         a[1] * b[1],
-                                         a[2] * b[2],
-                                         mixed * (a[0] * b[1] + a[1] * b[0]),
-                                         mixed * (a[0] * b[2] + a[2] * b[0]),
-                                         mixed * (a[1] * b[2] + a[2] * b[1])};
-                for (long h = 0; h < 6; ++h) {
-                    T* row = t + 2 * h * P + p;
-                    store<T>(row, tensor * load<T>(row + P) + bent * outer[h]);
-                    store<T>(row + P, tensor * q[h]);
-                }
-            }
-        }
-    }
-
-    // From the slopes of what the layer knows of the atoms to those of the density around them and of the layer before.
-    void backward(long k, int64_t begin, long count, const WindowScratch<T>& m) {
-        constexpr long W = kLanes<T>;
-        const WindowPotentialLayer<T>& w = layers_[k];
-        const long C = n_.channels, H = n_.hidden, F = n_.features;
-        T *of = known_slope(begin), *rows = m.rows.data(), *other = m.other.data();
-        const T* last = w.last + role_ * H;
-        for (long i = 0; i < count; ++i)
-            for (long n = 0; n < H; n += W) {
-                T* at = of + i * H + n;
-                store<T>(at, k + 1 < z_.layers ? load<T>(at) + load<T>(last + n) : load<T>(last + n));
-            }
-        const T *first_slope = traces_[k].first_slope.data() + begin * H, *last_slope = traces_[k].last_slope.data() + begin * H;
-        for (long n = 0; n < count * H; n += W) store<T>(other + n, load<T>(of + n) * load<T>(last_slope + n));
-        memcpy(rows, of, count * H * sizeof(T));
-        multiply<T>(H, {count, z_.hidden, other, H, w.second_back, H, rows, H, nullptr, Start::kAdd});
-        for (long n = 0; n < count * H; n += W) store<T>(rows + n, load<T>(rows + n) * load<T>(first_slope + n));
-        // the slopes of what is known before take the place of those of what is known now
-        if (k) multiply<T>(H, {count, z_.hidden, rows, H, w.before_back, H, of, H, nullptr, Start::kZero});
-        multiply<T>(F, {count, z_.hidden, rows, H, w.first_back, F, m.features.data(), F, nullptr, Start::kZero});
-        for (long i = 0; i < count; ++i) {
-            T* row = m.features.data() + i * F;
-            const T* scale = w.scale + species_[begin + i] * F;
-            for (long f = 0; f < F; f += W) store<T>(row + f, load<T>(row + f) * load<T>(scale + f));
-        }
-        T* products = mapped(k, begin);
-        invariant_slopes(products, count, m);
-        T* to = density_slope_.data() + begin * kHarmonics * C;
-        for (long i = 0; i < count; ++i) memcpy(to + i * C, m.features.data() + i * F, C * sizeof(T));
-        for (int l = 0; l < 3; ++l) {
-            const long each = kFirst[l + 1] - kFirst[l], width = kMapsOf[l] * n_.products;
-            multiply<T>(C, {count * each, width, products + mapped_at(l), width, w.maps_back[l], C, to + density_at(l), C,
-                            nullptr, l ? Start::kZero : Start::kAdd});
-        }
-    }
-
-    // What the densities around an atom and around its neighbours say: its slope, and that of what is known of it before.
-    void edges(long k, int64_t begin, long count, double* slope, const WindowScratch<T>& m) {
-        constexpr long W = kLanes<T>;
-        constexpr T kParity[kHarmonics] = {1, -1, -1, -1, 1, 1, 1, 1, 1, 1};
-        const long C = n_.channels;
-        const T root = T(1.41421356237309504880);
-        T* of_seen = m.density.data();  // [atoms][channels]
-        if (k) memset(of_seen, 0, kAtoms * C * sizeof(T));
-        for (long i = 0; i < count; ++i) {
-            const int64_t atom = begin + i;
-            const Rows own = density_slopes(atom);
-            const T* self = seen(k, atom);
-            double sum[3] = {};
-            for (int64_t e = graph_.row_ptr[atom]; e < graph_.row_ptr[atom + 1]; ++e) {
-                const Edge<T> edge(graph_.r + 3 * e);
-                T harmonic[kHarmonics];
-                edge.harmonics(harmonic);
-                radial(layers_[k], edge.d, true, m);
-                const int64_t j = graph_.neighbor[e];
-                const Rows theirs = density_slopes(j);
-                const T* of = seen(k, j);
-                Vec<T> stretch{}, turn[3] = {};
-                for (long c = 0; c < C; c += W) {
-                    const Vec<T> value = load<T>(m.radial.data() + c), change = load<T>(m.radial.data() + C + c);
-                    const Vec<T> they = load<T>(of + c), me = load<T>(self + c);
-                    Vec<T> both[kHarmonics], back{}, radial{};
+    // An edge is in the densities of both its ends.  With their gradients D it is worth R(d) Y(u) . (f_j D_i +- f_i D_j),
+    // minus for the odd l, which is differentiated along r and across.
+    template <bool Seen>
+    void edges_of(long layer, long i, double* slope) {
+        const T *own = density(layer) + i * row.channels, *mine = m.entry_of(layer, begin + i);
+        const long stride = count * row.channels;
+        T* to = seen.data() + i * row.channels;
+        if (Seen) memset(to, 0, row.channels * sizeof(T));
+        Vec<T> total[3] = {};
+        for_each_edges(i, [&](int64_t e, long n) {
+            look(layer, e, n, true);
+            for (long c = 0; c < row.channels; c += W) {
+                const Vec<T> f = load<T>(mine + c);
+                Vec<T> mine_seen = Seen ? load<T>(to + c) : Vec<T>{};
+                for (long k = 0; k < n; ++k) {
+                    const Direction<T>& at = directions[k];
+                    const long j = graph.neighbor[e + k], group = j / kAtoms;
+                    const T* theirs = m.density_of(layer, group) + (j - group * kAtoms) * row.channels + c;
+                    const long step = m.count(group) * row.channels;
+                    const Vec<T> g = load<T>(m.entry_of(layer, j) + c);
+                    const Vec<T> value = load<T>(radial.data() + k * row.channels + c),
+                                 change = load<T>(radial.data() + (n + k) * row.channels + c);
+                    Vec<T> both[kHarmonics], back{};
                     for (long h = 0; h < kHarmonics; ++h) {
-                        const Vec<T> from = kParity[h] * load<T>(theirs.of[h] + c);
-                        both[h] = they * load<T>(own.of[h] + c) + me * from;
-                        back += harmonic[h] * from;
-                        radial += harmonic[h] * both[h];
+                        const Vec<T> x = load<T>(theirs + h * step), y = g * load<T>(own + h * stride + c);
+                        const bool odd = h >= kFirst[1] && h < kFirst[2];
+                        both[h] = odd ? y - f * x : y + f * x;
+                        if (Seen) back = odd ? back - at.harmonic[h] * x : back + at.harmonic[h] * x;
                     }
-                    if (k) store<T>(of_seen + i * C + c, load<T>(of_seen + i * C + c) + value * back);
-                    stretch += change * radial;
-                    const T x = edge.x, y = edge.y, z = edge.z;
-                    turn[0] += value * (both[1] + (x + x) * both[4] + root * (y * both[7] + z * both[8]));
-                    turn[1] += value * (both[2] + (y + y) * both[5] + root * (x * both[7] + z * both[9]));
-                    turn[2] += value * (both[3] + (z + z) * both[6] + root * (x * both[8] + y * both[9]));
+                    if (Seen) mine_seen += value * back;
+                    Vec<T> sum{};
+                    for (long h = 0; h < kHarmonics; ++h) sum += at.harmonic[h] * both[h];
+                    const auto& [scalar, x, y, w, xx, yy, ww, xy, xw, yw] = both;
+                    const Vec<T> side[3] = {x + at.twice[0] * xx + at.mixed[1] * xy + at.mixed[2] * xw,
+                                            y + at.twice[1] * yy + at.mixed[0] * xy + at.mixed[2] * yw,
+                                            w + at.twice[2] * ww + at.mixed[0] * xw + at.mixed[1] * yw};
+                    const Vec<T> across = at.over_d * value;
+                    const Vec<T> along =
+                        change * sum - across * (at.u[0] * side[0] + at.u[1] * side[1] + at.u[2] * side[2]);
+                    for (long q = 0; q < 3; ++q) total[q] += at.u[q] * along + across * side[q];
                 }
-                const T u[3] = {edge.x, edge.y, edge.z}, along = lane_sum<T>(stretch);
-                const T t[3] = {lane_sum<T>(turn[0]), lane_sum<T>(turn[1]), lane_sum<T>(turn[2])};
-                const T radially = t[0] * u[0] + t[1] * u[1] + t[2] * u[2];
-                for (int x = 0; x < 3; ++x)
-                    sum[x] -= static_cast<double>(along * u[x] + (t[x] - radially * u[x]) / edge.d);
+                if (Seen) store<T>(to + c, mine_seen);
             }
-            for (int x = 0; x < 3; ++x) slope[3 * atom + x] = sum[x] + (k + 1 < z_.layers ? slope[3 * atom + x] : 0.0);
-        }
-        if (k)
-            multiply<T>(n_.hidden, {count, z_.channels, of_seen, C, layers_[k].neighbor_back, n_.hidden, known_slope(begin),
-                                    n_.hidden, nullptr, Start::kAdd});
+        });
+        for (long q = 0; q < 3; ++q)
+            for (long k = 0; k < W; ++k) slope[q] -= total[q][k];
     }
 
-    const WindowPotentialSizes& z_;
-    const WindowPotentialLayer<T>* layers_;
-    const AttentionGraph<T>& graph_;
-    const int64_t* species_;
-    const long role_;
-    const RowLengths<T> n_;
-    const int64_t groups_;
-    LayerTrace<T>* traces_;
-    Buffer<T> known_, known_slope_, density_slope_;
+    // Linear maps of the density, [harmonics of l][atoms][maps of l][products] for each l.
+    T* mapped_of(int l) const { return mapped.data() + kFirstMapped[l] * count * row.products; }
+
+    void map(long layer) {
+        const long all = kFirstMap[3] * row.products;
+        const T *from = density(layer), *maps = w.maps + layer * z.channels * all;
+        for (int l = 0; l < 3; ++l) {
+            const long width = kMaps[l] * row.products, each = kFirst[l + 1] - kFirst[l];
+            multiply<T>(width, {each * count, z.channels, from + kFirst[l] * count * row.channels, row.channels,
+                                maps + kFirstMap[l] * row.products, all, mapped_of(l), width, nullptr, Start::kZero});
+        }
+    }
+
+    // The gradient of the density in its place.
+    void map_back(long layer) {
+        T* to = density(layer);
+        const T* maps = w.maps_back + layer * kFirstMap[3] * row.products * row.channels;
+        for (long i = 0; i < count; ++i)
+            memcpy(to + i * row.channels, feature.data() + i * row.features, row.channels * sizeof(T));
+        for (int l = 0; l < 3; ++l) {
+            const long width = kMaps[l] * row.products, each = kFirst[l + 1] - kFirst[l];
+            multiply<T>(row.channels, {each * count, width, mapped_of(l), width,
+                                       maps + kFirstMap[l] * row.products * row.channels, row.channels,
+                                       to + kFirst[l] * count * row.channels, row.channels, nullptr,
+                                       l ? Start::kZero : Start::kAdd});
+        }
+    }
+
+    T* mapped_at(int l, long i, long harmonic, long map) const {
+        return mapped_of(l) + ((harmonic * count + i) * kMaps[l] + map) * row.products;
+    }
+
+    // W products of each map of an atom's density: two of each l, and one vector more.
+    struct Mapped {
+        Vec<T> left, right, a[3], b[3], q[6], p[6], c[3];
+    };
+
+    Mapped mapped_from(long i, long n) const {
+        const auto at = [&](int l, long harmonic, long map) { return load<T>(mapped_at(l, i, harmonic, map) + n); };
+        Mapped x;
+        x.left = at(0, 0, 0), x.right = at(0, 0, 1);
+        for (long h = 0; h < 3; ++h) x.a[h] = at(1, h, 0), x.b[h] = at(1, h, 1), x.c[h] = at(1, h, 2);
+        for (long h = 0; h < 6; ++h) x.q[h] = at(2, h, 0), x.p[h] = at(2, h, 1);
+        return x;
+    }
+
+    static constexpr T kApart = T(0.70710678118654752440);  // for components such as xy: each is in the matrix twice
+
+    // The tensor q, a symmetric matrix, times v.
+    static void turn(const Vec<T> (&q)[6], const Vec<T> (&v)[3], Vec<T> (&out)[3]) {
+        out[0] = q[0] * v[0] + kApart * (q[3] * v[1] + q[4] * v[2]);
+        out[1] = q[1] * v[1] + kApart * (q[3] * v[0] + q[5] * v[2]);
+        out[2] = q[2] * v[2] + kApart * (q[4] * v[0] + q[5] * v[1]);
+    }
+
+    // Features of an atom: the isotropic density, the products of each l, and a . q c.
+    void invariants(long layer, long i) {
+        T* to = feature.data() + i * row.features;
+        memcpy(to, density(layer) + i * row.channels, row.channels * sizeof(T));
+        to += row.channels;
+        for (long n = 0; n < row.products; n += W) {
+            const Mapped x = mapped_from(i, n);
+            Vec<T> turned[3], vectors{}, tensors{}, bent{};
+            turn(x.q, x.c, turned);
+            for (long h = 0; h < 3; ++h) vectors += x.a[h] * x.b[h], bent += x.a[h] * turned[h];
+            for (long h = 0; h < 6; ++h) tensors += x.q[h] * x.p[h];
+            store<T>(to + n, x.left * x.right);
+            store<T>(to + row.products + n, vectors);
+            store<T>(to + 2 * row.products + n, tensors);
+            store<T>(to + 3 * row.products + n, bent);
+        }
+    }
+
+    // What was mapped becomes its gradient, from that of the features.
+    void invariants_back(long i) {
+        const T* from = feature.data() + i * row.features + row.channels;
+        for (long n = 0; n < row.products; n += W) {
+            const Mapped x = mapped_from(i, n);
+            Vec<T> g[4], forth[3], back[3];
+            for (long k = 0; k < 4; ++k) g[k] = load<T>(from + k * row.products + n);
+            turn(x.q, x.c, forth);
+            turn(x.q, x.a, back);
+            const auto put = [&](int l, long harmonic, long map, Vec<T> y) {
+                store<T>(mapped_at(l, i, harmonic, map) + n, y);
+            };
+            put(0, 0, 0, g[0] * x.right);
+            put(0, 0, 1, g[0] * x.left);
+            for (long h = 0; h < 3; ++h) {
+                put(1, h, 0, g[1] * x.b[h] + g[3] * forth[h]);
+                put(1, h, 1, g[1] * x.a[h]);
+                put(1, h, 2, g[3] * back[h]);
+            }
+            const Vec<T>(&a)[3] = x.a, (&c)[3] = x.c;
+            const Vec<T> bent[6] = {a[0] * c[0],
+                                    a[1] * c[1],
+                                    a[2] * c[2],
+                                    kApart * (a[0] * c[1] + a[1] * c[0]),
+                                    kApart * (a[0] * c[2] + a[2] * c[0]),
+                                    kApart * (a[1] * c[2] + a[2] * c[1])};
+            for (long h = 0; h < 6; ++h) {
+                put(2, h, 0, g[2] * x.p[h] + g[3] * bent[h]);
+                put(2, h, 1, g[2] * x.q[h]);
+            }
+        }
+    }
+
+    // By the elements' scales, forth and back.
+    void scale(long layer) {
+        for (long i = 0; i < count; ++i) {
+            const T* factor = w.scale + (layer * z.species + species[begin + i]) * row.features;
+            T* to = feature.data() + i * row.features;
+            for (long n = 0; n < row.features; n += W) store<T>(to + n, load<T>(to + n) * load<T>(factor + n));
+        }
+    }
+
+    const WindowPotentialSizes& z;
+    const WindowPotentialWeights<T>& w;
+    const AttentionGraph<T>& graph;
+    const int64_t* species;
+    const int role;
+    const WindowMemory<T>& m;
+    const WindowRows<T> row;
+    long begin = 0, count = 0;       // of the group
+    Buffer<T> number;                // 0, 1, 2, ...: of the Gaussians
+    Direction<T> directions[kEdges];
+    Buffer<T> basis, radial;         // [edges][.]: values, then slopes
+    Buffer<T> mapped, feature;       // [atoms of the group][.], or their gradients
+    Buffer<T> known, other;          // hidden layers, or their gradients
+    Buffer<T> seen;                  // the gradient of what neighbours see
 };
 
 template <class T>
-void window_potential(const WindowPotentialSizes& z, const WindowPotentialLayer<T>* layers, const AttentionGraph<T>& graph,
-                      const int64_t* species, int role, T* energy, double* slope, int threads) {
-    WindowPotential<T>(z, layers, graph, species, role).run(energy, slope, threads);
+void window_potential(const WindowPotentialSizes& z, const WindowPotentialWeights<T>& weights,
+                      const AttentionGraph<T>& graph, const int64_t* species, int role, T* energy, double* slope,
+                      int threads) {
+    const WindowMemory<T> memory(z, graph.atoms);
+    if (slope) memset(slope, 0, 3 * graph.atoms * sizeof(double));
+    parallel(threads, [&] {
+        WindowLayers<T> layers(z, weights, graph, species, role, memory);
+#pragma omp for
+        for (long g = 0; g < memory.groups; ++g) layers.enter(g);
+        for (long k = 0; k < z.layers; ++k) {
+#pragma omp for
+            for (long g = 0; g < memory.groups; ++g) {
+                layers.forward(k, g, energy);
+                if (slope && k + 1 == z.layers) layers.backward(k, g);
+            }
+        }
+        for (long k = slope ? z.layers - 1 : -1; k >= 0; --k) {
+#pragma omp for
+            for (long g = 0; g < memory.groups; ++g) {
+                layers.edges(k, g, slope);
+                if (k) layers.backward(k - 1, g);
+            }
+        }
+    });
 }
 
 }  // namespace

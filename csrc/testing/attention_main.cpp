@@ -1,4 +1,5 @@
-// Runs every kernel of the attention block and the potential on random systems, for the sanitizers to watch.  Prints how many runs were finite.
+// Runs every kernel of the attention block and the potentials on random systems, for the sanitizers to watch.  Prints how
+// many runs were finite.
 #include <cmath>
 #include <cstdint>
 #include <cstdio>
@@ -104,6 +105,13 @@ int run(const AttentionFunctions<T>& kernels, AttentionSizes z, long atoms, long
     return good;
 }
 
+// Elements of a row in whole vectors.
+template <class T>
+long whole(long n) {
+    constexpr long kWhole = 64 / static_cast<long>(sizeof(T));
+    return (n + kWhole - 1) / kWhole * kWhole;
+}
+
 template <class T>
 bool run(const AttentionFunctions<T>& kernels, const PotentialSizes& z, long atoms, long most, int threads) {
     const Neighbors list(atoms, most);
@@ -111,9 +119,8 @@ bool run(const AttentionFunctions<T>& kernels, const PotentialSizes& z, long ato
     const AttentionGraph<T> graph{atoms, list.row_ptr.data(), list.neighbor.data(), random_array<T>(3 * edges, 1.5), nullptr};
     std::vector<std::int64_t> species(atoms);
     for (long i = 0; i < atoms; ++i) species[i] = i % z.species;
-    const auto whole = [](long n) { return (n * static_cast<long>(sizeof(T)) + 63) / 64 * 64 / static_cast<long>(sizeof(T)); };
-    const long basis = z.species * z.radial, features = basis + 3 * z.products, hidden = whole(z.hidden);
-    const PotentialWeights<T> weights{random_array<T>(3 * basis * 2 * whole(z.products)),
+    const long basis = z.species * z.radial, features = basis + 3 * z.products, hidden = whole<T>(z.hidden);
+    const PotentialWeights<T> weights{random_array<T>(3 * basis * 2 * whole<T>(z.products)),
                                       random_array<T>(z.species * features),
                                       random_array<T>(features * hidden),
                                       random_array<T>(z.species * hidden),
@@ -125,6 +132,43 @@ bool run(const AttentionFunctions<T>& kernels, const PotentialSizes& z, long ato
     bool fine = true;
     for (const T x : energy) fine = fine && std::isfinite(x);
     return fine;
+}
+
+// Window potentials: with both results, then with each alone.
+template <class T>
+int run(const AttentionFunctions<T>& kernels, const WindowPotentialSizes& z, long atoms, long most, int threads) {
+    const Neighbors list(atoms, most);
+    const long edges = static_cast<long>(list.neighbor.size());
+    const AttentionGraph<T> graph{atoms, list.row_ptr.data(), list.neighbor.data(), random_array<T>(3 * edges, 1.5), nullptr};
+    std::vector<std::int64_t> species(atoms);
+    for (long i = 0; i < atoms; ++i) species[i] = i % z.species;
+    const long channels = whole<T>(z.channels), products = whole<T>(z.products), hidden = whole<T>(z.hidden);
+    const long entry = channels + hidden, features = channels + 4 * products, L = z.layers;
+    const WindowPotentialWeights<T> weights{random_array<T>(L * z.radial * channels),
+                                            random_array<T>(kRoles * L * z.species * entry),
+                                            random_array<T>((L - 1) * z.hidden * entry),
+                                            random_array<T>((L - 1) * entry * hidden),
+                                            random_array<T>(L * z.channels * 7 * products),
+                                            random_array<T>(L * 7 * products * channels),
+                                            random_array<T>(L * z.species * features),
+                                            random_array<T>(L * features * hidden),
+                                            random_array<T>(L * z.hidden * features),
+                                            random_array<T>(L * z.hidden * hidden),
+                                            random_array<T>(L * z.hidden * hidden),
+                                            random_array<T>(L * hidden),
+                                            random_array<T>(kRoles * L * hidden)};
+    int good = 0;
+    for (int role = 0; role < kRoles; ++role) {
+        std::vector<T> energy(atoms, T(NAN));
+        std::vector<double> slope(3 * atoms, NAN);
+        kernels.window_potential(z, weights, graph, species.data(), role, role == 1 ? nullptr : energy.data(),
+                                 role == 2 ? nullptr : slope.data(), threads);
+        bool fine = true;
+        for (const T x : energy) fine = fine && (role == 1 || std::isfinite(x));
+        for (const double x : slope) fine = fine && (role == 2 || std::isfinite(x));
+        good += fine;
+    }
+    return good;
 }
 
 }  // namespace
@@ -149,6 +193,14 @@ int main() {
                 const long most = atoms > 1 ? 3 * atoms : 0;
                 good += run(kernels.single, sizes, atoms, most, threads) + run(kernels.real, sizes, atoms, most, threads);
                 all += 2;
+            }
+    for (const WindowPotentialSizes& sizes :
+         {WindowPotentialSizes{1, 1, 2, 1, 1, 1, 4.0}, {3, 3, 5, 18, 17, 20, 4.0}, {4, 2, 20, 32, 32, 96, 5.0}})
+        for (const int threads : {1, 2})
+            for (const long atoms : {1L, 16L, 37L}) {
+                const long most = atoms > 1 ? 3 * atoms : 0;
+                good += run(kernels.single, sizes, atoms, most, threads) + run(kernels.real, sizes, atoms, most, threads);
+                all += 6;
             }
     std::printf("%s: %d of %d finite\n", kernels.instruction_set, good, all);
     return good != all;

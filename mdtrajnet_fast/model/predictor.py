@@ -7,7 +7,7 @@ knows nothing of rollouts.
 from __future__ import annotations
 
 import copy
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -18,7 +18,7 @@ from ..ops import Graph
 from ..ops.cpu import addresses, check_tensors, graph_addresses, ready, threads_for
 from ..ops.graph import CSR
 from .potential import Potential
-from .window_potentials import WindowPotentials
+from .window_potentials import ROLES, WindowPotentials
 
 if TYPE_CHECKING:
     from .network import MDtrajNet
@@ -29,6 +29,7 @@ _ROWS = 1 << 17
 
 
 _Sizes = tuple[int, int, int, int, float]
+_WindowSizes = tuple[int, int, int, int, int, int, float]
 
 
 class NativePredictor:
@@ -51,8 +52,8 @@ class NativePredictor:
             potential = (*sizes, addresses(self._potential))
         window_potentials = None
         if model.window_potentials is not None:
-            of_windows, self._windows = window_potential_weights(model.window_potentials)
-            window_potentials = (*of_windows, addresses(self._windows))
+            window_sizes, self._window = window_potential_weights(model.window_potentials)
+            window_potentials = (*window_sizes, addresses(self._window))
         self.native = _C.Predictor(
             members=[[block.native for block in blocks.native] for blocks in members],
             embeddings=addresses(self._embeddings),
@@ -88,15 +89,24 @@ class NativePredictor:
         return energy
 
     def slopes(self, graph: Graph, role: int) -> tuple[Tensor, Tensor]:
-        """Of a window potential in a role: atomic energies [atoms] (eV), and the slopes of their
-        sum, float64 [atoms, 3] (eV/Å)."""
+        """Atomic energies [atoms] (eV) and the slopes of their sum, float64 [atoms, 3] (eV/Å).
+
+        Those of a window potential, all atoms in one role. Of each molecule they are the same bits,
+        whatever else is in the graph.
+        """
         csr, species = CSR(*ready(graph.csr)), graph.species.contiguous()
         check_tensors(self.dtype, (*csr, species))
         energy = torch.empty(graph.atoms, dtype=self.dtype)
-        slope = torch.empty(graph.atoms, 3, dtype=torch.float64)
-        places = (species.data_ptr(), role, energy.data_ptr(), slope.data_ptr())
-        self.native.slopes(graph_addresses(csr), *places, threads_for(csr, 1))
-        return energy, slope
+        slopes = torch.empty(graph.atoms, 3, dtype=torch.float64)
+        self.native.slopes(
+            graph_addresses(csr),
+            species.data_ptr(),
+            role,
+            energy.data_ptr(),
+            slopes.data_ptr(),
+            threads_for(csr, 1),
+        )
+        return energy, slopes
 
 
 class TorchPredictor:
@@ -135,70 +145,24 @@ class TorchPredictor:
         return self._model.potential(graph)
 
     def slopes(self, graph: Graph, role: int) -> tuple[Tensor, Tensor]:
-        """As :meth:`NativePredictor.slopes`."""
+        """As :meth:`NativePredictor.slopes`, but for the bits."""
         assert self._model.window_potentials is not None
-        of_atoms = graph.species.new_full((graph.atoms,), role)
-        energy, slope = self._model.window_potentials.slopes(graph, of_atoms)
-        return energy, slope.double()
+        roles = torch.full_like(graph.species, role)
+        energy, slopes = self._model.window_potentials.slopes(graph, roles)
+        return energy, slopes.double()
 
 
 Predictor = NativePredictor | TorchPredictor
 
 
-def padded(x: Tensor) -> Tensor:
-    """With rows in whole vectors of any instruction set, 64 bytes."""
-    whole = 64 // x.element_size()
-    return torch.nn.functional.pad(x.detach(), (0, -x.shape[-1] % whole)).contiguous()
-
-
-def window_potential_weights(of: WindowPotentials) -> tuple[tuple[Any, ...], list[Tensor]]:
-    """Sizes of window potentials, and their weights, those of WindowPotentialLayer of
-    csrc/cpu/attention.hpp layer by layer."""
-    sizes, species = of.config, of.neighbor_element.shape[1]
-    weights: list[Tensor] = []
-
-    def features(x: Tensor) -> Tensor:
-        """The last dimension, of features, with each kind of them padded."""
-        kinds = x.split([sizes.channels, *[sizes.products] * 4], -1)
-        return torch.cat([padded(kind) for kind in kinds], -1).contiguous()
-
-    def back(x: Tensor) -> Tensor:
-        return padded(x.T)
-
-    nothing = of.last.new_zeros(0)
-    for k in range(sizes.layers):
-        maps = of.maps.detach()[:, k].transpose(0, 1)
-        of_l = [[padded(maps[n]) for n in some] for some in ((0, 1), (2, 3, 6), (4, 5))]
-        side_by_side = [torch.cat(some, 1).contiguous() for some in of_l]
-        first = of.first.detach()[:, k].T
-        bias = of.element[k] + of.role[k][:, None]
-        joined = [nothing] * 4
-        if k:
-            neighbor, before = of.neighbor[:, k - 1], of.before[:, k - 1]
-            joined = [padded(neighbor), back(neighbor), padded(before), back(before)]
-        weights += [
-            padded(of.radial[:, k]),
-            padded(of.neighbor_element[k]),
-            *joined[:2],
-            *side_by_side,
-            *(back(x) for x in side_by_side),
-            features(of.scale.detach()[k]),
-            padded(features(first).T),
-            features(first),
-            padded(bias),
-            *joined[2:],
-            padded(of.second[:, k]),
-            back(of.second[:, k]),
-            padded(of.second_bias[k]),
-            padded(of.last[k]),
-        ]
-    numbers = (sizes.layers, sizes.radial, sizes.channels, sizes.products, sizes.hidden)
-    return (species, *numbers, of.cutoff), weights
-
-
 def potential_weights(of: Potential) -> tuple[_Sizes, list[Tensor]]:
     """Sizes of a potential, and its weights as PotentialWeights of csrc/cpu/attention.hpp."""
     scale, left, last = of.scale.detach(), of.left.detach(), of.last.weight[0]
+    whole = 64 // scale.element_size()
+
+    def padded(x: Tensor) -> Tensor:
+        return torch.nn.functional.pad(x.detach(), (0, -x.shape[-1] % whole)).contiguous()
+
     weights = [
         torch.cat([padded(left), padded(of.right)], 2).contiguous(),
         scale.clone(),
@@ -209,3 +173,42 @@ def potential_weights(of: Potential) -> tuple[_Sizes, list[Tensor]]:
         padded(last),
     ]
     return (len(scale), of.radial, left.shape[2], len(last), of.cutoff), weights
+
+
+def window_potential_weights(of: WindowPotentials) -> tuple[_WindowSizes, list[Tensor]]:
+    """Sizes and weights as WindowPotentialSizes and -Weights of csrc/cpu/attention.hpp."""
+    config, (layers, species, _) = of.config, of.neighbor_element.shape
+    c, p, h = config.channels, config.products, config.hidden
+    whole = 64 // of.radial.element_size()
+
+    def padded(x: Tensor, dim: int = -1) -> Tensor:
+        rows = x.detach().transpose(dim, -1)
+        return torch.nn.functional.pad(rows, (0, -rows.shape[-1] % whole)).transpose(dim, -1)
+
+    def parts(x: Tensor, sizes: tuple[int, ...], dim: int = -1) -> Tensor:
+        return torch.cat([padded(part, dim) for part in x.split(sizes, dim)], dim)
+
+    features, entry = (c, p, p, p, p), (c, h)
+    # layers first, then what is multiplied, then what comes of it
+    seen = of.neighbor_element.expand(len(ROLES), -1, -1, -1)
+    bias = of.element + of.role.transpose(0, 1)[:, :, None]
+    onward = torch.cat([of.neighbor, of.before], 2).transpose(0, 1)
+    maps = of.maps.transpose(0, 1)[:, :, [0, 1, 2, 3, 6, 4, 5]].flatten(2)
+    first, second = of.first.transpose(0, 1), of.second.transpose(0, 1)
+    weights = [
+        padded(of.radial.transpose(0, 1)),
+        parts(torch.cat([seen, bias], 3), entry),
+        parts(onward, entry),
+        parts(padded(onward.transpose(1, 2)), entry, 1),
+        parts(maps, (p,) * 7),
+        parts(padded(maps.transpose(1, 2)), (p,) * 7, 1),
+        parts(of.scale, features),
+        parts(padded(first), features, 1),
+        parts(first.transpose(1, 2), features),
+        padded(second),
+        padded(second.transpose(1, 2)),
+        padded(of.second_bias),
+        padded(of.last.transpose(0, 1)),
+    ]
+    sizes = (layers, config.radial, c, p, h, of.cutoff)
+    return (species, *sizes), [x.contiguous() for x in weights]

@@ -49,13 +49,13 @@ def choice(tmp_path, name):
     return path
 
 
-def test_attention_and_potential(tmp_path):
+def test_attention_and_potentials(tmp_path):
     """The best instruction set that there is: its vectors reach farthest."""
     name = _C.instruction_set()
     unit = ROOT / "csrc" / "cpu" / f"attention_{name}.cpp"
     main = ROOT / "csrc" / "testing" / "attention_main.cpp"
     printed = run(tmp_path, main, choice(tmp_path, name), unit, flags=INSTRUCTIONS[name])
-    assert printed == f"{name}: 180 of 180 finite\n"
+    assert printed == f"{name}: 288 of 288 finite\n"
 
 
 def test_head(tmp_path):

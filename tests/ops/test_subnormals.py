@@ -19,6 +19,7 @@ from torch.autograd import forward_ad
 from mdtrajnet_fast import _C
 from mdtrajnet_fast.md.rollout import engine_for
 from mdtrajnet_fast.md.window import Method
+from mdtrajnet_fast.model.window_potentials import ENDS
 from mdtrajnet_fast.neighbors.host import Edges, NeighborList, edge_vectors, neighbor_list
 from mdtrajnet_fast.ops import edge_attention, fold
 from mdtrajnet_fast.ops.reference import FoldedWeights
@@ -147,6 +148,14 @@ def test_potential(instruction_set, dtype, threads):
     model.potential.last.weight *= TINY[dtype]
     graph = model.graph(System.from_atoms(cases.diamond((2, 2, 3))))
     are_zero(arrays([model.predictor().energies(graph)]), arrays([model.potential(graph)]))
+
+
+def test_window_potentials(instruction_set, dtype, threads):
+    model = cases.model(dtype=dtype, window_potentials={})
+    model.window_potentials.last *= TINY[dtype]
+    graph = model.graph(System.from_atoms(cases.diamond((2, 2, 3))))
+    found, reference = (model.predictor(x).slopes(graph, ENDS) for x in (None, "reference"))
+    are_zero(arrays(found), arrays(reference))
 
 
 SLOW = np.array([[1e-310, 0.0, 0.0], [3e-310, 0.0, 0.0]])

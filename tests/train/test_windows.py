@@ -1,0 +1,190 @@
+"""Window potentials are trained on pairs that are one window long."""
+
+import csv
+import dataclasses
+
+import ase
+import cases
+import numpy as np
+import pytest
+import torch
+from ase.units import fs
+from cases import gentle
+
+from mdtrajnet_fast import TrainConfig, fit, load_model, save_model, simulate
+from mdtrajnet_fast.data.generate import generate
+from mdtrajnet_fast.data.pairs import MARGIN, Pairs
+from mdtrajnet_fast.data.records import Record, load_records
+from mdtrajnet_fast.train import fit as train
+from mdtrajnet_fast.train.evaluate import rms_window_errors, window_errors
+
+
+def vibration(seed: int, wavenumber: float = 3000.0, frames: int = 60, frame_fs: float = 1.0):
+    """A record of H2 that vibrates harmonically, a classical thermal state of 300 K or so."""
+    omega = 2 * np.pi * wavenumber / 33356.41
+    rng = np.random.default_rng(seed)
+    a, phase = 0.08 * abs(rng.standard_normal()) + 0.01, 7 * rng.random()
+    t = frame_fs * np.arange(frames)
+    positions, velocities = np.zeros((frames, 2, 3)), np.zeros((frames, 2, 3))
+    for atom, sign in ((0, -1), (1, 1)):
+        positions[:, atom, 2] = sign * (0.4 + a / 2 * np.cos(omega * t + phase))
+        velocities[:, atom, 2] = -sign * a / 2 * omega * np.sin(omega * t + phase)
+    return Record(
+        molecule="H2",
+        trajectory=f"traj{seed:02d}",
+        numbers=np.array([1, 1]),
+        masses=np.array([1.008, 1.008]),
+        positions=positions.astype(np.float32),
+        velocities=velocities.astype(np.float32),
+        frame_fs=frame_fs,
+        energy=None,
+        temperature_K=300.0,
+        smiles=None,
+        cell=np.zeros((3, 3)),
+        pbc=np.zeros(3, bool),
+    )
+
+
+@pytest.mark.parametrize("frame_fs, error", [(1.0, 3e-4), (2.0, 0.015)])
+def test_accelerations_of_pairs(frame_fs, error):
+    records = [vibration(seed, frame_fs=frame_fs) for seed in range(3)]
+    pairs = Pairs(records)
+    choice = pairs.choose(np.random.default_rng(0), 50, 6.0, lag_fs=6.0, margin=MARGIN)
+    assert choice.first.min() >= MARGIN and choice.last.max() <= 59 - MARGIN
+    z = pairs.batch(choice).system.positions[:, 2]
+    expected = -((2 * np.pi * 3000 / 33356.41) ** 2) * (z - np.sign(z) * 0.4)
+    found = pairs.accelerations(choice)
+    np.testing.assert_allclose(found[:, 2], expected, atol=error * abs(expected).max() + 1e-6)
+    np.testing.assert_array_equal(found[:, :2], 0)
+
+
+def test_windows_take_in_what_steps_leave_out(tmp_path, monkeypatch):
+    """A harmonic vibration that turns by 1.7 in a window: trained, its period is right, where
+    velocity Verlet with two steps a window is off by 3 % (and the fourth-order kicks by 0.3 %)."""
+    records = [vibration(seed) for seed in range(20)]
+    monkeypatch.setattr(train, "load_records", lambda *_, **__: records)
+    start = cases.model(dtype=torch.float32, **cases.OWN, species=("H",))
+    save_model(start, tmp_path / "motion")
+    config = TrainConfig(
+        output=str(tmp_path / "run"),
+        data=("none",),
+        target="window_potentials",
+        initial=str(tmp_path / "motion"),
+        window_potentials={"window": 3.0, "layers": 1, "radial": 16, "channels": 8, "products": 8},
+        steps=500,
+        batch_size=32,
+        optimizer="soap",
+        learning_rate=0.01,
+        warmup_steps=20,
+        ema_decay=0.98,
+        threads=1,
+    )
+    trained = fit(config, progress=False)
+    found = rms_window_errors(trained, Pairs(records), 200)
+    assert found["velocity"] < 0.03 * found["thermal_velocity"]
+    hot = records[0]
+    atoms = ase.Atoms("H2", hot.positions[0])
+    atoms.set_velocities(hot.velocities[0] / fs)
+    run = simulate(atoms, 3.0, duration=3000, model=trained)
+    z = run.positions[:, 1, 2] - run.positions[:, 1, 2].mean()
+    spectrum = abs(np.fft.rfft(z * np.hanning(len(z)), 64 * len(z)))
+    wavenumber = 33356.41 * np.argmax(spectrum) / (64 * len(z) * 3.0)
+    assert wavenumber == pytest.approx(3000, rel=0.002)
+    energy = (run.momenta**2).sum((1, 2))
+    assert energy[-300:].max() == pytest.approx(energy[:300].max(), rel=0.02)  # no drift
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    path = tmp_path_factory.mktemp("data") / "data.h5"
+    generate(["O", "N"], path, trajectories=2, duration_fs=100, equilibration_fs=20, conformers=1)
+    return path
+
+
+@pytest.fixture
+def config(data, tmp_path):
+    start = cases.model(dtype=torch.float32, **cases.OWN, species=("H", "N", "O"))
+    save_model(start, tmp_path / "motion")
+    return TrainConfig(
+        output=str(tmp_path / "run"),
+        data=(str(data),),
+        exclude_trajectories=("traj01",),
+        validation={"held": {"data": [str(data)], "trajectories": ["traj01"]}},
+        target="window_potentials",
+        initial=str(tmp_path / "motion"),
+        window_potentials={"layers": 1, "radial": 12, "channels": 8, "products": 8, "hidden": 16},
+        steps=200,
+        batch_size=16,
+        optimizer="soap",
+        learning_rate=0.01,
+        warmup_steps=5,
+        mass_power=1.0,
+        time_reversal=True,
+        ema_decay=0.95,
+        validate_every=100,
+        validation_pairs=64,
+        threads=1,
+    )
+
+
+def test_training(config, data, tmp_path):
+    """The motion stays as it is; log, files and figures hold what was learned."""
+    trained = fit(config, progress=False)
+    with (tmp_path / "run" / "log.csv").open() as file:
+        last = list(csv.DictReader(file))[-1]
+    pairs = Pairs(load_records(data, trajectories=["traj01"]))
+    saved = load_model(tmp_path / "run" / "model")
+    found = rms_window_errors(saved, pairs, 64)
+    assert found["velocity"] == pytest.approx(float(last["val_held_velocity"]), rel=1e-5)
+    assert found["velocity"] < 0.3 * found["thermal_velocity"]
+    assert found["acceleration"] < 0.3 * found["true_acceleration"]
+    motion = load_model(tmp_path / "motion").state_dict()
+    for name, value in saved.state_dict().items():
+        torch.testing.assert_close(value, trained.state_dict()[name], rtol=0, atol=0)
+        if not name.startswith("window_potentials"):
+            torch.testing.assert_close(value, motion[name], rtol=0, atol=0)
+    assert (tmp_path / "run" / "curves.png").stat().st_size > 1000
+
+
+def test_errors_are_those_of_windows(data):
+    """With the kick at the end taken where the window ends, and not where the true one does."""
+    of = gentle(**cases.OWN, **cases.WINDOW_POTENTIALS)
+    pairs = Pairs(load_records(data))
+    choice = pairs.choose(np.random.default_rng(1), 6, 3.0, lag_fs=3.0, margin=MARGIN)
+    batch = pairs.batch(choice)
+    with torch.no_grad():
+        found = window_errors(of, batch, pairs.accelerations(choice))
+    system = batch.system
+    parts = zip(system.ptr, system.ptr[1:], strict=False)
+    many = [
+        ase.Atoms(system.numbers[a:b], system.positions[a:b], masses=system.masses[a:b])
+        for a, b in parts
+    ]
+    for one, a, b in zip(many, system.ptr, system.ptr[1:], strict=False):
+        one.set_velocities(system.velocities[a:b] / fs)
+    runs = simulate(many, 3.0, duration=3.0, model=of)
+    ends = np.concatenate([run.positions[-1] for run in runs])
+    np.testing.assert_allclose(ends - batch.end.positions, found.position.numpy(), atol=1e-6)
+    velocities = np.concatenate([run.velocities[-1] for run in runs]) - batch.velocity
+    off = abs(velocities - found.velocity.numpy()).max()
+    assert off < 0.2 * abs(velocities).max()
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_resume_is_exact(config, tmp_path, processes):
+    config = dataclasses.replace(config, steps=20, validate_every=10, processes=processes)
+    whole = fit(config, progress=False).state_dict()
+    parts = dataclasses.replace(config, output=str(tmp_path / "parts"))
+    fit(parts, progress=False, stop_after=7)
+    for name, value in fit(parts, progress=False).state_dict().items():
+        torch.testing.assert_close(value, whole[name], rtol=0, atol=0)
+
+
+def test_processes_share_a_batch(config, tmp_path):
+    """Their number changes the order of sums and nothing else."""
+    runs = [
+        train._Run(dataclasses.replace(config, output=str(tmp_path / str(size))), member)
+        for size, member in ((1, train.Member()), (2, train.Member(0, 2)), (3, train.Member(1, 2)))
+    ]
+    whole, *parts = (run.task.loss(np.random.default_rng(3), run.member).item() for run in runs)
+    assert sum(parts) == pytest.approx(whole, rel=1e-5)
