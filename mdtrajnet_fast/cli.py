@@ -519,6 +519,10 @@ def _convert(options: argparse.Namespace) -> None:
 def _export(options: argparse.Namespace) -> None:
     model = load_model(options.model, dtype=options.dtype)
     print(f"Written: {export_model(model, options.file)} ({_describe(model)})")
+    if model.window_potentials is not None:
+        print(
+            "Without its window potentials: rollouts with the file are reversible, not symplectic."
+        )
 
 
 def _describe(model: MDtrajNet) -> str:
@@ -526,7 +530,8 @@ def _describe(model: MDtrajNet) -> str:
     members = f"{len(model.members)} members, " if len(model.members) > 1 else ""
     return (
         f"{model.name}: {members}{count:,} parameters, elements {' '.join(model.config.species)}, "
-        f"window {model.config.window:g} fs, cutoff {model.config.radial_cutoff:g} Å"
+        f"window {stride_of(model, method_of(model, None), None):g} fs, cutoff "
+        f"{model.config.radial_cutoff:g} Å"
     )
 
 

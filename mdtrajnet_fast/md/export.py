@@ -42,6 +42,8 @@ _NO_POTENTIAL = (0, 0, 0)
 def export_model(model: MDtrajNet, path: str | Path) -> Path:
     """Write a model with its weights as they are now, in its own precision, to the file `path`.
 
+    Window potentials are left out: rollouts with the file are reversible ones.
+
     Raises FileExistsError for a file that is there, and ValueError for a model that the kernels for
     CPUs do not take.
     """

@@ -61,7 +61,7 @@ def test_rollouts_of_water(bench, monkeypatch, tmp_path, capsys):
     run(bench, monkeypatch, "make", made, *words)
     run(bench, monkeypatch, "compare", made, "--output", out)
     text = capsys.readouterr().out
-    assert "reversible windows" in text and "2 ps from 2 starts" in text
+    assert "symplectic windows" in text and "2 ps from 2 starts" in text
     (row,) = csv.DictReader((out / "rollouts.csv").open())
     assert row["molecule"] == "O" and row["runs"] == "2" and row["bonds"] == "0"
     assert float(row["r"]) > 0.5 and 0.8 < float(row["T"]) < 1.2

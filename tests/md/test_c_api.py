@@ -126,9 +126,8 @@ def start(atoms):
 def ends(model, system, momenta, windows, window=None, **options):
     """Positions and velocities after so many windows in Python."""
     stride = model.stride(window)
-    *_, last = rollout(
-        model, system, momenta, dt=stride, window=window, duration=windows * stride, **options
-    )
+    options = {"method": "reversible", "window": window} | options
+    *_, last = rollout(model, system, momenta, dt=stride, duration=windows * stride, **options)
     return last.positions[-1], velocities_from_momenta(last.momenta[-1], system.masses)
 
 
