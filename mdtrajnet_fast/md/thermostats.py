@@ -121,8 +121,7 @@ def describe(thermostat: Thermostat) -> dict[str, Any]:
 class Baths:
     """The thermostats of the systems of one rollout.
 
-    thermostats, atoms, seeds: of each system. window: fs. stage: another one draws other random
-    numbers.
+    thermostats, atoms, seeds: of each system. stage: another one draws other random numbers.
     """
 
     def __init__(
