@@ -460,13 +460,7 @@ def _evaluate(options: argparse.Namespace) -> None:
             f"{energy['unchanged']:.3f} eV)"
         )
     if model.config.window_potentials is not None:
-        kicks = rms_window_errors(model, pairs, options.pairs, seed=options.seed)
-        print(
-            f"\nSymplectic windows of {model.config.window_potentials.window:g} fs: positions are "
-            f"wrong by {kicks['position']:.5f} Å, velocities by "
-            f"{kicks['velocity'] / kicks['thermal_velocity']:.1%} of the true ones, forces by "
-            f"{kicks['acceleration'] / kicks['true_acceleration']:.1%} (as accelerations)"
-        )
+        print("\n" + _said_of_windows(model, pairs, options.pairs, options.seed))
     if options.output:
         folder.mkdir(parents=True, exist_ok=True)
         for name, one in {"errors": table, **groups}.items():
@@ -479,6 +473,21 @@ def _evaluate(options: argparse.Namespace) -> None:
         for log in training_logs(options.model):
             plot_training(log, folder / f"learning{log.stem.removeprefix('log')}.png")
         print(f"Written: {folder}/ ({', '.join(sorted(p.name for p in folder.iterdir()))})")
+
+
+def _said_of_windows(model: MDtrajNet, pairs: Pairs, count: int, seed: int) -> str:
+    assert model.config.window_potentials is not None
+    name = f"Symplectic windows of {model.config.window_potentials.window:g} fs"
+    try:
+        wrong = rms_window_errors(model, pairs, count, seed=seed)
+    except ValueError as error:  # frames too far apart, or too few
+        return f"{name}: not looked at, {error}"
+    velocity = wrong["velocity"] / wrong["thermal_velocity"]
+    force = wrong["acceleration"] / wrong["true_acceleration"]
+    return (
+        f"{name}: positions are wrong by {wrong['position']:.5f} Å, velocities by {velocity:.1%} "
+        f"and accelerations by {force:.1%} of the true ones"
+    )
 
 
 def _print_errors(table: dict[str, list[Any]], heading: str, at_most: int | None = None) -> None:

@@ -171,6 +171,7 @@ def test_generate_evaluate_train(tmp_path, capsys):
     out = capsys.readouterr().out
     assert "ballistic" in out and "after 10 fs" in out and "of thermal" in out
     assert "Potential energy: changes within 10 fs are wrong by 0.0" in out
+    assert "Symplectic windows of 3 fs: positions are wrong by 0.00" in out
     tables = {
         path.stem: list(csv.DictReader(path.open())) for path in (tmp_path / "errors").glob("*.csv")
     }
