@@ -345,17 +345,13 @@ class MDtrajNet(nn.Module):
             )
         graph = self.graph(system, edges)
         learning = torch.is_grad_enabled() and self._first.requires_grad
-        if self.window_potentials is not None:
-            role = graph.species.new_full((graph.atoms,), ENERGY)
-            with torch.set_grad_enabled(learning):
-                energy = (
-                    self.window_potentials(graph, role)
-                    if learning
-                    else self.predictor().slopes(graph, ENERGY)[0]
-                )
-        else:
+        if self.window_potentials is None:
             assert self.potential is not None
             energy = (self.potential if learning else self.predictor().energies)(graph)
+        elif learning:
+            energy = self.window_potentials(graph, torch.full_like(graph.species, ENERGY))
+        else:
+            energy = self.predictor().window_energies(graph, ENERGY)
         energy = energy.double()
         owner = torch.from_numpy(system.system_index).to(energy.device)
         return energy.new_zeros(len(system)).index_add(0, owner, energy)

@@ -94,19 +94,21 @@ class NativePredictor:
         Those of a window potential, all atoms in one role. Of each molecule they are the same bits,
         whatever else is in the graph.
         """
+        slopes = torch.empty(graph.atoms, 3, dtype=torch.float64)
+        return self._window_potential(graph, role, slopes.data_ptr()), slopes
+
+    def window_energies(self, graph: Graph, role: int) -> Tensor:
+        """The energies of :meth:`slopes` alone, to the bit, in less than half of the time."""
+        return self._window_potential(graph, role, 0)
+
+    def _window_potential(self, graph: Graph, role: int, slopes: int) -> Tensor:
+        """The energies; slopes: the address of memory for them, or 0."""
         csr, species = CSR(*ready(graph.csr)), graph.species.contiguous()
         check_tensors(self.dtype, (*csr, species))
         energy = torch.empty(graph.atoms, dtype=self.dtype)
-        slopes = torch.empty(graph.atoms, 3, dtype=torch.float64)
-        self.native.slopes(
-            graph_addresses(csr),
-            species.data_ptr(),
-            role,
-            energy.data_ptr(),
-            slopes.data_ptr(),
-            threads_for(csr, 1),
-        )
-        return energy, slopes
+        places = (species.data_ptr(), role, energy.data_ptr(), slopes)
+        self.native.slopes(graph_addresses(csr), *places, threads_for(csr, 1))
+        return energy
 
 
 class TorchPredictor:
@@ -151,42 +153,46 @@ class TorchPredictor:
         energy, slopes = self._model.window_potentials.slopes(graph, roles)
         return energy, slopes.double()
 
+    @torch.no_grad()
+    def window_energies(self, graph: Graph, role: int) -> Tensor:
+        """As :meth:`NativePredictor.window_energies`."""
+        assert self._model.window_potentials is not None
+        return self._model.window_potentials(graph, torch.full_like(graph.species, role))
+
 
 Predictor = NativePredictor | TorchPredictor
 
 
+def _padded(x: Tensor, dim: int = -1) -> Tensor:
+    """With zeros in a dimension up to whole vectors of any instruction set, 64 bytes."""
+    rows = x.detach().transpose(dim, -1)
+    whole = 64 // x.element_size()
+    return torch.nn.functional.pad(rows, (0, -rows.shape[-1] % whole)).transpose(dim, -1)
+
+
 def potential_weights(of: Potential) -> tuple[_Sizes, list[Tensor]]:
     """Sizes of a potential, and its weights as PotentialWeights of csrc/cpu/attention.hpp."""
-    scale, left, last = of.scale.detach(), of.left.detach(), of.last.weight[0]
-    whole = 64 // scale.element_size()
-
-    def padded(x: Tensor) -> Tensor:
-        return torch.nn.functional.pad(x.detach(), (0, -x.shape[-1] % whole)).contiguous()
-
+    scale, left, last = of.scale.detach(), of.left, of.last.weight[0]
     weights = [
-        torch.cat([padded(left), padded(of.right)], 2).contiguous(),
+        torch.cat([_padded(left), _padded(of.right)], 2),
         scale.clone(),
-        padded(of.first.weight.T),
-        padded(of.first.bias + of.element),
-        padded(of.second.weight.T),
-        padded(of.second.bias),
-        padded(last),
+        _padded(of.first.weight.T),
+        _padded(of.first.bias + of.element),
+        _padded(of.second.weight.T),
+        _padded(of.second.bias),
+        _padded(last),
     ]
-    return (len(scale), of.radial, left.shape[2], len(last), of.cutoff), weights
+    sizes = (len(scale), of.radial, left.shape[2], len(last), of.cutoff)
+    return sizes, [x.contiguous() for x in weights]
 
 
 def window_potential_weights(of: WindowPotentials) -> tuple[_WindowSizes, list[Tensor]]:
     """Sizes and weights as WindowPotentialSizes and -Weights of csrc/cpu/attention.hpp."""
     config, (layers, species, _) = of.config, of.neighbor_element.shape
     c, p, h = config.channels, config.products, config.hidden
-    whole = 64 // of.radial.element_size()
-
-    def padded(x: Tensor, dim: int = -1) -> Tensor:
-        rows = x.detach().transpose(dim, -1)
-        return torch.nn.functional.pad(rows, (0, -rows.shape[-1] % whole)).transpose(dim, -1)
 
     def parts(x: Tensor, sizes: tuple[int, ...], dim: int = -1) -> Tensor:
-        return torch.cat([padded(part, dim) for part in x.split(sizes, dim)], dim)
+        return torch.cat([_padded(part, dim) for part in x.split(sizes, dim)], dim)
 
     features, entry = (c, p, p, p, p), (c, h)
     # layers first, then what is multiplied, then what comes of it
@@ -196,19 +202,19 @@ def window_potential_weights(of: WindowPotentials) -> tuple[_WindowSizes, list[T
     maps = of.maps.transpose(0, 1)[:, :, [0, 1, 2, 3, 6, 4, 5]].flatten(2)
     first, second = of.first.transpose(0, 1), of.second.transpose(0, 1)
     weights = [
-        padded(of.radial.transpose(0, 1)),
+        _padded(of.radial.transpose(0, 1)),
         parts(torch.cat([seen, bias], 3), entry),
         parts(onward, entry),
-        parts(padded(onward.transpose(1, 2)), entry, 1),
+        parts(_padded(onward.transpose(1, 2)), entry, 1),
         parts(maps, (p,) * 7),
-        parts(padded(maps.transpose(1, 2)), (p,) * 7, 1),
+        parts(_padded(maps.transpose(1, 2)), (p,) * 7, 1),
         parts(of.scale, features),
-        parts(padded(first), features, 1),
+        parts(_padded(first), features, 1),
         parts(first.transpose(1, 2), features),
-        padded(second),
-        padded(second.transpose(1, 2)),
-        padded(of.second_bias),
-        padded(of.last.transpose(0, 1)),
+        _padded(second),
+        _padded(second.transpose(1, 2)),
+        _padded(of.second_bias),
+        _padded(of.last.transpose(0, 1)),
     ]
     sizes = (layers, config.radial, c, p, h, of.cutoff)
     return (species, *sizes), [x.contiguous() for x in weights]
