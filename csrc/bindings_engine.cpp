@@ -65,8 +65,8 @@ py::object said(const std::optional<Broken>& broken) {
 // What `windows` windows lead to: the frames at times t of the last, the energies at the end or None (measured of a single
 // window, where asked for and no target is given), how many windows were done, and None or what broke in the next, as Broken says;
 // then the frame is the state before.
-py::tuple advance(Engine& engine, Array positions, Array momenta, const Array& t, std::int64_t windows, const std::string& name,
-                  double pull, const std::optional<Array>& total, const std::optional<Array>& near, bool measure,
+py::tuple advance(Engine& engine, Array positions, Array momenta, const Array& t, std::int64_t windows,
+                  const std::string& name, double pull, const std::optional<Array>& total, const std::optional<Array>& near, bool measure,
                   int threads) {
     const py::ssize_t atoms = engine.atoms(), systems = engine.systems(), times = t.size();
     expect(positions, {atoms, 3}, "positions");

@@ -31,7 +31,7 @@ from .io.trajectory import Trajectory
 from .md.export import export_model
 from .md.rollout import ENERGY_RATE, RolloutError
 from .md.simulation import check_run, method_begun, model_hash, simulate
-from .md.thermostats import THERMOSTATS, Thermostat
+from .md.thermostats import CSVR, THERMOSTATS, Langevin, Thermostat
 from .md.window import METHODS, method_of, stride_of
 from .mechanics import thermal_velocities
 from .model.checkpoint import bundled_models, load_model, provenance, save_model, training_logs
@@ -163,8 +163,8 @@ def _parser() -> argparse.ArgumentParser:
         help="at --temperature: Langevin dynamics or stochastic velocity rescaling "
         "(default: none, constant energy)",
     )
-    add("--friction", type=float, help="of langevin, 1/fs (default: 0.01)")
-    add("--time-constant", type=float, help="of csvr, fs (default: 100)")
+    add("--friction", type=float, help=f"of langevin, 1/fs (default: {Langevin.friction_per_fs:g})")
+    add("--time-constant", type=float, help=f"of csvr, fs (default: {CSVR.time_constant_fs:g})")
     add(
         "--equilibration",
         type=float,

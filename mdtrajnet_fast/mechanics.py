@@ -272,11 +272,14 @@ class InternalMotion:
         self.freedom = degrees_of_freedom(atoms)
         self._atoms = atoms.copy()
         self._isolated = not atoms.pbc.any()
+        self._at: Array | None = None
         self.at(atoms.positions)
 
     def at(self, positions: Array) -> None:
         """From here on the atoms are there, [atoms, 3] Å."""
-        self._atoms.positions = positions
+        if self._at is not None and np.array_equal(positions, self._at):
+            return  # a window starts where the last one ended
+        self._at = self._atoms.positions = np.array(positions)
         self._turns = np.zeros((0, len(self.masses), 3))
         if self._isolated and len(axes := rotation_axes(self._atoms)):
             r = positions - self.masses @ positions / self.masses.sum()

@@ -73,7 +73,7 @@ struct PotentialWeights {
     const T* last;         // [hidden]
 };
 
-constexpr int kRoles = 3;  // of window potentials
+enum WindowRole : int { kEnergy, kEnds, kMiddle, kRoles };  // as in mdtrajnet_fast/model/window_potentials.py
 
 struct WindowPotentialSizes {
     long species, layers, radial, channels, products, hidden;

@@ -76,8 +76,6 @@ class Engine::Group {
     const int64_t first_system, first_atom, atoms, systems;
 
   private:
-    // Of a window potential, as in mdtrajnet_fast/model/window_potentials.py.
-    enum Role { kEnergy, kEnds, kMiddle };
     struct Kept {
         Array x, acceleration;
     };
@@ -207,7 +205,7 @@ class Engine::Group {
 
     // Accelerations (Å/fs^2) at x by a window potential, without what would move or turn a component as a whole: the
     // potential has none of it, but its rounding has.
-    Array acceleration(Role role, const Array& x) {
+    Array acceleration(WindowRole role, const Array& x) {
         find_neighbors(x);
         Array a(3 * atoms);
         predictor_.real() ? slopes<double>(role, x, a) : slopes<float>(role, x, a);
@@ -218,7 +216,7 @@ class Engine::Group {
     }
 
     // The same, kept: the end of a window is the start of the next.
-    const Array& kept_acceleration(Role role, const Array& x) {
+    const Array& kept_acceleration(WindowRole role, const Array& x) {
         Kept& kept = kept_[role];
         if (kept.x != x) {
             kept.acceleration = acceleration(role, x);
@@ -228,7 +226,7 @@ class Engine::Group {
     }
 
     template <class T>
-    void slopes(Role role, const Array& x, Array& slope) const {
+    void slopes(WindowRole role, const Array& x, Array& slope) const {
         Edges<T> edges;
         predictor_.slopes<T>(graph(x, v_, edges), species_.data(), role, nullptr, slope.data(),
                              useful_threads(threads_, rows()));
@@ -417,7 +415,7 @@ class Engine::Group {
     std::vector<int64_t> row_ptr_, neighbor_, component_;  // where neighbours were looked for last
     std::vector<std::int32_t> near_, shift_;
     std::vector<int64_t> labels_;  // components at the start of the window
-    Kept kept_[2];                 // by role
+    Kept kept_[kRoles];            // by role
 };
 
 Engine::Engine(std::shared_ptr<const Predictor> predictor, const Contents& contents, const Rules& rules)

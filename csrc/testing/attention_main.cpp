@@ -105,6 +105,21 @@ int run(const AttentionFunctions<T>& kernels, AttentionSizes z, long atoms, long
     return good;
 }
 
+// A system without velocities, for potentials.
+template <class T>
+struct System {
+    const Neighbors list;
+    std::vector<std::int64_t> species;
+    const AttentionGraph<T> graph;
+
+    System(long atoms, long most, long elements)
+        : list(atoms, most), species(atoms),
+          graph{atoms, list.row_ptr.data(), list.neighbor.data(),
+                random_array<T>(3 * static_cast<long>(list.neighbor.size()), 1.5), nullptr} {
+        for (long i = 0; i < atoms; ++i) species[i] = i % elements;
+    }
+};
+
 // Elements of a row in whole vectors.
 template <class T>
 long whole(long n) {
@@ -114,11 +129,7 @@ long whole(long n) {
 
 template <class T>
 bool run(const AttentionFunctions<T>& kernels, const PotentialSizes& z, long atoms, long most, int threads) {
-    const Neighbors list(atoms, most);
-    const long edges = static_cast<long>(list.neighbor.size());
-    const AttentionGraph<T> graph{atoms, list.row_ptr.data(), list.neighbor.data(), random_array<T>(3 * edges, 1.5), nullptr};
-    std::vector<std::int64_t> species(atoms);
-    for (long i = 0; i < atoms; ++i) species[i] = i % z.species;
+    const System<T> system(atoms, most, z.species);
     const long basis = z.species * z.radial, features = basis + 3 * z.products, hidden = whole<T>(z.hidden);
     const PotentialWeights<T> weights{random_array<T>(3 * basis * 2 * whole<T>(z.products)),
                                       random_array<T>(z.species * features),
@@ -128,7 +139,7 @@ bool run(const AttentionFunctions<T>& kernels, const PotentialSizes& z, long ato
                                       random_array<T>(hidden),
                                       random_array<T>(hidden)};
     std::vector<T> energy(atoms, T(NAN));
-    kernels.potential(z, weights, graph, species.data(), energy.data(), threads);
+    kernels.potential(z, weights, system.graph, system.species.data(), energy.data(), threads);
     bool fine = true;
     for (const T x : energy) fine = fine && std::isfinite(x);
     return fine;
@@ -137,11 +148,7 @@ bool run(const AttentionFunctions<T>& kernels, const PotentialSizes& z, long ato
 // Window potentials: with both results, then with each alone.
 template <class T>
 int run(const AttentionFunctions<T>& kernels, const WindowPotentialSizes& z, long atoms, long most, int threads) {
-    const Neighbors list(atoms, most);
-    const long edges = static_cast<long>(list.neighbor.size());
-    const AttentionGraph<T> graph{atoms, list.row_ptr.data(), list.neighbor.data(), random_array<T>(3 * edges, 1.5), nullptr};
-    std::vector<std::int64_t> species(atoms);
-    for (long i = 0; i < atoms; ++i) species[i] = i % z.species;
+    const System<T> system(atoms, most, z.species);
     const long channels = whole<T>(z.channels), products = whole<T>(z.products), hidden = whole<T>(z.hidden);
     const long entry = channels + hidden, features = channels + 4 * products, L = z.layers;
     const WindowPotentialWeights<T> weights{random_array<T>(L * z.radial * channels),
@@ -161,7 +168,7 @@ int run(const AttentionFunctions<T>& kernels, const WindowPotentialSizes& z, lon
     for (int role = 0; role < kRoles; ++role) {
         std::vector<T> energy(atoms, T(NAN));
         std::vector<double> slope(3 * atoms, NAN);
-        kernels.window_potential(z, weights, graph, species.data(), role, role == 1 ? nullptr : energy.data(),
+        kernels.window_potential(z, weights, system.graph, system.species.data(), role, role == 1 ? nullptr : energy.data(),
                                  role == 2 ? nullptr : slope.data(), threads);
         bool fine = true;
         for (const T x : energy) fine = fine && (role == 1 || std::isfinite(x));

@@ -210,10 +210,10 @@ class TrustMonitor:
     * the total energy leaves that of the start by a quarter of the kinetic energy;
     * the temperature changes by more than 10 % from the first to the last fifth, and more than
       chance allows in so short a time;
-    * instead of these three, with a thermostat: the temperature of the last fifth differs from the
-      thermostat's by more than 10 %, and more than chance allows;
     * the mean temperature is less than half of that of the start, and more than chance allows (in
       runs of 500 fs or more);
+    * with a thermostat, instead of these four: the temperature of the last fifth differs from the
+      thermostat's by more than 10 %, and more than chance allows;
     * the centre of mass leaves its straight line by more than 0.01 Å, and by more than 0.5 % of the
       way it makes at its thermal speed (velocities are rounded in some files);
     * the angular momentum of an isolated system changes by more than 5 % of its thermal size;

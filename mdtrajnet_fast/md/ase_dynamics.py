@@ -18,7 +18,7 @@ from ..model.network import MDtrajNet
 from ..system import System
 from .calculator import MDtrajNetCalculator
 from .rollout import ENERGY_RATE, check_rate, rollout
-from .window import method_of, stride_of
+from .window import beyond_training, method_of, stride_of
 
 
 class UnknownEnergy(Calculator):
@@ -76,8 +76,7 @@ class MDtrajNetDynamics(MolecularDynamics):
         self.model.species_index(System.from_atoms(atoms).numbers)
         self.method, self.energy_rate = method_of(self.model, method), check_rate(energy_rate)
         self.window = stride_of(self.model, self.method, window)
-        wrong = None if self.method == "symplectic" else self.model.extrapolates(self.window)
-        if wrong is not None:
+        if (wrong := beyond_training(self.model, self.method, self.window)) is not None:
             warnings.warn(wrong, RuntimeWarning, stacklevel=2)
         if not atoms.get_momenta().any():
             raise ValueError(

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections import deque
-
 import numpy as np
 import torch
 from ase.units import fs
@@ -18,6 +16,7 @@ from .window import (
     NEWTON_STEPS,
     SKIN,
     Broke,
+    DoneAtOnce,
     Method,
     Target,
     Windows,
@@ -25,15 +24,15 @@ from .window import (
 )
 
 
-class HostEngine:
-    """An :class:`.Engine` of a model on the CPU; a window that is begun is done at once."""
+class HostEngine(DoneAtOnce):
+    """An :class:`.Engine` of a model on the CPU."""
 
-    ahead = 1
     at_once = 1000  # a second or so without a sign of progress
 
     def __init__(
         self, model: MDtrajNet, predictor: NativePredictor, system: System, method: Method
     ):
+        super().__init__()
         self._model, self._method = model, method
         self._predictor = predictor  # owns the weights that the native objects point to
         periodic = bool(system.pbc.any())
@@ -50,11 +49,6 @@ class HostEngine:
             most=MOST_SCALED,
             steps=NEWTON_STEPS,
         )
-        self._done: deque[Windows | Broke] = deque()
-
-    def set_state(self, positions: np.ndarray, momenta: np.ndarray) -> None:
-        """See :meth:`.Engine.set_state`."""
-        self._positions, self._momenta = positions, momenta
 
     def begin(
         self, times: np.ndarray, target: Target | None, *, windows: int = 1, measure: bool = False
@@ -78,13 +72,6 @@ class HostEngine:
         else:
             self._done.append(self._broke(broken, done))
 
-    def end(self) -> Windows:
-        """See :meth:`.Engine.end`."""
-        done = self._done.popleft()
-        if isinstance(done, Broke):
-            raise done
-        return done
-
     def energies(self) -> np.ndarray:
         """See :meth:`.Engine.energies`."""
         threads = torch.get_num_threads()
@@ -92,10 +79,6 @@ class HostEngine:
         if broken is not None:
             raise self._broke(broken, 0)
         return energies
-
-    def close(self) -> None:
-        """See :meth:`.Engine.close`."""
-        self._done.clear()
 
     def _broke(self, broken: tuple[int, int, str], done: int) -> Broke:
         system, atom, why = broken

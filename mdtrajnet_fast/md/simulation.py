@@ -36,7 +36,7 @@ from .rollout import (
     rollout,
 )
 from .thermostats import CSVR, Baths, Langevin, Thermostat, describe, thermostat_of
-from .window import method_of, stride_of
+from .window import beyond_training, method_of, stride_of
 
 
 def simulate(
@@ -151,7 +151,8 @@ def simulate(
             [warm[k] for k in fresh],
             [seeds[k] for k in fresh],
             equilibration,
-            {"window": window, "method": method},
+            window=window,
+            method=method,
             keep_energy=not thermostats,
         )
     parts = [
@@ -246,8 +247,9 @@ def _equilibrate(
     thermostats: list[Thermostat],
     seeds: list[int],
     duration: float,
-    settings: dict[str, Any],
     *,
+    window: float | None,
+    method: str,
     keep_energy: bool,
 ) -> None:
     """Move systems to where they are after some time with thermostats, in place.
@@ -257,14 +259,18 @@ def _equilibrate(
     """
     system = System.from_atoms(many)
     momenta = np.concatenate([one.get_momenta() for one in many])
-    stride = stride_of(model, settings["method"], settings["window"])
-    baths = Baths(thermostats, many, seeds, stage=1)
-    windows = math.ceil(exact(duration) / exact(stride))
-    settings |= {"dt": stride, "duration": windows * stride, "baths": baths}
-    ends = [
-        (frames.positions[-1], frames.momenta[-1])
-        for frames in rollout(model, system, momenta, **settings)
-    ]
+    stride = stride_of(model, method, window)
+    windows = rollout(
+        model,
+        system,
+        momenta,
+        dt=stride,
+        window=window,
+        duration=math.ceil(exact(duration) / exact(stride)) * stride,
+        method=method,
+        baths=Baths(thermostats, many, seeds, stage=1),
+    )
+    ends = [(frames.positions[-1], frames.momenta[-1]) for frames in windows]
     late = ends[len(ends) // 4 :]
     positions, momenta = (np.stack(x) for x in zip(*late, strict=True))
     for one, a, b in zip(many, system.ptr, system.ptr[1:], strict=False):
@@ -285,13 +291,11 @@ def _equilibrate(
 def _monitor(
     model: MDtrajNet, atoms: ase.Atoms, stride: float, method: str, thermostat: Thermostat | None
 ) -> TrustMonitor:
-    if thermostat is not None:
-        cutoff, target = model.config.radial_cutoff, thermostat.temperature_K
-        monitor = TrustMonitor(atoms, cutoff, stride, thermostat_K=target)
-    else:
-        potential = partial(potential_energies, model, atoms) if model.has_energies else None
-        monitor = TrustMonitor(atoms, model.config.radial_cutoff, stride, potential)
-    if method != "symplectic" and (wrong := model.extrapolates(stride)) is not None:
+    kelvin = None if thermostat is None else thermostat.temperature_K
+    conserving = thermostat is None and model.has_energies
+    potential = partial(potential_energies, model, atoms) if conserving else None
+    monitor = TrustMonitor(atoms, model.config.radial_cutoff, stride, potential, kelvin)
+    if (wrong := beyond_training(model, method, stride)) is not None:
         monitor.doubt(0.0, f"windows of {wrong}")
     return monitor
 

@@ -5,7 +5,6 @@ Neighbours are looked for on the host before every kick, so that a device waits 
 
 from __future__ import annotations
 
-from collections import deque
 from dataclasses import replace
 
 import numpy as np
@@ -17,26 +16,21 @@ from ..model.predictor import TorchPredictor
 from ..model.window_potentials import ENDS, ENERGY, MIDDLE
 from ..system import System
 from .conservation import internal_velocities
-from .window import Broke, Method, Target, Windows, left_its_course, refused
+from .window import Broke, DoneAtOnce, Method, Target, Windows, left_its_course, refused
 
 
-class SymplecticEngine:
-    """An :class:`.Engine` of a model with window potentials; what is begun is done at once."""
+class SymplecticEngine(DoneAtOnce):
+    """An :class:`.Engine` of a model with window potentials."""
 
-    ahead = 1
     at_once = 1
 
     def __init__(self, model: MDtrajNet, predictor: TorchPredictor, system: System, method: Method):
+        super().__init__()
         self._model, self._predictor, self._system = model, predictor, system
         isolated = np.logical_not(system.pbc).all(axis=1)[system.system_index]
         self._isolated = torch.from_numpy(isolated)
         self._masses = torch.from_numpy(system.masses)
         self._kept: dict[int, tuple[np.ndarray, np.ndarray]] = {}
-        self._done: deque[Windows | Broke] = deque()
-
-    def set_state(self, positions: np.ndarray, momenta: np.ndarray) -> None:
-        """See :meth:`.Engine.set_state`."""
-        self._positions, self._momenta = positions, momenta
 
     def begin(
         self, times: np.ndarray, target: Target | None, *, windows: int = 1, measure: bool = False
@@ -106,20 +100,9 @@ class SymplecticEngine:
     def _broke(self, reason: str, system: int) -> Broke:
         return Broke(reason, system, 0, self._positions, self._momenta)
 
-    def end(self) -> Windows:
-        """See :meth:`.Engine.end`."""
-        done = self._done.popleft()
-        if isinstance(done, Broke):
-            raise done
-        return done
-
     def energies(self) -> np.ndarray:
-        """See :meth:`.Engine.energies`: symplectic windows keep none."""
-        raise NotImplementedError
-
-    def close(self) -> None:
-        """See :meth:`.Engine.close`."""
-        self._done.clear()
+        """See :meth:`.Engine.energies`; nobody asks for what no window is drawn to."""
+        raise NotImplementedError("symplectic windows are drawn to no energy")
 
 
 def _between(

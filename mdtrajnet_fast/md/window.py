@@ -44,6 +44,7 @@ backend, in torch, :mod:`.device_engine` and, symplectic ones, :mod:`.symplectic
 
 from __future__ import annotations
 
+from collections import deque
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -147,6 +148,32 @@ class Engine(Protocol):
         """Wait for what was begun; the results are lost."""
 
 
+class DoneAtOnce:
+    """What engines share whose windows are done when they are begun."""
+
+    ahead = 1
+    _positions: np.ndarray
+    _momenta: np.ndarray
+
+    def __init__(self) -> None:
+        self._done: deque[Windows | Broke] = deque()
+
+    def set_state(self, positions: np.ndarray, momenta: np.ndarray) -> None:
+        """See :meth:`.Engine.set_state`."""
+        self._positions, self._momenta = positions, momenta
+
+    def end(self) -> Windows:
+        """See :meth:`.Engine.end`."""
+        done = self._done.popleft()
+        if isinstance(done, Broke):
+            raise done
+        return done
+
+    def close(self) -> None:
+        """See :meth:`.Engine.close`."""
+        self._done.clear()
+
+
 def method_of(model: MDtrajNet, name: str | None) -> str:
     """The name of the method of a rollout; of None: what the model is best with.
 
@@ -176,6 +203,11 @@ def stride_of(model: MDtrajNet, method: str, window: float | None) -> float:
             f'{model.name!r} are for, got {window}; other windows are for method="reversible"'
         )
     return float(sizes.window)
+
+
+def beyond_training(model: MDtrajNet, method: str, window: float) -> str | None:
+    """What is wrong with a window (fs) for which the network of a method was not trained."""
+    return None if method == "symplectic" else model.extrapolates(window)
 
 
 def left_its_course(model: MDtrajNet, atom: int) -> str:
