@@ -57,3 +57,13 @@ def emulated_neighbors(monkeypatch):
     monkeypatch.setattr(neighbors_cuda, "_C", emulated_gpu.EmulatedNeighbors())
     monkeypatch.setattr(neighbors_cuda, "_on_gpu", lambda x: True)
     monkeypatch.setattr(neighbors_cuda, "_stream", lambda x: 0)
+
+
+@pytest.fixture(scope="session")
+def water_and_ammonia(tmp_path_factory):
+    """Two short trajectories each of water and ammonia, for trainings of potentials."""
+    from mdtrajnet_fast.data.generate import generate
+
+    path = tmp_path_factory.mktemp("data") / "data.h5"
+    generate(["O", "N"], path, trajectories=2, duration_fs=100, equilibration_fs=20, conformers=1)
+    return path

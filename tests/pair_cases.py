@@ -8,6 +8,7 @@ import cases
 import numpy as np
 import torch
 
+from mdtrajnet_fast import TrainConfig, save_model
 from mdtrajnet_fast.data.records import Record
 
 
@@ -46,3 +47,29 @@ def assert_same_batch(ours, theirs) -> None:
             assert a == b, field.name
     for a, b in zip(ours[1:], theirs[1:], strict=True):
         assert a.dtype == b.dtype and torch.equal(a, b)
+
+
+def potential_config(target, data, folder, sizes, **options) -> TrainConfig:
+    """A training of a potential of that name and of those sizes, on data of H, N and O; the model
+    that it is of is written to the folder."""
+    save_model(
+        cases.model(dtype=torch.float32, **cases.OWN, species=("H", "N", "O")), folder / "motion"
+    )
+    common = {
+        "output": str(folder / "run"),
+        "data": (str(data),),
+        "exclude_trajectories": ("traj01",),
+        "validation": {"held": {"data": [str(data)], "trajectories": ["traj01"]}},
+        "target": target,
+        target: sizes,
+        "initial": str(folder / "motion"),
+        "steps": 200,
+        "batch_size": 16,
+        "learning_rate": 0.01,
+        "warmup_steps": 5,
+        "ema_decay": 0.95,
+        "validate_every": 100,
+        "validation_pairs": 64,
+        "threads": 1,
+    }
+    return TrainConfig(**common | options)

@@ -8,17 +8,16 @@ import cases
 import numpy as np
 import pytest
 import torch
+from pair_cases import potential_config
 from scipy.spatial.transform import Rotation
 
-from mdtrajnet_fast import TrainConfig, fit, load_model, save_model, simulate
-from mdtrajnet_fast.data.generate import generate
+from mdtrajnet_fast import fit, load_model, simulate
 from mdtrajnet_fast.data.pairs import Pairs
 from mdtrajnet_fast.data.records import load_records
 from mdtrajnet_fast.md import rollout
 from mdtrajnet_fast.mechanics import total_angular_momentum, total_momentum
 from mdtrajnet_fast.model.predictor import TorchPredictor
 from mdtrajnet_fast.system import System
-from mdtrajnet_fast.train import fit as train
 from mdtrajnet_fast.train.evaluate import energy_errors, rms_energy_errors
 
 SIZES = cases.POTENTIAL["potential"]
@@ -209,38 +208,14 @@ def test_a_model_without_a_potential_says_so():
         cases.config(potential={"radial": 1})
 
 
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    path = tmp_path_factory.mktemp("data") / "data.h5"
-    generate(["O", "N"], path, trajectories=2, duration_fs=100, equilibration_fs=20, conformers=1)
-    return path
-
-
 @pytest.fixture
-def config(data, tmp_path):
-    start = cases.model(dtype=torch.float32, **cases.OWN, species=("H", "N", "O"))
-    save_model(start, tmp_path / "motion")
-    return TrainConfig(
-        output=str(tmp_path / "run"),
-        data=(str(data),),
-        exclude_trajectories=("traj01",),
-        validation={"held": {"data": [str(data)], "trajectories": ["traj01"]}},
-        target="potential",
-        initial=str(tmp_path / "motion"),
-        potential={"radial": 12, "products": 16, "hidden": 32},
-        steps=300,
-        batch_size=16,
-        max_lag_fs=30.0,
-        learning_rate=0.01,
-        warmup_steps=5,
-        ema_decay=0.95,
-        validate_every=100,
-        validation_pairs=128,
-        threads=1,
-    )
+def config(water_and_ammonia, tmp_path):
+    sizes = {"radial": 12, "products": 16, "hidden": 32}
+    options = {"steps": 300, "max_lag_fs": 30.0, "validation_pairs": 128}
+    return potential_config("potential", water_and_ammonia, tmp_path, sizes, **options)
 
 
-def test_training(config, data, tmp_path):
+def test_training(config, water_and_ammonia, tmp_path):
     """Energies are learned from velocities alone; the motion stays as it is; files hold both."""
     trained = fit(config, progress=False)
     with (tmp_path / "run" / "log.csv").open() as file:
@@ -256,7 +231,7 @@ def test_training(config, data, tmp_path):
             torch.testing.assert_close(value, motion[name], rtol=0, atol=0)
     assert (tmp_path / "run" / "curves.png").stat().st_size > 1000
 
-    pairs = Pairs(load_records(data, trajectories=["traj01"]))
+    pairs = Pairs(load_records(water_and_ammonia, trajectories=["traj01"]))
     found = rms_energy_errors(saved, pairs, 128, 30.0)
     assert found["energy"] == pytest.approx(float(last["val_held_energy"]), rel=1e-5)
     batch = pairs.draw(np.random.default_rng(0), 5, 30.0)
@@ -264,27 +239,6 @@ def test_training(config, data, tmp_path):
     start, end = batch.system, batch.end
     change = [saved.potential_energy(x).detach().numpy() + x.kinetic_energy() for x in (start, end)]
     np.testing.assert_allclose(wrong, change[1] - change[0], atol=1e-5)
-
-
-@pytest.mark.parametrize("processes", [1, 2])
-def test_resume_is_exact(config, tmp_path, processes):
-    config = dataclasses.replace(config, steps=20, validate_every=10, processes=processes)
-    whole = fit(config, progress=False).state_dict()
-    parts = dataclasses.replace(config, output=str(tmp_path / "parts"))
-    fit(parts, progress=False, stop_after=7)
-    for name, value in fit(parts, progress=False).state_dict().items():
-        torch.testing.assert_close(value, whole[name], rtol=0, atol=0)
-
-
-def test_processes_share_a_batch(config, tmp_path):
-    """Their number changes the order of sums and nothing else."""
-    config = dataclasses.replace(config, steps=4)
-    runs = [
-        train._Run(dataclasses.replace(config, output=str(tmp_path / str(size))), member)
-        for size, member in ((1, train.Member()), (2, train.Member(0, 2)), (3, train.Member(1, 2)))
-    ]
-    whole, *parts = (run.task.loss(np.random.default_rng(3), run.member).item() for run in runs)
-    assert sum(parts) == pytest.approx(whole, rel=1e-5)
 
 
 def test_bad_settings_are_refused(config):

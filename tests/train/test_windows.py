@@ -1,7 +1,6 @@
 """Window potentials are trained on pairs that are one window long."""
 
 import csv
-import dataclasses
 
 import ase
 import cases
@@ -10,9 +9,9 @@ import pytest
 import torch
 from ase.units import fs
 from cases import gentle
+from pair_cases import potential_config
 
 from mdtrajnet_fast import TrainConfig, fit, load_model, save_model, simulate
-from mdtrajnet_fast.data.generate import generate
 from mdtrajnet_fast.data.pairs import MARGIN, Pairs
 from mdtrajnet_fast.data.records import Record, load_records
 from mdtrajnet_fast.train import fit as train
@@ -94,45 +93,19 @@ def test_windows_take_in_what_steps_leave_out(tmp_path, monkeypatch):
     assert energy[-300:].max() == pytest.approx(energy[:300].max(), rel=0.02)  # no drift
 
 
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    path = tmp_path_factory.mktemp("data") / "data.h5"
-    generate(["O", "N"], path, trajectories=2, duration_fs=100, equilibration_fs=20, conformers=1)
-    return path
-
-
 @pytest.fixture
-def config(data, tmp_path):
-    start = cases.model(dtype=torch.float32, **cases.OWN, species=("H", "N", "O"))
-    save_model(start, tmp_path / "motion")
-    return TrainConfig(
-        output=str(tmp_path / "run"),
-        data=(str(data),),
-        exclude_trajectories=("traj01",),
-        validation={"held": {"data": [str(data)], "trajectories": ["traj01"]}},
-        target="window_potentials",
-        initial=str(tmp_path / "motion"),
-        window_potentials={"layers": 1, "radial": 12, "channels": 8, "products": 8, "hidden": 16},
-        steps=200,
-        batch_size=16,
-        optimizer="soap",
-        learning_rate=0.01,
-        warmup_steps=5,
-        mass_power=1.0,
-        time_reversal=True,
-        ema_decay=0.95,
-        validate_every=100,
-        validation_pairs=64,
-        threads=1,
-    )
+def config(water_and_ammonia, tmp_path):
+    sizes = {"layers": 1, "radial": 12, "channels": 8, "products": 8, "hidden": 16}
+    options = {"optimizer": "soap", "mass_power": 1.0, "time_reversal": True}
+    return potential_config("window_potentials", water_and_ammonia, tmp_path, sizes, **options)
 
 
-def test_training(config, data, tmp_path):
+def test_training(config, water_and_ammonia, tmp_path):
     """The motion stays as it is; log, files and figures hold what was learned."""
     trained = fit(config, progress=False)
     with (tmp_path / "run" / "log.csv").open() as file:
         last = list(csv.DictReader(file))[-1]
-    pairs = Pairs(load_records(data, trajectories=["traj01"]))
+    pairs = Pairs(load_records(water_and_ammonia, trajectories=["traj01"]))
     saved = load_model(tmp_path / "run" / "model")
     found = rms_window_errors(saved, pairs, 64)
     assert found["velocity"] == pytest.approx(float(last["val_held_velocity"]), rel=1e-5)
@@ -146,10 +119,10 @@ def test_training(config, data, tmp_path):
     assert (tmp_path / "run" / "curves.png").stat().st_size > 1000
 
 
-def test_errors_are_those_of_windows(data):
+def test_errors_are_those_of_windows(water_and_ammonia):
     """With the kick at the end taken where the window ends, and not where the true one does."""
     of = gentle(**cases.OWN, **cases.WINDOW_POTENTIALS)
-    pairs = Pairs(load_records(data))
+    pairs = Pairs(load_records(water_and_ammonia))
     choice = pairs.choose(np.random.default_rng(1), 6, 3.0, lag_fs=3.0, margin=MARGIN)
     batch = pairs.batch(choice)
     with torch.no_grad():
@@ -168,23 +141,3 @@ def test_errors_are_those_of_windows(data):
     velocities = np.concatenate([run.velocities[-1] for run in runs]) - batch.velocity
     off = abs(velocities - found.velocity.numpy()).max()
     assert off < 0.2 * abs(velocities).max()
-
-
-@pytest.mark.parametrize("processes", [1, 2])
-def test_resume_is_exact(config, tmp_path, processes):
-    config = dataclasses.replace(config, steps=20, validate_every=10, processes=processes)
-    whole = fit(config, progress=False).state_dict()
-    parts = dataclasses.replace(config, output=str(tmp_path / "parts"))
-    fit(parts, progress=False, stop_after=7)
-    for name, value in fit(parts, progress=False).state_dict().items():
-        torch.testing.assert_close(value, whole[name], rtol=0, atol=0)
-
-
-def test_processes_share_a_batch(config, tmp_path):
-    """Their number changes the order of sums and nothing else."""
-    runs = [
-        train._Run(dataclasses.replace(config, output=str(tmp_path / str(size))), member)
-        for size, member in ((1, train.Member()), (2, train.Member(0, 2)), (3, train.Member(1, 2)))
-    ]
-    whole, *parts = (run.task.loss(np.random.default_rng(3), run.member).item() for run in runs)
-    assert sum(parts) == pytest.approx(whole, rel=1e-5)
