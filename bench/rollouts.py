@@ -15,6 +15,9 @@ and in the median, pooled over the starts:
     bonds     runs that broke down, or in which a bond broke or formed
     trust     runs that the trust summary warns of; of predictions and of reference runs
 
+Below the table, how many runs have collapsed: their spectrum correlates with that of the other
+starts' reference runs less than any reference run's does; and how many of those trust warns of.
+
 The same of one half of the reference's starts against the other half stands beside them: what the
 starts alone make of a spectrum. A prediction shares its starts with the reference and can be
 better than that.
@@ -28,8 +31,9 @@ from __future__ import annotations
 import argparse
 import csv
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import ase
@@ -43,6 +47,7 @@ from mdtrajnet_fast.analysis.observables import WAVENUMBER, vibrational_density_
 from mdtrajnet_fast.analysis.trust import trust_summary
 from mdtrajnet_fast.data.generate import generate
 from mdtrajnet_fast.data.records import Record, load_records
+from mdtrajnet_fast.md.rollout import potential_energies
 from mdtrajnet_fast.md.window import METHODS, method_of, stride_of
 from mdtrajnet_fast.mechanics import momenta_from_velocities
 from mdtrajnet_fast.model.window_potentials import ENERGY
@@ -186,8 +191,14 @@ def worst_element(
     return overall, worst, abs(ratios[worst] - 1)
 
 
-def row(runs: Sequence[Run]) -> dict[str, float | str]:
+def row(model: MDtrajNet, runs: Sequence[Run]) -> dict[str, float | str]:
     """What there is to say of one molecule."""
+
+    def believed(run: Trajectory) -> bool:
+        """Whether trust believes it, asked as in a rollout of the model."""
+        potential = partial(potential_energies, model, run.atoms) if model.has_energies else None
+        return trust_summary(run, model.config.radial_cutoff, potential).ok
+
     whole = [run for run in runs if run.whole]
     said: dict[str, float | str] = {
         "runs": len(runs),
@@ -196,7 +207,7 @@ def row(runs: Sequence[Run]) -> dict[str, float | str]:
             for run in runs
         ),
         "trust": sum(not run.predicted.trust.ok for run in runs),
-        "trust reference": sum(not trust_summary(run.reference).ok for run in runs),
+        "trust reference": sum(not believed(run.reference) for run in runs),
     }
     references = [run.reference for run in runs]
     if len(runs) > 1:
@@ -210,6 +221,25 @@ def row(runs: Sequence[Run]) -> dict[str, float | str]:
             predicted, [run.reference for run in whole]
         )
     return said
+
+
+def collapsed(molecules: Iterable[Sequence[Run]]) -> str:
+    """How many runs have collapsed, and of how many of them trust warns."""
+    like: list[tuple[float, float, bool]] = []  # others: a reference run, a prediction; believed
+    for runs in molecules:
+        spectra = [spectrum(run.reference) for run in runs]
+        for k, run in enumerate(runs if len(runs) > 1 else ()):
+            others = np.mean(spectra[:k] + spectra[k + 1 :], axis=0)
+            r = distance(others, spectrum(run.predicted))[0] if run.whole else -1.0
+            like.append((distance(others, spectra[k])[0], r, run.predicted.trust.ok))
+    if not like:
+        return "one start a molecule: whether runs have collapsed is not known"
+    least = min(reference for reference, _, _ in like)
+    believed = [ok for _, r, ok in like if r < least]
+    return (
+        f"{len(believed)} runs have collapsed (r with other starts below {least:.2f}); trust warns "
+        f"of {believed.count(False)} of them"
+    )
 
 
 def summary(rows: Sequence[dict[str, float | str]]) -> Iterator[str]:
@@ -321,11 +351,12 @@ def compare(options: argparse.Namespace) -> None:
     molecules: dict[str, list[Run]] = {}
     for record, *pair in zip(records, references, predicted, strict=True):
         molecules.setdefault(record.smiles or record.molecule, []).append(Run(*pair))
-    rows = {name: row(runs) for name, runs in molecules.items()}
+    rows = {name: row(model, runs) for name, runs in molecules.items()}
     duration = float(references[0].times[-1])
     print(f"{title}, {duration / 1000:g} ps from {len(records)} starts")
     print_table(rows)
     print("\n".join(summary(list(rows.values()))))
+    print(collapsed(molecules.values()))
     if options.output is not None:
         options.output.mkdir(parents=True)
         with (options.output / "rollouts.csv").open("w", newline="") as file:

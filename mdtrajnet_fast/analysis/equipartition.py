@@ -173,3 +173,14 @@ def chance_of_elements(temperatures: ArrayLike, degrees_of_freedom: ArrayLike) -
         tails = fdtr(2 * f[k], 2 * others, ratio), fdtrc(2 * f[k], 2 * others, ratio)
         least = min(least, 2 * float(min(tails)) * len(t))
     return max(least, 1e-12)
+
+
+def chance_of_work(unexplained: float | None) -> float:
+    """How often dynamics leave so much of the kinetic energy's changes unexplained.
+
+    unexplained: change of the total energy from frame to frame, relative to that of the kinetic
+    energy. A learned potential is not the one that a run follows, so some is left in good runs too:
+    of 180 runs of molecular dynamics, by the potential of molecules-nve, 4 % passed 0.2 and 1 %
+    0.3. 1 where there is no potential to ask.
+    """
+    return 1.0 if unexplained is None else float(10 ** -(max(0.0, unexplained - 0.08) / 0.1))

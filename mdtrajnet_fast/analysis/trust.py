@@ -38,6 +38,7 @@ from .equipartition import (
     chance_of_bands,
     chance_of_elements,
     chance_of_stretches,
+    chance_of_work,
     occupied_bands,
     share_of_stretches,
     strongest_band,
@@ -65,7 +66,7 @@ _RARE = 1e-4
 _LOOK_EVERY_FS = 5.0
 # Limits for isolated molecules over a picosecond and more; bench/rollouts.py says how often runs of
 # molecular dynamics and collapsed rollouts pass them.
-_UNEVEN = 10**-2.8  # chances of bands, of stretches and of elements, multiplied
+_UNEVEN = 10**-3.2  # chances of bands, of stretches, of elements and of the work, multiplied
 _PHASES = 8  # parts of a window
 _PHASE = 0.06  # difference of their temperatures, relative, in 5 ps; more in less
 _PHASE_FS = 5000.0
@@ -76,6 +77,7 @@ _CHANGED, _CHANGED_BY_CHANCE = 0.10, 0.9
 _CHANGED_FS = 1000.0  # looked at in runs of this length and more
 # The energy of the start is the mean over this time (fs), the one that rollouts keep.
 _FIRST_FS = 200.0
+_STEP_FS = 8.0  # frames this close tell the change of the energies along a path
 _ENERGY = 0.25  # total energy off by this part of the kinetic energy
 
 
@@ -103,6 +105,8 @@ class TrustSummary:
     occupied_bands: float | None  # how many bands hold the kinetic energy
     phase_spread: float | None  # relative difference of the temperatures of parts of the window
     energy_change: float | None  # eV, mean of the last fifth less that of the first 200 fs
+    unexplained_work: float | None  # change of the total energy from frame to frame, as a part of
+    # that of the kinetic energy (root mean squares); None: no potential, or frames too far apart
     centre_of_mass_drift: float  # Å, the farthest from straight-line motion
     angular_momentum_drift: float | None  # the largest change, of the thermal size; None: periodic
     bonds: int  # in the first frame
@@ -158,6 +162,11 @@ class TrustSummary:
                 f"  total energy     {self.energy_change:+8.3f} eV in the last fifth, by the "
                 "model's potential"
             )
+        if self.unexplained_work is not None:
+            lines.append(
+                f"  its changes      {100 * self.unexplained_work:8.1f} % of those of the kinetic "
+                "energy, from frame to frame"
+            )
         lines.append(f"  centre of mass   {self.centre_of_mass_drift:8.1e} Å off a straight line")
         if self.angular_momentum_drift is not None:
             lines.append(
@@ -201,10 +210,11 @@ class TrustMonitor:
 
     * in an isolated molecule the energy is spread less evenly over bands of the spectrum, stretches
       and elements than chance allows (:mod:`.equipartition`), in all of a run of a
-      picosecond or more or in its last half;
+      picosecond or more or in its last half; where there is a potential, the less is allowed the
+      less its work accounts for the changes of the kinetic energy;
     * elements differ in temperature by more than 10 % in the last fifth of the run, and more than
       chance allows for so few atoms;
-    * the temperature depends on the time within the window;
+    * the temperature depends on the time within the window, where frames divide it evenly;
     * the temperature after 300 fs differs from that of 100 to 300 fs by more than 10 %, and more
       than chance allows (in runs of a picosecond or more);
     * the total energy leaves that of the start by a quarter of the kinetic energy;
@@ -237,10 +247,14 @@ class TrustMonitor:
         self._thermostat_K = thermostat_K
         self._window, self._potential = window, potential
         self._bands = BandWatch(atoms.get_masses())
+        self._spacing: float | None = None  # of the first two frames (fs)
         self._phases = np.zeros((_PHASES, 2))  # temperatures summed, and how many
         self._early = np.zeros(2)  # likewise, at the times _EARLY_FS
         self._later = np.zeros(2)  # and after them
-        self._energies = BlockMeans(2)  # rows of time (fs) and total energy less the start's (eV)
+        # rows of time (fs), total energy less the start's (eV), and the squares of the changes of
+        # total and kinetic energy since the frame before (eV^2)
+        self._energies = BlockMeans(4)
+        self._before: tuple[float, float, float] | None = None  # time, total and kinetic energy
         self._start_energy: float | None = None
         self._early_energy = np.zeros(2)  # summed over the first _FIRST_FS, and how many
         self._first_lonely = math.inf
@@ -322,10 +336,15 @@ class TrustMonitor:
         total = kinetic + self._potential(x)
         if self._start_energy is None:
             self._start_energy = float(total[0])
-        for row in np.column_stack((t, total - self._start_energy)):
-            self._energies.add(row)
-            if row[0] - self._start <= _FIRST_FS:
-                self._early_energy += row[1], 1
+        for time, energy, heat in zip(t.tolist(), total.tolist(), kinetic.tolist(), strict=True):
+            change = work = 0.0
+            if self._before is not None and time - self._before[0] <= _STEP_FS + 1e-6:
+                change, work = energy - self._before[1], heat - self._before[2]
+            self._before = time, energy, heat
+            energy -= self._start_energy
+            self._energies.add(np.array([time, energy, change**2, work**2]))
+            if time - self._start <= _FIRST_FS:
+                self._early_energy += energy, 1
 
     def _begin(self, time: float, positions: Array, velocities: Array) -> None:
         m = self._masses
@@ -374,7 +393,9 @@ class TrustMonitor:
             self._blocks.add(row)
         if not self._periodic:
             self._bands.update(t, relative)
-        if self._window is not None:
+        if self._spacing is None and self._frames + len(t) > 1:
+            self._spacing = float(t[1] - t[0] if len(t) > 1 else t[0] - self._start)
+        if self._window is not None and self._tells_phases(self._window):
             # a window's end belongs to it: its frames are (0, window]
             part = np.ceil((t - self._start) / self._window * _PHASES - 1e-6).astype(int) - 1
             for k, value in zip((part % _PHASES).tolist(), overall.tolist(), strict=True):
@@ -386,6 +407,17 @@ class TrustMonitor:
             elif time >= begin:
                 self._early += value, 1
         self._frames += len(t)
+
+    def _tells_phases(self, window: float) -> bool:
+        """Whether frames come at the same parts of every window.
+
+        Where they do not, a part is met at a spacing that slow vibrations keep time with, and their
+        kinetic energy looks like a dependence on the part.
+        """
+        if self._spacing is None:
+            return True
+        frames = window / self._spacing if self._spacing > 0 else 0.5
+        return abs(frames - round(frames)) < 1e-6 * frames
 
     def doubt(self, since_fs: float, text: str) -> None:
         """Warn, first of all, of something that frames do not show, and since when."""
@@ -420,11 +452,13 @@ class TrustMonitor:
         broken, formed = self._bonds.changes()
         power = self._bands.power()
         energy_change: float | None = None
+        unexplained: float | None = None
         if self._start_energy is not None:
             rows, count = self._energies.means()
             late = count * (rows[:, 0] >= min(self._end - fifth, rows[-1, 0]))
             early = self._early_energy[0] / self._early_energy[1]
             energy_change = float(np.average(rows[:, 1], weights=late)) - early
+            unexplained = self._unexplained_work()
         summary = TrustSummary(
             frames=self._frames,
             start_fs=self._start,
@@ -437,6 +471,7 @@ class TrustMonitor:
             occupied_bands=None if power is None else occupied_bands(power, self._bands.bin),
             phase_spread=self._phase_spread(),
             energy_change=energy_change,
+            unexplained_work=unexplained,
             centre_of_mass_drift=self._com_drift,
             angular_momentum_drift=spin,
             bonds=len(self._bonds.pairs),
@@ -462,6 +497,14 @@ class TrustMonitor:
         means = total / count
         return float(np.ptp(means) / means.mean())
 
+    def _unexplained_work(self, begin: float = -math.inf, end: float = math.inf) -> float | None:
+        """How much of the kinetic energy's changes the potential does not account for."""
+        if self._start_energy is None:
+            return None
+        rows, count = self._energies.means()
+        change, work = (count * ((rows[:, 0] >= begin) & (rows[:, 0] <= end))) @ rows[:, 2:]
+        return math.sqrt(change / work) if work > 0 else None
+
     def _uneven_since(self) -> float | None:
         """From when on (fs) energy is spread less evenly than chance allows, if it is at all.
 
@@ -483,6 +526,7 @@ class TrustMonitor:
                 chance_of_bands(occupied_bands(power, self._bands.bin), distinct)
                 * chance_of_stretches(power, self._bands.bin, self._hydrogens, self._freedom)
                 * chance_of_elements(elements, self._dof)
+                * chance_of_work(self._unexplained_work(begin, end))
             )
 
         start, end = self._start, self._end
@@ -617,12 +661,18 @@ class TrustMonitor:
                     f"; stretches of bonds to hydrogen hold {100 * hydrogen:.0f} %, of "
                     f"{100 * self._hydrogens / self._freedom:.0f} %"
                 )
+            work = ""
+            if seen.unexplained_work is not None:
+                work = (
+                    f"; the model's potential leaves {100 * seen.unexplained_work:.0f} % of the "
+                    "changes of the kinetic energy unexplained"
+                )
             yield _Doubt(
                 since,
                 f"energy is not spread as at equilibrium: a band at {where:.0f} cm^-1 holds "
                 f"{100 * share:.0f} % of the kinetic energy, {hot} is at "
                 f"{elements[hot].mean:.0f} K and {cold} at {elements[cold].mean:.0f} K"
-                f"{of_hydrogen}",
+                f"{of_hydrogen}{work}",
             )
 
         # The two elements that differ most among those that differ by more than chance.

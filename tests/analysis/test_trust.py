@@ -156,14 +156,14 @@ def test_until_when_to_believe_a_run():
 
 def test_runs_that_are_locked_to_the_window_are_noticed():
     t = DT * np.arange(2501)
-    envelope = 1 + 0.1 * np.cos(2 * np.pi * t / 10)
-    for window, doubted in ((10.0, True), (None, False)):
+    envelope = 1 + 0.1 * np.cos(2 * np.pi * t / 12)
+    for window, doubted in ((12.0, True), (9.0, False), (None, False)):
         metadata = {} if window is None else {"window_fs": window}
         summary = trust_summary(vibrating(np.full(21, 300.0), envelope=envelope, metadata=metadata))
         assert any("locked to the window" in w for w in summary.warnings) == doubted
         assert (summary.phase_spread is not None) == doubted
     assert (
-        trust_summary(vibrating(np.full(21, 300.0), metadata={"window_fs": 10.0})).phase_spread
+        trust_summary(vibrating(np.full(21, 300.0), metadata={"window_fs": 12.0})).phase_spread
         < 0.02
     )
 
@@ -197,3 +197,21 @@ def test_the_total_energy_is_watched():
     for k in range(0, 2501, 13):
         monitor.update(run.times[k : k + 13], run.positions[k : k + 13], run.momenta[k : k + 13])
     assert monitor.summary() == summary
+
+
+def test_work_that_the_potential_does_not_do_is_watched():
+    """The total energy changes from frame to frame by half of what the kinetic energy changes."""
+    run = vibrating(np.full(21, 300.0))
+    m, v = run.atoms.get_masses(), run.velocities
+    kinetic = dict(
+        zip(map(bytes, run.positions), 0.5 / fs**2 * (m[:, None] * v**2).sum((1, 2)), strict=True)
+    )
+    for done, believed in ((1.0, True), (0.95, True), (0.4, False)):
+        summary = trust_summary(
+            run, potential=lambda x, done=done: np.array([-done * kinetic[bytes(y)] for y in x])
+        )
+        assert summary.unexplained_work == pytest.approx(1 - done, abs=1e-6)
+        assert summary.ok == believed
+    assert "the model's potential leaves 60 % of the changes" in summary.warnings[-1]
+    apart = Trajectory(run.atoms, run.times[::5], run.positions[::5], run.momenta[::5])
+    assert trust_summary(apart, potential=lambda x: np.zeros(len(x))).unexplained_work is None
