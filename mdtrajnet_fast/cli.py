@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import csv
 import functools
+import io
 import json
 import platform
 import re
@@ -33,12 +34,12 @@ from .md.rollout import ENERGY_RATE, RolloutError
 from .md.simulation import check_run, method_begun, model_hash, simulate
 from .md.thermostats import CSVR, THERMOSTATS, Langevin, Thermostat
 from .md.window import METHODS, method_of, stride_of
-from .mechanics import thermal_velocities
+from .mechanics import centre_of_mass, momenta_from_velocities, thermal_velocities
 from .model.checkpoint import bundled_models, load_model, provenance, save_model, training_logs
 from .model.mlatom import load_mlatom
 from .model.network import MDtrajNet
 from .plots import group_label, plot_errors, plot_groups, plot_training, write_spectrum
-from .system import System
+from .system import System, check_velocities_named
 from .train.config import TrainConfig
 from .train.evaluate import (
     atom_errors,
@@ -81,6 +82,9 @@ _HIGHEST = {True: 4000.0, False: 2500.0}  # cm^-1, what vibrates with and withou
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # encodings without Å print something else
+            stream.reconfigure(errors="replace")
     options = _parser().parse_args(arguments)
     options.arguments = sys.argv[1:] if arguments is None else arguments
     try:
@@ -246,7 +250,10 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("model", nargs="?", help="bundled name, folder or .pt file")
 
     sub = command("spectrum", _spectrum, "Vibrational density of states of a trajectory.")
-    sub.add_argument("trajectory", type=Path, help=".traj, .extxyz or .h5 of this package")
+    sub.add_argument(
+        "trajectory", type=Path, help=".traj, .extxyz or .h5 of this package, or what ASE reads"
+    )
+    sub.add_argument("--frame", type=float, help="spacing of frames, fs, where the file lacks it")
     sub.add_argument("--output", type=Path, help="prefix of the .csv and .png (default: beside)")
     sub.add_argument("--resolution", type=float, help="cm^-1 (default: 20, or what the run allows)")
     sub.add_argument(
@@ -336,6 +343,7 @@ def _new_run(options: argparse.Namespace) -> tuple[Path, dict[str, Any], ase.Ato
     name = str(atoms.info["name"])
     temperature = chosen["temperature"]
     if temperature is None and not atoms.get_momenta().any():
+        check_velocities_named(atoms, options.structure)
         temperature = DEFAULT_TEMPERATURE_K
     if chosen["equilibration"] is None:
         chosen["equilibration"] = 0.0 if temperature is None else EQUILIBRATION_FS
@@ -573,7 +581,7 @@ def _info(options: argparse.Namespace) -> None:
 
 
 def _spectrum(options: argparse.Namespace) -> None:
-    trajectory = Trajectory.read(options.trajectory)
+    trajectory = _any_trajectory(options.trajectory, options.frame)
     trajectory = trajectory[int(np.searchsorted(trajectory.times, options.skip)) :]
     prefix = options.output or options.trajectory.with_name(f"{options.trajectory.stem}-spectrum")
     if prefix.suffix in (".csv", ".png"):
@@ -584,6 +592,26 @@ def _spectrum(options: argparse.Namespace) -> None:
     _write_vdos(trajectory, prefix, options.resolution, options.max_wavenumber)
 
 
+def _any_trajectory(path: Path, frame_fs: float | None) -> Trajectory:
+    """A trajectory of this package, or what :func:`load_records` reads as one."""
+    try:
+        return Trajectory.read(path)
+    except ValueError as own:
+        try:
+            records = load_records(path, frame_fs=frame_fs)
+        except ValueError as error:
+            raise error from own
+    if len(records) != 1:
+        raise ValueError(f"{path} holds {len(records)} trajectories, expected one")
+    one = records[0]
+    return Trajectory(
+        ase.Atoms(one.numbers, one.positions[0], masses=one.masses, cell=one.cell, pbc=one.pbc),
+        one.frame_fs * np.arange(len(one.positions)),
+        one.positions,
+        momenta_from_velocities(one.velocities, one.masses),
+    )
+
+
 def _write_vdos(
     trajectory: Trajectory,
     prefix: Path,
@@ -592,7 +620,14 @@ def _write_vdos(
 ) -> None:
     if len(trajectory) < 3:
         raise ValueError(f"{len(trajectory)} frames are too few for a spectrum")
-    dt = float(trajectory.times[1] - trajectory.times[0])
+    steps = np.diff(trajectory.times)
+    dt = float(steps[0])
+    if not np.allclose(steps, dt, rtol=1e-6, atol=1e-6):
+        k = int(np.argmax(abs(steps - dt)))
+        raise ValueError(
+            f"frames are unevenly spaced: {dt:g} fs from frame 0 to 1, {steps[k]:g} fs from frame "
+            f"{k} to {k + 1}; a spectrum needs them even"
+        )
     length = dt * (len(trajectory) - 1)
     if resolution is None:
         resolution = max(20.0, float(np.ceil(_SEGMENT / length)))
@@ -605,9 +640,11 @@ def _write_vdos(
         nyquist = WAVENUMBER / (2 * dt)
         highest = _HIGHEST["H" in trajectory.atoms.get_chemical_symbols()]
         max_wavenumber = max(highest, min(4500.0, nyquist))
+    masses = trajectory.atoms.get_masses()
+    drift = centre_of_mass(trajectory.velocities, masses)  # as a whole it does not vibrate
     wavenumber, intensity = vibrational_density_of_states(
-        trajectory.velocities,
-        trajectory.atoms.get_masses(),
+        trajectory.velocities - drift[:, None],
+        masses,
         dt,
         resolution=resolution,
         max_wavenumber=max_wavenumber,

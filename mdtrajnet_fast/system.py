@@ -13,23 +13,28 @@ from ase.data import chemical_symbols
 # Beyond this distance from the origin (Å) float64 no longer resolves a motion.
 FARTHEST = 1e8
 
+# Names that other programs have for velocities.
+_VELOCITIES = frozenset(("v", "vel", "velo", "vels", "velos", "velocity", "velocities"))
+
 
 def check_atoms(atoms: ase.Atoms, name: str = "the system") -> None:
     """Refuse what cannot be simulated; `name` says in the message which system it is.
 
     Raises TypeError for anything but Atoms, and ValueError, with the atom's index, for no atoms,
-    constraints, unknown elements, masses that are not positive, and positions, momenta or cells
-    that are not finite or far beyond any simulation.
+    constraints, a charge in info, unknown elements, masses that are not positive, and positions,
+    momenta or cells that are not finite or far beyond any simulation.
     """
     if not isinstance(atoms, ase.Atoms):
         raise TypeError(f"expected ase.Atoms or a list of them, got {type(atoms)} for {name}")
     if len(atoms) == 0:
         raise ValueError(f"{name} has no atoms")
-    if atoms.constraints:
-        raise ValueError(
-            f"{name} has constraints ({type(atoms.constraints[0]).__name__}), which predicted "
-            "motion cannot keep: remove them with atoms.set_constraint()"
-        )
+    check_unconstrained(atoms, name)
+    for key in ("charge", "total_charge"):
+        if (charge := _number(atoms.info.get(key))) and charge != 0:
+            raise ValueError(
+                f'{name} has a charge: info["{key}"] is {charge:g}; models know neutral systems '
+                f'only. If that is not what it means, remove it: del atoms.info["{key}"]'
+            )
 
     def refuse(bad: np.ndarray, what: str, values: np.ndarray, expected: str) -> None:
         if bad.any():
@@ -46,6 +51,36 @@ def check_atoms(atoms: ase.Atoms, name: str = "the system") -> None:
     refuse(~np.isfinite(p).all(axis=1), "momentum", p, "finite numbers")
     if not np.isfinite(atoms.cell[:]).all():
         raise ValueError(f"the cell of {name} is not finite: {atoms.cell[:].tolist()}")
+
+
+def check_unconstrained(atoms: ase.Atoms, name: str = "the system") -> None:
+    """Refuse constraints with a ValueError; readers of some formats make some of no atom."""
+    for one in atoms.constraints:
+        if len(getattr(one, "index", "?")) > 0:
+            raise ValueError(
+                f"{name} has constraints ({type(one).__name__}), which predicted motion cannot "
+                "keep: remove them, in Python with atoms.set_constraint()"
+            )
+
+
+def check_velocities_named(atoms: ase.Atoms, name: str = "the system") -> None:
+    """Refuse velocities under a name that ASE does not take for them, in atoms at rest.
+
+    Raises ValueError, with the name of the array.
+    """
+    for key, values in atoms.arrays.items():
+        if key.lower() in _VELOCITIES and values.shape == (len(atoms), 3):
+            raise ValueError(
+                f"{name} has an array {key!r} that looks like velocities, which ASE does not use: "
+                "give them as momenta (ASE units), or draw others at a temperature"
+            )
+
+
+def _number(value: object) -> float | None:
+    try:
+        return float(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        return None
 
 
 @dataclass(frozen=True)

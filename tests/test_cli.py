@@ -1,18 +1,24 @@
 """The command line, in process: files, folders, messages."""
 
 import csv
+import io
 import json
+import re
+import sys
 from pathlib import Path
 
 import ase.io
 import cases
 import numpy as np
 import pytest
+from ase.build import molecule
 
 from mdtrajnet_fast import Trajectory, load_model, read_structure, save_model, simulate
+from mdtrajnet_fast.analysis.observables import WAVENUMBER
 from mdtrajnet_fast.cli import main
 from mdtrajnet_fast.data.records import load_records
 from mdtrajnet_fast.md.thermostats import Langevin
+from mdtrajnet_fast.mechanics import momenta_from_velocities
 from mdtrajnet_fast.model.checkpoint import BUNDLED
 
 
@@ -159,6 +165,47 @@ def test_spectrum(tmp_path, capsys):
     assert (tmp_path / "lines.csv").exists() and (tmp_path / "lines.png").exists()
     assert "never overwritten" in refused("spectrum w/trajectory.traj --output lines.csv", capsys)
     assert "resolve" in refused("spectrum w/trajectory.traj --resolution 5", capsys)
+
+
+def test_spectra_of_any_trajectory(tmp_path, capsys):
+    """Of 2,000 cm^-1, from ASE's files too; neither a drift nor uneven frames are passed over."""
+    t, atoms = np.arange(1500.0), molecule("CO")
+    m, w = atoms.get_masses()[:, None], 2 * np.pi * 2000 / WAVENUMBER
+    mode = np.array([[0, 0, 0.1], [0, 0, -0.1]]) / m
+
+    def vibrating(t, drift=0.0):
+        x = atoms.positions + np.sin(w * t)[:, None, None] * mode + (drift * t)[:, None, None]
+        v = w * np.cos(w * t)[:, None, None] * mode + drift
+        return Trajectory(atoms, t, x, momenta_from_velocities(v, atoms.get_masses()))
+
+    vibrating(t, drift=0.005).write("drifts.h5")
+    run("spectrum drifts.h5")
+    (peak,) = re.findall(r"peaks at (\d+) cm", capsys.readouterr().out)
+    assert abs(int(peak) - 2000) < 5
+    frames = list(vibrating(t))
+    for frame in frames:
+        del frame.info["time_fs"]
+    ase.io.write("foreign.traj", frames)
+    assert "frame_fs" in refused("spectrum foreign.traj", capsys)
+    run("spectrum foreign.traj --frame 1")
+    vibrating(np.r_[t[:1000], 1000:2000:2]).write("uneven.h5")
+    assert "1 fs from frame 0 to 1, 2 fs from frame 1000" in refused("spectrum uneven.h5", capsys)
+
+
+def test_velocities_under_other_names_are_not_passed_over(tmp_path, capsys):
+    atoms = molecule("H2O")
+    atoms.set_array("vel", np.ones((3, 3)))
+    ase.io.write("start.extxyz", atoms)
+    assert "array 'vel'" in refused("simulate start.extxyz --duration 10", capsys)
+    run("simulate start.extxyz --duration 10 --equilibration 0 --temperature 300 --quiet")
+
+
+def test_terminals_without_angstroms(monkeypatch):
+    said = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(said, encoding="gbk"))
+    run("simulate water --duration 10 --equilibration 0 --quiet")
+    sys.stdout.flush()
+    assert b"? off a straight line" in said.getvalue()
 
 
 def test_generate_evaluate_train(tmp_path, capsys):

@@ -188,5 +188,6 @@ class Pairs:
             bad = self.records[int(records[0])]
             raise ValueError(
                 f"{bad.molecule}/{bad.trajectory}: {len(bad.positions)} frames every "
-                f"{bad.frame_fs:g} fs hold no pair with {lag}"
+                f"{bad.frame_fs:g} fs hold no pair with {lag}: choose times that are multiples of "
+                "the spacing (--times of mdtrajnet evaluate)"
             )

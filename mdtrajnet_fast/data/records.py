@@ -126,7 +126,8 @@ def load_records(
     through `ase.io.read` (extxyz, traj, ...) as one trajectory "traj00": every frame needs
     velocities (ASE's momenta), and the spacing of the frames comes from `info["time_fs"]` or
     `info["time"]` (fs), or from what ASE's MD noted in a .traj file (its time step and interval),
-    or where those are missing from `frame_fs`. Wrapped positions are unwrapped.
+    or where those are missing from `frame_fs`, which also overrides `info["time"]`: programs differ
+    in its unit. Wrapped positions are unwrapped.
 
     molecules: keep only these, by name or by SMILES. trajectories: keep only these names.
     exclude_trajectories: drop these names.
@@ -370,8 +371,16 @@ def _frame_spacing(
     frames: list[ase.Atoms], molecule: str, frame_fs: float | None, noted: float | None
 ) -> float:
     key = next((k for k in ("time_fs", "time") if all(k in atoms.info for atoms in frames)), None)
+    if key == "time" and frame_fs is not None:
+        return frame_fs
     if key is not None:
-        times = np.array([float(atoms.info[key]) for atoms in frames])
+        try:
+            times = np.array([float(atoms.info[key]) for atoms in frames])
+        except ValueError as error:
+            raise ValueError(
+                f'{molecule}: info["{key}"] is not a time in fs ({error}); give the spacing of the '
+                "frames as frame_fs (fs)"
+            ) from None
         return _even(times, f'info["{key}"]', molecule, frame_fs)
     if noted is not None:
         for k, (a, b) in enumerate(zip(frames, frames[1:], strict=False)):
@@ -408,6 +417,8 @@ def _total_energy(frames: list[ase.Atoms]) -> np.ndarray | None:
     """Potential + kinetic energy, eV, where every frame carries its potential energy."""
     if not all(atoms.calc is not None and "energy" in atoms.calc.results for atoms in frames):
         return None
+    if all(np.isnan(atoms.calc.results["energy"]) for atoms in frames):
+        return None  # how a calculator says that it does not know
     return np.array([atoms.get_potential_energy() + atoms.get_kinetic_energy() for atoms in frames])
 
 

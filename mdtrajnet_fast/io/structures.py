@@ -11,6 +11,8 @@ from ase import Atoms
 from ase.build import molecule
 from ase.collections import g2
 
+from .trajectory import Trajectory, is_hdf5_trajectory
+
 # Common names, and other ways to write the formula, of molecules of ASE's g2 collection.
 _G2_OF_NAME = {
     "acetaldehyde": "CH3CHO",
@@ -148,7 +150,8 @@ _AMBIGUOUS = frozenset(("CN", "CO", "CS", "ClNO", "ClO", "NCCN", "NO", "OCS", "S
 def read_structure(text: str) -> Atoms:
     """The structure that `text` stands for; `info["name"]` and `info["source"]` say what it was.
 
-    In this order: an existing structure file (anything `ase.io.read` reads; its last frame), a
+    In this order: an existing structure file (the last frame of a trajectory of this package, of
+    anything `ase.io.read` reads, or of an .xyz file laid out as those of QM9), a
     common name (one of NAMES, in any case), a name of ASE's g2 collection (lone atoms left out), a
     SMILES string (needs RDKit; its lowest MMFF conformer, and `info["smiles"]` in canonical form).
     `g2:` or `smiles:` before the text says which it is: a few, such as CO, could be either.
@@ -163,15 +166,8 @@ def read_structure(text: str) -> Atoms:
         if rest not in _G2_NAMES:
             raise ValueError(f"{rest!r} is not a molecule of ASE's g2 collection{_near(rest)}")
         return _labelled(molecule(rest), rest, "g2")
-    if Path(text).is_file():
-        try:
-            atoms = ase.io.read(text)
-        except Exception as error:  # the readers of ase.io raise anything
-            raise ValueError(
-                f"{text}: ase.io cannot read this structure file ({type(error).__name__}: {error})"
-            ) from error
-        assert isinstance(atoms, Atoms)  # one frame, not a list
-        return _labelled(atoms, Path(text).stem, "file")
+    if _is_file(text):
+        return _labelled(_from_file(Path(text)), Path(text).stem, "file")
     name = " ".join(text.lower().split())
     if name in _G2_OF_NAME:
         return _labelled(molecule(_G2_OF_NAME[name]), name, "common name")
@@ -200,17 +196,24 @@ def conformers(smiles: str, count: int, seed: int = 0) -> list[Atoms]:
     RDKit's ETKDG with this seed, then MMFF94 (UFF where MMFF94 has no parameters). `info["smiles"]`
     is RDKit's canonical form. Positions in Å.
 
-    Raises ValueError for an invalid SMILES, several molecules, a charge or unpaired electrons, and
-    ImportError without RDKit.
+    Raises ValueError for an invalid SMILES, atoms that are no element, isotopes, several molecules,
+    a charge or unpaired electrons, and ImportError without RDKit.
     """
     chem, all_chem, rd_base = _rdkit()
     with rd_base.BlockLogs():  # its complaints go to stderr; ours are the exceptions
         mol = chem.MolFromSmiles(smiles)
         if mol is None or mol.GetNumAtoms() == 0:
             raise ValueError(f"RDKit cannot parse {smiles!r}")
+        if any(atom.GetIsotope() for atom in mol.GetAtoms()):
+            raise ValueError(
+                f"{smiles!r} names isotopes, which models without masses as an input cannot tell "
+                "from others"
+            )
         smiles = chem.MolToSmiles(mol)
         if "." in smiles:
             raise ValueError(f"{smiles!r} has several molecules, expected one")
+        if any(atom.GetAtomicNum() == 0 for atom in mol.GetAtoms()):
+            raise ValueError(f"{smiles!r} has an atom that is no element (*), expected a molecule")
         if chem.GetFormalCharge(mol) != 0:
             raise ValueError(f"{smiles!r} has charge {chem.GetFormalCharge(mol)}, expected neutral")
         if any(atom.GetNumRadicalElectrons() for atom in mol.GetAtoms()):
@@ -250,6 +253,44 @@ def _rdkit() -> tuple:
             'reading SMILES needs RDKit, which is not installed: pip install "mdtrajnet_fast[data]"'
         ) from None
     return Chem, AllChem, rdBase
+
+
+def _is_file(text: str) -> bool:
+    try:
+        return Path(text).is_file()
+    except OSError:  # longer than a name can be: a SMILES string
+        return False
+
+
+def _from_file(path: Path) -> Atoms:
+    if is_hdf5_trajectory(path):
+        return Trajectory.read(path, slice(-1, None))[0]
+    try:
+        atoms = ase.io.read(path)
+    except Exception as error:  # the readers of ase.io raise anything
+        if (found := _qm9(path)) is not None:
+            return found
+        raise ValueError(
+            f"{path}: ase.io cannot read this structure file ({type(error).__name__}: {error})"
+        ) from error
+    assert isinstance(atoms, Atoms)  # one frame, not a list
+    return atoms
+
+
+def _qm9(path: Path) -> Atoms | None:
+    """The molecule of a file laid out as those of QM9 (doi:10.1038/sdata.2014.22), or None.
+
+    The number of atoms, properties, a line for each atom (element, position in Å, charge; exponents
+    may be written *^), then frequencies, SMILES and InChI.
+    """
+    try:
+        lines = path.read_text().splitlines()
+        rows = [line.replace("*^", "e").split() for line in lines[2 : 2 + int(lines[0])]]
+        if len(rows) != int(lines[0]) or {len(row) for row in rows} != {5}:
+            return None
+        return Atoms([row[0] for row in rows], [[float(x) for x in row[1:4]] for row in rows])
+    except (ValueError, IndexError, KeyError):
+        return None
 
 
 def _from_smiles(smiles: str) -> Atoms:

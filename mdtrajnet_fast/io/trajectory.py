@@ -12,7 +12,7 @@ Formats, chosen by suffix
 ``.extxyz``
     Text with 17 significant digits (``ase.io.write`` would keep 8 decimals): columns ``species``,
     ``pos`` (Å), ``momenta`` (ASE units), ``masses`` (amu); ``time_fs`` in every comment line.
-``.h5``
+``.h5`` (or ``.hdf5``)
     HDF5, every dataset with an attribute ``unit``; the first four grow with the run::
 
         times       float64 [frames]            fs
@@ -322,12 +322,14 @@ def is_hdf5_trajectory(path: str | Path) -> bool:
 
 def _known(path: str | Path) -> tuple[Path, _Format]:
     path = Path(path)
-    if path.suffix not in _FORMATS:
+    if path.is_symlink():
+        path = path.resolve()  # files that are rewritten replace what the link leads to
+    if path.suffix.lower() not in _FORMATS:
         raise ValueError(
             f"cannot tell the trajectory format of '{path}': the name must end in "
             f"{', '.join(_FORMATS)}"
         )
-    return path, _FORMATS[path.suffix]
+    return path, _FORMATS[path.suffix.lower()]
 
 
 def _as_json(metadata: Metadata) -> Metadata:
@@ -706,5 +708,5 @@ class _Format(NamedTuple):
 _FORMATS = {
     ".traj": _Format(_TrajSink, _traj_count, _traj_read, _traj_truncate),
     ".extxyz": _Format(_ExtxyzSink, _extxyz_count, _extxyz_read, _extxyz_truncate),
-    ".h5": _Format(_H5Sink, _h5_count, _h5_read, _h5_truncate),
+    **dict.fromkeys((".h5", ".hdf5"), _Format(_H5Sink, _h5_count, _h5_read, _h5_truncate)),
 }

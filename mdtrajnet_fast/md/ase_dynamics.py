@@ -15,10 +15,12 @@ from ase.md.md import MolecularDynamics
 
 from ..model.checkpoint import load_model
 from ..model.network import MDtrajNet
-from ..system import System
+from ..system import System, check_unconstrained
 from .calculator import MDtrajNetCalculator
 from .rollout import ENERGY_RATE, check_rate, rollout
 from .window import beyond_training, method_of, stride_of
+
+_SAME = 1e-9  # Å
 
 
 class UnknownEnergy(Calculator):
@@ -53,10 +55,11 @@ class MDtrajNetDynamics(MolecularDynamics):
     Further arguments are those of ase.md.md.MolecularDynamics: trajectory, logfile, ...
 
     Observers may change the atoms, as a thermostat does: a new window then starts from the state
-    they leave, and a model with a potential keeps the energy of that state. Forces are not asked
-    for. Atoms without a calculator get :class:`.MDtrajNetCalculator`, so that loggers print the
-    model's own energies, or, of a model without window potentials, :class:`UnknownEnergy`, so that
-    they print "nan".
+    they leave, and a model with a potential keeps the energy of that state. Observers that wrap
+    atoms into the cell, or change what lies below 1e-9 of the state, change nothing. Forces are not
+    asked for. Atoms without a calculator get :class:`.MDtrajNetCalculator`, so that loggers print
+    the model's own energies, or, of a model without window potentials, :class:`UnknownEnergy`, so
+    that they print "nan".
 
     Raises ValueError for elements that the model does not know, atoms at rest, and what
     :func:`~mdtrajnet_fast.system.check_atoms` refuses, constraints among it.
@@ -89,15 +92,38 @@ class MDtrajNetDynamics(MolecularDynamics):
         super().__init__(atoms, timestep, **kwargs)
         self._coming: Iterator[tuple[np.ndarray, np.ndarray]] = iter(())
         self._last: tuple[np.ndarray, ...] | None = None
+        self._wrapped = np.zeros((len(atoms), 3))  # Å, by observers
 
     def step(self) -> None:
-        """Move the atoms to the next frame."""
-        if self._last is None or not all(map(np.array_equal, self._state(), self._last)):
-            self._coming = self._frames()
+        """Move the atoms to the next frame. Raises ValueError if there are constraints by now."""
+        check_unconstrained(self.atoms)
+        images = self._images()
+        if images is None:
+            self._coming, self._wrapped = self._frames(), np.zeros((len(self.atoms), 3))
+        else:
+            self._wrapped += images
         positions, momenta = next(self._coming)
-        self.atoms.set_positions(positions)
+        self.atoms.set_positions(positions + self._wrapped)
         self.atoms.set_momenta(momenta)
         self._last = self._state()
+
+    def _images(self) -> np.ndarray | None:
+        """By which lattice vectors (Å) observers moved the atoms; None if they changed the state.
+
+        What an observer does and undoes leaves other last bits, and wrapping other images: the
+        motion that is under way goes on.
+        """
+        if self._last is None:
+            return None
+        state = self._state()
+        if not all(map(np.array_equal, state[2:], self._last[2:])):
+            return None
+        (x, p), (last_x, last_p) = state[:2], self._last[:2]
+        if not np.allclose(p, last_p, rtol=1e-9, atol=1e-9 * abs(last_p).max()):
+            return None
+        moved, cell = x - last_x, self.atoms.cell.complete()[:]
+        images = np.rint(moved @ np.linalg.inv(cell)) * self.atoms.pbc @ cell
+        return images if np.allclose(moved, images, rtol=0, atol=_SAME) else None
 
     def _state(self) -> tuple[np.ndarray, ...]:
         a = self.atoms

@@ -49,6 +49,11 @@ class RolloutError(RuntimeError):
         self.system, self.window = system, window
         self.positions, self.momenta = positions, momenta
 
+    def __reduce__(self) -> tuple:
+        # what is raised in a process of a pool reaches the parent as a pickle
+        args = (str(self), self.system, self.window, self.positions, self.momenta)
+        return type(self), args
+
     @classmethod
     def of(cls, why: Broke, window: int, end: float) -> RolloutError:
         """What broke in a window that ends at `end` (fs)."""
@@ -118,8 +123,14 @@ class Schedule:
 
 
 def exact(fs: float) -> Fraction:
-    """A time as the simple number that was meant: 0.1 is one tenth, 1 / 3 is one third."""
-    return Fraction(float(fs)).limit_denominator(1_000_000)
+    """A time as the simple number that was meant: 0.1 is one tenth, 1 / 3 is one third.
+
+    Raises ValueError for one that is not 0 and below a millionth of a fs.
+    """
+    time = Fraction(float(fs)).limit_denominator(1_000_000)
+    if time == 0 and fs != 0:
+        raise ValueError(f"a time of {fs:g} fs is below the shortest, 1e-06 fs; times are in fs")
+    return time
 
 
 def engine_for(model: MDtrajNet, system: System, method: Method) -> Engine:

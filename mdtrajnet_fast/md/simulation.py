@@ -6,8 +6,9 @@ import dataclasses
 import hashlib
 import json
 import math
+import secrets
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -23,7 +24,7 @@ from ..io.trajectory import Trajectory, count_frames, open_writer
 from ..mechanics import InternalMotion, set_velocities, thermal_velocities
 from ..model.checkpoint import load_model
 from ..model.network import MDtrajNet
-from ..system import System
+from ..system import System, check_velocities_named
 from .rollout import (
     ENERGY_RATE,
     EnergyTarget,
@@ -40,7 +41,7 @@ from .window import beyond_training, method_of, stride_of
 
 
 def simulate(
-    atoms: ase.Atoms | Sequence[ase.Atoms],
+    atoms: ase.Atoms | Iterable[ase.Atoms],
     dt: float = 1.0,
     *,
     duration: float = 1000.0,
@@ -48,7 +49,7 @@ def simulate(
     window: float | None = None,
     velocities: np.ndarray | Sequence[np.ndarray] | None = None,
     temperature_K: float | None = None,
-    seed: int = 0,
+    seed: int | None = 0,
     trajectory: str | Path | Sequence[str | Path] | None = None,
     resume: bool = False,
     method: str | None = None,
@@ -68,7 +69,7 @@ def simulate(
     velocities: [atoms, 3] Å/fs (a list of such arrays for a list), in place of those of atoms.
     temperature_K, seed: draw velocities at exactly this kinetic temperature over the free degrees
         of freedom (:func:`~mdtrajnet_fast.mechanics.thermal_velocities`); system k of a list draws
-        with seed + k.
+        with seed + k. None: a seed that nobody knows.
     trajectory: file to stream the frames to (.traj, .extxyz or .h5), or one for each system.
         Written after every window; never overwritten. (All frames are kept in memory, too.)
     resume: continue the file (or files) up to `duration`, or begin where there is none. The start
@@ -107,6 +108,10 @@ def simulate(
     broke ends there, with a RuntimeWarning and a warning in its trust summary.
     """
     single = isinstance(atoms, ase.Atoms)
+    if not isinstance(atoms, ase.Atoms):
+        atoms = list(atoms)  # of an iterator, too
+    if seed is None:
+        seed = secrets.randbits(31)
     system = System.from_atoms(atoms)
     many = [atoms.copy()] if isinstance(atoms, ase.Atoms) else [a.copy() for a in atoms]
     paths = _each(trajectory, single, len(many), "trajectory files")
@@ -412,7 +417,7 @@ class _Recorder:
         times, positions, momenta = map(
             np.concatenate, (self._times, self._positions, self._momenta)
         )
-        wanted = times <= duration
+        wanted = times <= float(exact(duration))  # 3 * 0.3 is meant to be 0.9
         trajectory = Trajectory(
             self._held.atoms,
             times[wanted],
@@ -474,6 +479,7 @@ def _set_start(
     elif velocities is not None:
         set_velocities(atoms, velocities)
     elif not atoms.get_momenta().any():
+        check_velocities_named(atoms, f"system {index}")
         raise ValueError(
             f"system {index} ({atoms.get_chemical_formula()}) is at rest: give temperature_K to "
             "draw velocities, velocities (Å/fs), or atoms with momenta"

@@ -115,7 +115,11 @@ def _load_folder(folder: Path) -> MDtrajNet:
             )
         config = ModelConfig.from_dict(description["config"])
         model = MDtrajNet(config, members=description["members"], name=description["name"])
-        model.load_state_dict(load_file(folder / "weights.safetensors"))
+        weights = load_file(folder / "weights.safetensors")
+        # in the precision they were saved in: a model of float64 is not rounded
+        kinds = {w.dtype for w in weights.values() if w.is_floating_point()}
+        model = model.to(torch.float64 if torch.float64 in kinds else torch.float32)
+        model.load_state_dict(weights)
     except (ValueError, KeyError, TypeError, RuntimeError, OSError, SafetensorError) as error:
         raise ValueError(f"{folder} cannot be read as a model: {error}") from error
     return model

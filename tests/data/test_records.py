@@ -333,6 +333,23 @@ def test_imports_what_ase_reads(tmp_path, name, times):
     np.testing.assert_allclose(record.energy, -10.0 - np.arange(FRAMES) + kinetic, atol=1e-6)
 
 
+def test_times_of_others_and_energies_that_are_not_known(tmp_path):
+    images = frames(times=False)
+    for k, atoms in enumerate(images):
+        atoms.info["time"] = 0.0005 * k  # ps
+        atoms.calc = SinglePointCalculator(atoms, energy=np.nan)
+    ase.io.write(tmp_path / "water.traj", images)
+    assert load_records(tmp_path / "water.traj")[0].frame_fs == 0.0005
+    (record,) = load_records(tmp_path / "water.traj", frame_fs=0.5)
+    assert record.frame_fs == 0.5 and record.energy is None
+    for atoms in images:
+        atoms.info["time"] = "12:30:00"
+    ase.io.write(tmp_path / "clock.traj", images)
+    with pytest.raises(ValueError, match=r'info\["time"\] is not a time in fs.* frame_fs'):
+        load_records(tmp_path / "clock.traj")
+    assert load_records(tmp_path / "clock.traj", frame_fs=0.5)[0].frame_fs == 0.5
+
+
 @pytest.mark.parametrize("interval", [1, 3])
 def test_spacing_that_ase_noted(tmp_path, interval):
     path = tmp_path / "md.traj"

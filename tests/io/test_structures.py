@@ -14,6 +14,7 @@ from ase.data import covalent_radii
 from rdkit import Chem
 from rdkit.Chem.rdMolDescriptors import CalcMolFormula
 
+from mdtrajnet_fast import Trajectory
 from mdtrajnet_fast.io import structures
 from mdtrajnet_fast.io.structures import NAMES, conformers, read_structure
 
@@ -153,6 +154,9 @@ def test_every_text_that_could_be_either_is_refused():
         ("[CH3]", "unpaired electrons"),
         ("C.C", "has several molecules"),
         ("", "cannot parse ''"),
+        ("*C", "an atom that is no element"),
+        ("[2H]O[2H]", "names isotopes"),
+        ("C" * 300 + "*", "an atom that is no element"),
         ("g2:CH3CONH", "not a molecule of ASE's g2 collection; did you mean CH3CONH2"),
         ("smiles:C(", r"RDKit cannot parse 'C\('"),
     ],
@@ -160,6 +164,29 @@ def test_every_text_that_could_be_either_is_refused():
 def test_what_is_no_structure(text, message):
     with pytest.raises(ValueError, match=message):
         read_structure(text)
+
+
+def test_files_of_qm9(tmp_path):
+    path = tmp_path / "dsgdb9nsd_000003.xyz"
+    path.write_text(
+        "3\ngdb 3\t799.6\t437.9\nO\t-0.0343\t 0.9775\t 0.0076\t-0.59\n"
+        "H\t 0.0647\t 0.0206\t 1.5*^-3\t 0.29\nH\t 0.8717\t 1.3008\t 0.0007\t 0.29\n"
+        "1671.4\t3803.1\t3907.7\nO\tO\nInChI=1S/H2O/h1H2\tInChI=1S/H2O/h1H2\n"
+    )
+    atoms = read_structure(str(path))
+    assert str(atoms.symbols) == "OH2" and atoms.positions[1, 2] == 0.0015
+    path.write_text(path.read_text().replace("0.9775", "zero"))
+    with pytest.raises(ValueError, match="cannot read this structure file"):
+        read_structure(str(path))
+
+
+def test_own_trajectories_give_their_last_frame(tmp_path):
+    water = read_structure("water")
+    x = np.stack([water.positions, water.positions + 1])
+    Trajectory(water, [0, 1], x, np.stack([x[0], 2 * x[0]])).write(tmp_path / "run.h5")
+    atoms = read_structure(str(tmp_path / "run.h5"))
+    np.testing.assert_array_equal(atoms.positions, x[1])
+    np.testing.assert_array_equal(atoms.get_momenta(), 2 * x[0])
 
 
 def test_without_rdkit(monkeypatch):

@@ -372,6 +372,29 @@ def test_foreign_files_and_suffixes(tmp_path: Path) -> None:
             Trajectory.read(tmp_path / f"noise{suffix}")
 
 
+@pytest.mark.parametrize("suffix", [".TRAJ", ".Extxyz", ".H5", ".hdf5"])
+def test_suffixes_in_any_case(tmp_path: Path, suffix: str) -> None:
+    water = molecule("H2O")
+    Trajectory(water, [0.0], water.positions[None], water.positions[None]).write(
+        tmp_path / f"a{suffix}"
+    )
+    np.testing.assert_array_equal(
+        Trajectory.read(tmp_path / f"a{suffix}").momenta[0], water.positions
+    )
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_links_stay_links(tmp_path: Path, suffix: str) -> None:
+    """Cutting a file that a symbolic link leads to cuts that file."""
+    water = molecule("H2O")
+    x = np.stack([water.positions] * 3)
+    there, link = tmp_path / f"there{suffix}", tmp_path / f"link{suffix}"
+    Trajectory(water, [0.0, 1.0, 2.0], x, x).write(there)
+    link.symlink_to(there)
+    truncate(link, 2)
+    assert link.is_symlink() and len(Trajectory.read(there)) == 2
+
+
 def test_damaged_h5_is_named(tmp_path: Path) -> None:
     path, part = tmp_path / "run.h5", tmp_path / "part.h5"
     trajectory = made_up(ethanol(), 5)

@@ -1,5 +1,7 @@
 """Rollout, simulate and the ASE dynamics: conservation, restart, batches, independence of dt."""
 
+import pickle
+
 import ase
 import cases
 import numpy as np
@@ -377,6 +379,46 @@ def test_bad_settings_are_refused(settings):
         simulate(cases.hot("H2O"), duration=20.0, model=OWN, **settings)
 
 
+def test_times_are_those_that_were_meant(tmp_path):
+    settings = {"model": OWN, "trajectory": tmp_path / "run.h5"}
+    run = simulate(cases.hot("H2O"), 0.3, duration=3 * 0.3, **settings)
+    assert len(run) == len(Trajectory.read(tmp_path / "run.h5")) == 4
+    with pytest.raises(ValueError, match="1e-07 fs is below the shortest"):
+        simulate(cases.hot("H2O"), 1e-7, model=OWN)
+
+
+def test_iterators_of_atoms_and_any_seed():
+    names = "H2O", "NH3"
+    settings = {"duration": 5, "model": OWN, "temperature_K": 300}
+    runs = simulate((molecule(name) for name in names), **settings)
+    assert [len(run.atoms) for run in runs] == [3, 4]
+    a, b = (simulate(molecule("H2O"), seed=None, **settings) for _ in range(2))
+    assert abs(a.momenta - b.momenta).max() > 0
+
+
+def test_what_atoms_say_is_not_passed_over():
+    settings = {"duration": 5, "model": OWN}
+    ion = cases.hot("NH3")
+    ion.info["charge"] = 1
+    with pytest.raises(ValueError, match=r'info\["charge"\] is 1; models know neutral'):
+        simulate(ion, **settings)
+    ion.info["charge"] = 0
+    ion.set_constraint(FixAtoms([]))  # as ASE reads a coord file of Turbomole
+    simulate(ion, **settings)
+    cold = molecule("NH3")
+    cold.set_array("vel", np.ones((4, 3)))
+    with pytest.raises(ValueError, match="array 'vel' that looks like velocities"):
+        simulate(cold, **settings)
+    simulate(cold, temperature_K=300, **settings)
+
+
+def test_errors_reach_other_processes():
+    error = RolloutError("why", 1, 2, np.ones((3, 3)), np.zeros((3, 3)))
+    again = pickle.loads(pickle.dumps(error))
+    assert (str(again), again.system, again.window) == ("why", 1, 2)
+    np.testing.assert_array_equal(again.positions, error.positions)
+
+
 def test_unknown_element_is_refused_before_the_run(tmp_path):
     atoms = ase.Atoms("CSi", positions=[[0, 0, 0], [0, 0, 1.8]])
     atoms.set_momenta([[0, 0, 1.0], [0, 0, -1.0]])
@@ -522,3 +564,23 @@ def test_ase_observers_may_change_the_atoms():
         MDtrajNetDynamics(fresh, 1.0, model=OWN)
     with pytest.raises(ValueError, match="at rest"):
         MDtrajNetDynamics(ase.Atoms("CO", positions=[[0, 0, 0], [0, 0, 1]]), 1.0, model=OWN)
+
+
+@pytest.mark.parametrize("shift", [0.0, 5.9])
+def test_ase_observers_that_wrap_change_nothing(shift):
+    """Last bits, and images: the motion is that without the observer."""
+    atoms = cases.hot("CH3CH2OH")
+    atoms.set_cell([[12, 0, 0], [3, 12, 0], [0, 1, 12]])
+    atoms.pbc = True
+    atoms.positions += shift  # at 5.9, over an edge
+    free, wrapped = atoms.copy(), atoms.copy()
+    MDtrajNetDynamics(free, 1.0 * ase.units.fs, model=OWN).run(30)
+    dynamics = MDtrajNetDynamics(wrapped, 1.0 * ase.units.fs, model=OWN)
+    dynamics.attach(wrapped.wrap)
+    dynamics.run(30)
+    np.testing.assert_allclose(wrapped.get_momenta(), free.get_momenta(), atol=1e-12)
+    free.wrap()
+    np.testing.assert_allclose(wrapped.positions, free.positions, atol=1e-9)
+    wrapped.set_constraint(FixAtoms([0]))
+    with pytest.raises(ValueError, match="constraints"):
+        dynamics.run(1)

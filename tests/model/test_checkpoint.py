@@ -27,6 +27,16 @@ def test_round_trip(tmp_path, options):
     assert load_model(tmp_path / "model").dtype == torch.float32
 
 
+def test_float64_models_are_not_rounded(tmp_path):
+    model = cases.model(**cases.OWN)
+    with torch.no_grad():
+        for p in model.parameters():
+            p += 1e-9 * torch.rand_like(p)
+    save_model(model, tmp_path / "model")
+    again = load_model(tmp_path / "model", dtype="float64")
+    assert all(map(torch.equal, model.parameters(), again.parameters()))
+
+
 def test_the_longest_lag_is_kept_and_warned_of(tmp_path):
     model = cases.model(**cases.OWN, longest_lag=5.0)
     assert load_model(save_model(model, tmp_path / "model")).config.longest_lag == 5
