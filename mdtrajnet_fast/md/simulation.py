@@ -16,6 +16,7 @@ from typing import Any
 
 import ase
 import numpy as np
+from ase.units import kB
 from tqdm import tqdm
 
 from ..analysis.observables import FRAME_ROWS
@@ -91,7 +92,8 @@ def simulate(
         the seed.
     equilibration: time (fs) before frame 0, with the thermostat (of a run at constant energy:
         :class:`.thermostats.Langevin` at temperature_K), that is not kept. If the model has
-        energies, a run at constant energy then starts with the mean of its last three quarters.
+        energies, a run at constant energy then starts with the thermostat's mean energy, the
+        potential part of which is taken from its last three quarters.
     progress: show a progress bar.
 
     Returns a :class:`~mdtrajnet_fast.Trajectory` (a list of them for a list) with frames at 0, dt,
@@ -260,7 +262,8 @@ def _equilibrate(
     """Move systems to where they are after some time with thermostats, in place.
 
     keep_energy: they go on at constant energy: the internal motion is scaled so that this is the
-    mean of the last three quarters, where it can be.
+    thermostat's mean, where it can be: of the potential energy that of the last three quarters, of
+    the kinetic energy, which needs no run to be known, kB T / 2 for each degree of freedom.
     """
     system = System.from_atoms(many)
     momenta = np.concatenate([one.get_momenta() for one in many])
@@ -278,19 +281,19 @@ def _equilibrate(
     ends = [(frames.positions[-1], frames.momenta[-1]) for frames in windows]
     late = ends[len(ends) // 4 :]
     positions, momenta = (np.stack(x) for x in zip(*late, strict=True))
-    for one, a, b in zip(many, system.ptr, system.ptr[1:], strict=False):
+    for one, bath, a, b in zip(many, thermostats, system.ptr, system.ptr[1:], strict=False):
         x, p = positions[:, a:b], momenta[:, a:b]
         one.positions = x[-1]
         one.set_momenta(p[-1])
         if keep_energy and model.has_energies:
             motion = InternalMotion(one)
             internal = motion.of(p[-1])
-            kinetic = 0.5 * (p**2 / one.get_masses()[:, None]).sum((1, 2))
             potential = potential_energies(model, one, x)
-            more = (potential + kinetic).mean() - potential[-1] - kinetic[-1]
-            now = 0.5 * (internal**2 / one.get_masses()[:, None]).sum()
-            if now > 0 and now + more > 0:
-                one.set_momenta(p[-1] + (np.sqrt((now + more) / now) - 1) * internal)
+            mean = potential.mean() + 0.5 * motion.freedom * kB * bath.temperature_K
+            kinetic = 0.5 * (internal**2 / one.get_masses()[:, None]).sum()
+            if kinetic > 0 and mean > potential[-1]:
+                factor = np.sqrt((mean - potential[-1]) / kinetic)
+                one.set_momenta(p[-1] + (factor - 1) * internal)
 
 
 def _monitor(
