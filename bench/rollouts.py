@@ -36,7 +36,6 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-import ase
 import numpy as np
 import torch
 from ase.data import chemical_symbols
@@ -46,7 +45,7 @@ from mdtrajnet_fast import MDtrajNet, Trajectory, load_model, simulate
 from mdtrajnet_fast.analysis.observables import WAVENUMBER, vibrational_density_of_states
 from mdtrajnet_fast.analysis.trust import trust_summary
 from mdtrajnet_fast.data.generate import generate
-from mdtrajnet_fast.data.records import Record, load_records
+from mdtrajnet_fast.data.records import Record, as_trajectory, load_records
 from mdtrajnet_fast.md.rollout import potential_energies
 from mdtrajnet_fast.md.window import METHODS, method_of, stride_of
 from mdtrajnet_fast.mechanics import momenta_from_velocities
@@ -71,18 +70,10 @@ class Run:
         return len(self.predicted) == len(self.reference)
 
 
-def as_trajectory(record: Record, duration: float | None = None) -> Trajectory:
+def first(record: Record, duration: float | None) -> Trajectory:
     """The frames of a record up to a duration (fs)."""
-    frames = len(record.positions)
-    if duration is not None:
-        frames = min(frames, 1 + round(duration / record.frame_fs))
-    atoms = ase.Atoms(record.numbers, record.positions[0], masses=record.masses)
-    return Trajectory(
-        atoms,
-        record.frame_fs * np.arange(frames),
-        record.positions[:frames].astype(float),
-        momenta_from_velocities(record.velocities[:frames].astype(float), record.masses),
-    )
+    frames = None if duration is None else 1 + round(duration / record.frame_fs)
+    return as_trajectory(record)[:frames]
 
 
 def predict(
@@ -332,7 +323,7 @@ def compare(options: argparse.Namespace) -> None:
     torch.set_num_threads(1)
     model = load_model(options.model)
     records = load_records(options.reference, molecules=options.molecules)
-    references = [as_trajectory(record, options.duration) for record in records]
+    references = [first(record, options.duration) for record in records]
     if options.spacing is not None:
         step = round(options.spacing / records[0].frame_fs)
         references = [reference[::step] for reference in references]

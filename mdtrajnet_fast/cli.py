@@ -26,7 +26,7 @@ from . import _C, __version__
 from .analysis.observables import WAVENUMBER, peaks, vibrational_density_of_states
 from .data.generate import TEMPERATURES_K, generate
 from .data.pairs import Pairs
-from .data.records import load_records
+from .data.records import as_trajectory, check_even, load_records
 from .io.structures import read_structure
 from .io.trajectory import Trajectory
 from .md.export import export_model
@@ -34,7 +34,7 @@ from .md.rollout import ENERGY_RATE, RolloutError
 from .md.simulation import check_run, method_begun, model_hash, simulate
 from .md.thermostats import CSVR, THERMOSTATS, Langevin, Thermostat
 from .md.window import METHODS, method_of, stride_of
-from .mechanics import centre_of_mass, momenta_from_velocities, thermal_velocities
+from .mechanics import centre_of_mass, thermal_velocities
 from .model.checkpoint import bundled_models, load_model, provenance, save_model, training_logs
 from .model.mlatom import load_mlatom
 from .model.network import MDtrajNet
@@ -603,13 +603,7 @@ def _any_trajectory(path: Path, frame_fs: float | None) -> Trajectory:
             raise error from own
     if len(records) != 1:
         raise ValueError(f"{path} holds {len(records)} trajectories, expected one")
-    one = records[0]
-    return Trajectory(
-        ase.Atoms(one.numbers, one.positions[0], masses=one.masses, cell=one.cell, pbc=one.pbc),
-        one.frame_fs * np.arange(len(one.positions)),
-        one.positions,
-        momenta_from_velocities(one.velocities, one.masses),
-    )
+    return as_trajectory(records[0])
 
 
 def _write_vdos(
@@ -620,14 +614,8 @@ def _write_vdos(
 ) -> None:
     if len(trajectory) < 3:
         raise ValueError(f"{len(trajectory)} frames are too few for a spectrum")
-    steps = np.diff(trajectory.times)
-    dt = float(steps[0])
-    if not np.allclose(steps, dt, rtol=1e-6, atol=1e-6):
-        k = int(np.argmax(abs(steps - dt)))
-        raise ValueError(
-            f"frames are unevenly spaced: {dt:g} fs from frame 0 to 1, {steps[k]:g} fs from frame "
-            f"{k} to {k + 1}; a spectrum needs them even"
-        )
+    check_even(trajectory.times, "a spectrum cannot be had", rtol=1e-6)
+    dt = float(trajectory.times[1] - trajectory.times[0])
     length = dt * (len(trajectory) - 1)
     if resolution is None:
         resolution = max(20.0, float(np.ceil(_SEGMENT / length)))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import ase
 import numpy as np
@@ -56,7 +57,7 @@ def check_atoms(atoms: ase.Atoms, name: str = "the system") -> None:
 def check_unconstrained(atoms: ase.Atoms, name: str = "the system") -> None:
     """Refuse constraints with a ValueError; readers of some formats make some of no atom."""
     for one in atoms.constraints:
-        if len(getattr(one, "index", "?")) > 0:
+        if np.size(getattr(one, "index", "not by index")) > 0:
             raise ValueError(
                 f"{name} has constraints ({type(one).__name__}), which predicted motion cannot "
                 "keep: remove them, in Python with atoms.set_constraint()"
@@ -76,9 +77,10 @@ def check_velocities_named(atoms: ase.Atoms, name: str = "the system") -> None:
             )
 
 
-def _number(value: object) -> float | None:
+def _number(value: Any) -> float | None:
+    """None for what is no number: keys of info are anybody's, and may mean something else."""
     try:
-        return float(value)  # type: ignore[arg-type]
+        return float(value)
     except (TypeError, ValueError):
         return None
 

@@ -416,7 +416,9 @@ class TrustMonitor:
         """
         if self._spacing is None:
             return True
-        frames = window / self._spacing if self._spacing > 0 else 0.5
+        if self._spacing <= 0:
+            return False
+        frames = window / self._spacing
         return abs(frames - round(frames)) < 1e-6 * frames
 
     def doubt(self, since_fs: float, text: str) -> None:
@@ -452,13 +454,11 @@ class TrustMonitor:
         broken, formed = self._bonds.changes()
         power = self._bands.power()
         energy_change: float | None = None
-        unexplained: float | None = None
         if self._start_energy is not None:
             rows, count = self._energies.means()
             late = count * (rows[:, 0] >= min(self._end - fifth, rows[-1, 0]))
             early = self._early_energy[0] / self._early_energy[1]
             energy_change = float(np.average(rows[:, 1], weights=late)) - early
-            unexplained = self._unexplained_work()
         summary = TrustSummary(
             frames=self._frames,
             start_fs=self._start,
@@ -471,7 +471,7 @@ class TrustMonitor:
             occupied_bands=None if power is None else occupied_bands(power, self._bands.bin),
             phase_spread=self._phase_spread(),
             energy_change=energy_change,
-            unexplained_work=unexplained,
+            unexplained_work=self._unexplained_work(),
             centre_of_mass_drift=self._com_drift,
             angular_momentum_drift=spin,
             bonds=len(self._bonds.pairs),

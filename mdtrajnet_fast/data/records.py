@@ -34,6 +34,7 @@ from ase.io.formats import filetype
 from ase.io.trajectory import TrajectoryReader as AseReader
 
 from ..io.trajectory import Trajectory, is_hdf5_trajectory
+from ..mechanics import momenta_from_velocities
 
 HDF5_SUFFIXES = (".h5", ".hdf5")
 
@@ -395,15 +396,40 @@ def _frame_spacing(
     return frame_fs
 
 
-def _even(times: np.ndarray, source: str, molecule: str, frame_fs: float | None) -> float:
-    """The spacing of times [frames] in fs. ValueError where it varies or is not frame_fs."""
+def check_even(times: np.ndarray, name: str, rtol: float) -> None:
+    """Refuse times [frames] (fs) whose spacing varies, by more than rtol of it, with a ValueError.
+
+    name: in the message, whose times they are.
+    """
     steps = np.diff(times)
-    if len(steps) and not np.allclose(steps, steps[0], rtol=1e-4, atol=1e-6):
+    if len(steps) and not np.allclose(steps, steps[0], rtol=rtol, atol=1e-6):
         at = int(np.argmax(np.abs(steps - steps[0])))
         raise ValueError(
-            f"{molecule}: frames are unevenly spaced: {steps[0]:g} fs from frame 0 to 1, "
+            f"{name}: frames are unevenly spaced: {steps[0]:g} fs from frame 0 to 1, "
             f"{steps[at]:g} fs from frame {at} to {at + 1}"
         )
+
+
+def as_trajectory(record: Record) -> Trajectory:
+    """A record's frames, the first one at 0 fs."""
+    return Trajectory(
+        ase.Atoms(
+            record.numbers,
+            record.positions[0],
+            masses=record.masses,
+            cell=record.cell,
+            pbc=record.pbc,
+        ),
+        record.frame_fs * np.arange(len(record.positions)),
+        record.positions,
+        momenta_from_velocities(record.velocities.astype(float), record.masses),
+    )
+
+
+def _even(times: np.ndarray, source: str, molecule: str, frame_fs: float | None) -> float:
+    """The spacing of times [frames] in fs. ValueError where it varies or is not frame_fs."""
+    check_even(times, molecule, rtol=1e-4)
+    steps = np.diff(times)
     spacing = round(float(np.mean(steps)), 9) if len(steps) else 1.0  # 0.5, not 0.499...
     if frame_fs is not None and not np.isclose(frame_fs, spacing, rtol=1e-4):
         raise ValueError(

@@ -110,12 +110,11 @@ def simulate(
     broke ends there, with a RuntimeWarning and a warning in its trust summary.
     """
     single = isinstance(atoms, ase.Atoms)
-    if not isinstance(atoms, ase.Atoms):
-        atoms = list(atoms)  # of an iterator, too
+    many = [atoms] if isinstance(atoms, ase.Atoms) else list(atoms)
+    system = System.from_atoms(many)
+    many = [one.copy() for one in many]
     if seed is None:
         seed = secrets.randbits(31)
-    system = System.from_atoms(atoms)
-    many = [atoms.copy()] if isinstance(atoms, ase.Atoms) else [a.copy() for a in atoms]
     paths = _each(trajectory, single, len(many), "trajectory files")
     given = _each(velocities, single, len(many), "arrays of velocities")
     network = model if isinstance(model, MDtrajNet) else load_model(model)

@@ -177,12 +177,16 @@ def test_heating_from_the_start_is_noticed():
     assert "at 100 to 300 fs" in text and summary.believable_fs == 300
 
 
+def kinetic_energies(run):
+    """Of the frames of a run (eV), by the bytes of their positions."""
+    m, v = run.atoms.get_masses(), run.velocities
+    each = 0.5 / fs**2 * (m[:, None] * v**2).sum((1, 2))
+    return dict(zip(map(bytes, run.positions), each, strict=True))
+
+
 def test_the_total_energy_is_watched():
     run = vibrating(np.full(21, 300.0))
-    m, v = run.atoms.get_masses(), run.velocities
-    kinetic = dict(
-        zip(map(bytes, run.positions), 0.5 / fs**2 * (m[:, None] * v**2).sum((1, 2)), strict=True)
-    )
+    kinetic = kinetic_energies(run)
 
     def potential(slope):
         times = dict(zip(map(bytes, run.positions), run.times, strict=True))
@@ -200,12 +204,9 @@ def test_the_total_energy_is_watched():
 
 
 def test_work_that_the_potential_does_not_do_is_watched():
-    """The total energy changes from frame to frame by half of what the kinetic energy changes."""
+    """A potential that gives the kinetic energy a part of what it gains, and loses that part."""
     run = vibrating(np.full(21, 300.0))
-    m, v = run.atoms.get_masses(), run.velocities
-    kinetic = dict(
-        zip(map(bytes, run.positions), 0.5 / fs**2 * (m[:, None] * v**2).sum((1, 2)), strict=True)
-    )
+    kinetic = kinetic_energies(run)
     for done, believed in ((1.0, True), (0.95, True), (0.4, False)):
         summary = trust_summary(
             run, potential=lambda x, done=done: np.array([-done * kinetic[bytes(y)] for y in x])
