@@ -48,6 +48,18 @@ from .observables import FRAME_ROWS, Array, BondChange, BondWatch, frames_as_sys
 # Potential energies [k] (eV) of positions [k, atoms, 3] (Å).
 Energies = Callable[[Array], Array]
 
+
+class Unsure(NamedTuple):
+    """What a model knows of the errors of its forces.
+
+    of: expected errors [k, atoms] (eV/Å) at positions [k, atoms, 3] (Å). usual: what those of
+    nearly all atoms are below that are like what the model was trained on.
+    """
+
+    of: Callable[[Array], Array]
+    usual: float
+
+
 # When to warn.
 EQUIPARTITION = 0.10  # relative difference between elements, if it is beyond chance
 DRIFT = 0.10  # relative change of the temperature, if it is beyond chance
@@ -79,6 +91,9 @@ _CHANGED_FS = 1000.0  # looked at in runs of this length and more
 _FIRST_FS = 200.0
 _STEP_FS = 8.0  # frames this close tell the change of the energies along a path
 _ENERGY = 0.25  # total energy off by this part of the kinetic energy
+_UNSURE_EVERY_FS = (
+    250.0  # frames whose forces' errors are asked for: the surroundings change slowly
+)
 
 
 @dataclass(frozen=True)
@@ -107,6 +122,8 @@ class TrustSummary:
     energy_change: float | None  # eV, mean of the last fifth less that of the first 200 fs
     unexplained_work: float | None  # change of the total energy from frame to frame, as a part of
     # that of the kinetic energy (root mean squares); None: no potential, or frames too far apart
+    force_errors: tuple[float, ...] | None  # eV/Å, expected for each atom, root mean squares of the
+    # run; None: the model does not know
     centre_of_mass_drift: float  # Å, the farthest from straight-line motion
     angular_momentum_drift: float | None  # the largest change, of the thermal size; None: periodic
     bonds: int  # in the first frame
@@ -167,6 +184,12 @@ class TrustSummary:
                 f"  its changes      {100 * self.unexplained_work:8.1f} % of those of the kinetic "
                 "energy, from frame to frame"
             )
+        if self.force_errors is not None:
+            errors = np.array(self.force_errors)
+            lines.append(
+                f"  force errors     {np.sqrt((errors**2).mean()):8.3f} eV/Å expected, "
+                f"{errors.max():.3f} of atom {int(errors.argmax())}"
+            )
         lines.append(f"  centre of mass   {self.centre_of_mass_drift:8.1e} Å off a straight line")
         if self.angular_momentum_drift is not None:
             lines.append(
@@ -203,7 +226,8 @@ class TrustMonitor:
     look for atoms without neighbours. window: stride of the rollout (fs); None: do not compare the
     parts of windows. potential: energies [k] (eV) of positions [k, atoms, 3] (Å); None: do not look
     at the total energy. thermostat_K: what a thermostat keeps the temperature at; None: constant
-    energy. Raises ValueError for a cutoff that is not positive.
+    energy. unsure: what the model knows of the errors of its forces. Raises ValueError for a cutoff
+    that is not positive.
 
     ``update`` takes the frames in order, the first one being the reference; ``summary`` can be
     called at any time after it. What is warned of, and when:
@@ -229,6 +253,7 @@ class TrustMonitor:
     * the angular momentum of an isolated system changes by more than 5 % of its thermal size;
     * bonds break or form (as :func:`bond_changes` has it) or atoms have no neighbour within the
       cutoff, looked for in frames at least 5 fs apart;
+    * the model expects larger errors of the forces on an atom than on those it was trained on;
     * numbers are not finite, or atoms sit on each other.
 
     Temperatures are those of the motion relative to the centre of mass, with the degrees of freedom
@@ -243,8 +268,13 @@ class TrustMonitor:
         window: float | None = None,
         potential: Energies | None = None,
         thermostat_K: float | None = None,
+        unsure: Unsure | None = None,
     ) -> None:
         self._thermostat_K = thermostat_K
+        self._unsure = unsure
+        self._squares = np.zeros(len(atoms))  # of the expected errors of forces (eV/Å)^2, summed
+        self._asked = 0  # frames
+        self._next_unsure = -math.inf
         self._window, self._potential = window, potential
         self._bands = BandWatch(atoms.get_masses())
         self._spacing: float | None = None  # of the first two frames (fs)
@@ -308,6 +338,8 @@ class TrustMonitor:
                 break
         if usable < len(t):
             self._unusable = float(t[usable])
+        if self._unsure is not None:
+            self._add_unsure(self._unsure, t[:usable], x[:usable])
         if usable:
             self._add(t[:usable], x[:usable], v[:usable])
 
@@ -345,6 +377,18 @@ class TrustMonitor:
             self._energies.add(np.array([time, energy, change**2, work**2]))
             if time - self._start <= _FIRST_FS:
                 self._early_energy += energy, 1
+
+    def _add_unsure(self, unsure: Unsure, t: Array, x: Array) -> None:
+        asked = []
+        for k, time in enumerate(t.tolist()):
+            if time >= self._next_unsure:
+                self._next_unsure = time + _UNSURE_EVERY_FS
+                asked.append(k)
+        step = max(1, FRAME_ROWS // len(self._atoms))
+        for begin in range(0, len(asked), step):
+            errors = unsure.of(x[asked[begin : begin + step]])
+            self._squares += np.square(errors).sum(0)
+            self._asked += len(errors)
 
     def _begin(self, time: float, positions: Array, velocities: Array) -> None:
         m = self._masses
@@ -472,6 +516,7 @@ class TrustMonitor:
             phase_spread=self._phase_spread(),
             energy_change=energy_change,
             unexplained_work=self._unexplained_work(),
+            force_errors=self._force_errors(),
             centre_of_mass_drift=self._com_drift,
             angular_momentum_drift=spin,
             bonds=len(self._bonds.pairs),
@@ -496,6 +541,11 @@ class TrustMonitor:
             return None
         means = total / count
         return float(np.ptp(means) / means.mean())
+
+    def _force_errors(self) -> tuple[float, ...] | None:
+        if not self._asked:
+            return None
+        return tuple(np.sqrt(self._squares / self._asked).tolist())
 
     def _unexplained_work(self, begin: float = -math.inf, end: float = math.inf) -> float | None:
         """How much of the kinetic energy's changes the potential does not account for."""
@@ -559,6 +609,18 @@ class TrustMonitor:
             )
         yield from self._temperature_doubts(seen)
         yield from self._equipartition_doubts(seen)
+        if self._unsure is not None and seen.force_errors is not None:
+            errors, usual = np.array(seen.force_errors), self._unsure.usual
+            far = np.flatnonzero(errors > usual)
+            if len(far):
+                worst = far[np.argsort(-errors[far])]
+                yield _Doubt(
+                    start_fs,
+                    f"the model expects errors of up to {errors.max():.2f} eV/Å in the forces on "
+                    f"{len(far)} atom{_s(far)}, where those of what it was trained on stay below "
+                    f"{usual:.2f}: {_listed([self._name(i) for i in worst])}; it has seen nothing "
+                    "like these surroundings",
+                )
 
         if seen.phase_spread is not None:
             length = max(end_fs - start_fs, 1e-9)
@@ -593,13 +655,15 @@ class TrustMonitor:
                 "not conserved",
             )
         if lonely := seen.lonely_atoms:
-            symbols = self._atoms.get_chemical_symbols()
             yield _Doubt(
                 self._first_lonely,
                 f"{len(lonely)} atom{_s(lonely)} had no neighbour within the model's cutoff: "
-                f"{_listed([f'{symbols[i]}{i}' for i in lonely])}; the model cannot see what acts "
+                f"{_listed([self._name(i) for i in lonely])}; the model cannot see what acts "
                 "on them",
             )
+
+    def _name(self, atom: int) -> str:
+        return f"{self._atoms.symbols[atom]}{atom}"
 
     def _temperature_doubts(self, seen: TrustSummary) -> Iterator[_Doubt]:
         """Heating and cooling."""

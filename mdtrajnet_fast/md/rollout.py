@@ -348,8 +348,19 @@ class EnergyTarget:
 
 def potential_energies(model: MDtrajNet, atoms: ase.Atoms, positions: np.ndarray) -> np.ndarray:
     """Potential energies [frames] (eV) of frames [frames, atoms, 3] (Å) of a system."""
+    return model.potential_energy(_frames_of(atoms, positions)).detach().cpu().numpy()
+
+
+def force_uncertainties(model: MDtrajNet, atoms: ase.Atoms, positions: np.ndarray) -> np.ndarray:
+    """Expected errors of the forces [frames, atoms] (eV/Å) in frames [frames, atoms, 3] (Å)."""
+    found = model.force_uncertainties(_frames_of(atoms, positions))
+    return found.double().cpu().numpy().reshape(len(positions), -1)
+
+
+def _frames_of(atoms: ase.Atoms, positions: np.ndarray) -> System:
+    """Frames [frames, atoms, 3] (Å) of a system, as systems at rest."""
     frames, count = len(positions), len(atoms)
-    system = System(
+    return System(
         numbers=np.tile(atoms.numbers, frames),
         positions=positions.reshape(-1, 3),
         velocities=np.zeros((frames * count, 3)),
@@ -358,7 +369,6 @@ def potential_energies(model: MDtrajNet, atoms: ase.Atoms, positions: np.ndarray
         pbc=np.repeat(atoms.pbc[None], frames, 0),
         ptr=count * np.arange(frames + 1),
     )
-    return model.potential_energy(system).detach().cpu().numpy()
 
 
 def _positive(value: float, name: str) -> float:

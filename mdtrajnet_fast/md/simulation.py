@@ -20,7 +20,7 @@ from ase.units import kB
 from tqdm import tqdm
 
 from ..analysis.observables import FRAME_ROWS
-from ..analysis.trust import TrustMonitor
+from ..analysis.trust import TrustMonitor, Unsure
 from ..io.trajectory import Trajectory, count_frames, open_writer
 from ..mechanics import InternalMotion, set_velocities, thermal_velocities
 from ..model.checkpoint import load_model
@@ -33,6 +33,7 @@ from .rollout import (
     RolloutError,
     check_rate,
     exact,
+    force_uncertainties,
     keeps_energy,
     potential_energies,
     rollout,
@@ -301,7 +302,12 @@ def _monitor(
     kelvin = None if thermostat is None else thermostat.temperature_K
     conserving = thermostat is None and model.has_energies
     potential = partial(potential_energies, model, atoms) if conserving else None
-    monitor = TrustMonitor(atoms, model.config.radial_cutoff, stride, potential, kelvin)
+    unsure: Unsure | None = None
+    if model.usual_uncertainty is not None:
+        unsure = Unsure(partial(force_uncertainties, model, atoms), model.usual_uncertainty)
+    monitor = TrustMonitor(
+        atoms, model.config.radial_cutoff, stride, potential, kelvin, unsure=unsure
+    )
     if (wrong := beyond_training(model, method, stride)) is not None:
         monitor.doubt(0.0, f"windows of {wrong}")
     return monitor

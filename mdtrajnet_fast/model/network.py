@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import os
 import warnings
@@ -326,6 +327,13 @@ class MDtrajNet(nn.Module):
             return Motion(displacement, None)
         return Motion(displacement, torch.stack([m.velocity for m in motions]).mean(0))
 
+    def with_sizes(self, **sizes: Any) -> MDtrajNet:
+        """A copy in which parts of the configuration are others: what is new is untrained."""
+        config = dataclasses.replace(self.config, **sizes)
+        new = MDtrajNet(config, members=len(self.members), name=self.name).to(self.dtype)
+        new.load_state_dict(self.state_dict(), strict=False)
+        return new.to(self.device)
+
     @property
     def has_energies(self) -> bool:
         """Whether :meth:`potential_energy` can say something."""
@@ -355,6 +363,25 @@ class MDtrajNet(nn.Module):
         energy = energy.double()
         owner = torch.from_numpy(system.system_index).to(energy.device)
         return energy.new_zeros(len(system)).index_add(0, owner, energy)
+
+    @property
+    def usual_uncertainty(self) -> float | None:
+        """Of forces on atoms like those it was trained on (eV/Å); None: it does not know."""
+        sizes = self.config.window_potentials
+        return None if sizes is None else sizes.usual_uncertainty
+
+    def force_uncertainties(self, system: System, edges: Edges | None = None) -> Tensor:
+        """How far the forces on atoms are expected to be off: [atoms] eV/Å, per component.
+
+        Root mean squares, as they were on validation data (:mod:`..train.calibrate`). edges default
+        to a fresh neighbour list. Raises ValueError for a model that does not know.
+        """
+        if self.window_potentials is None or self.usual_uncertainty is None:
+            raise ValueError(
+                f"model {self.name!r} does not know its uncertainties; training with "
+                'target = "window_potentials" finds them, where the recipe has validation data'
+            )
+        return self.window_potentials.uncertainties(self.graph(system, edges))
 
     def motion(
         self, graph: Graph, t: Tensor, blocks: list[Blocks] | None = None

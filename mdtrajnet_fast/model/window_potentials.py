@@ -53,6 +53,7 @@ class WindowPotentials(nn.Module):
     def __init__(self, config: WindowPotentialsConfig, species: int, cutoff: float):
         super().__init__()
         self.config, self.cutoff = config, cutoff
+        self.rigidity: Tensor
         c, p, h, layers = config.channels, config.products, config.hidden, config.layers
         features = c + 4 * p
 
@@ -73,28 +74,48 @@ class WindowPotentials(nn.Module):
         self.last = nn.Parameter(
             0.5 / math.sqrt(h) * torch.randn(layers, 1, h).repeat(1, len(ROLES), 1)
         )
+        if config.usual_uncertainty is not None:
+            self.register_buffer("rigidity", torch.zeros(layers * h, layers * h))
 
     def forward(self, graph: Graph, role: Tensor) -> Tensor:
         """Atomic energies [atoms] (eV), in the roles of the atoms [atoms]."""
+        return (self._known(graph, role) * self.last.transpose(0, 1)[role]).sum((1, 2))
+
+    def uncertainties(self, graph: Graph) -> Tensor:
+        """How far forces are expected to be off: [atoms] eV/Å, root mean square of a component.
+
+        By the local prediction rigidity of the last layer: sqrt(f . A f) of what the layers know
+        of an atom, f, where A is the inverse of its mean f f^T in the training data, times a factor
+        that is set by true errors on validation data (Bigi, Chong, Ceriotti, Grasselli, Mach.
+        Learn.: Sci. Technol. 2024, 5, 045018; :mod:`..train.calibrate`). The buffer `rigidity` is
+        a square root of that. Only where the configuration has `usual_uncertainty`.
+        """
+        with torch.no_grad():
+            return (self.features(graph) @ self.rigidity).square().sum(1).sqrt()
+
+    def features(self, graph: Graph) -> Tensor:
+        """What the layers know of each atom: [atoms, layers x hidden]."""
+        return self._known(graph, torch.full_like(graph.species, ENERGY)).flatten(1)
+
+    def _known(self, graph: Graph, role: Tensor) -> Tensor:
+        """What each layer knows of atoms [atoms, layers, hidden], in their roles [atoms]."""
         config, padded = self.config, graph.padded
         d = padded.r.square().sum(-1).sqrt()
         envelope = cutoff_envelope(d, self.cutoff) * padded.mask
         radial = gaussian_basis(d, self.cutoff, config.radial) * envelope[..., None]
         harmonics = _harmonics(padded.r / d[..., None]).transpose(1, 2)  # [atoms, 10, slots]
-        energy = d.new_zeros(graph.atoms)
-        known: Tensor | None = None
+        layers: list[Tensor] = []
         for k in range(config.layers):
             seen = self.neighbor_element[k][graph.species]
             bias = self.element[k][graph.species] + self.role[k][role]
-            if known is not None:
-                seen = seen + known @ self.neighbor[:, k - 1]
-                bias = bias + known @ self.before[:, k - 1]
+            if layers:
+                seen = seen + layers[-1] @ self.neighbor[:, k - 1]
+                bias = bias + layers[-1] @ self.before[:, k - 1]
             density = harmonics @ ((radial @ self.radial[:, k]) * seen[padded.neighbor])
             features = _invariants(density, self.maps[:, k]) * self.scale[k][graph.species]
             x = functional.silu(features @ self.first[:, k] + bias)
-            known = x + functional.silu(x @ self.second[:, k] + self.second_bias[k])
-            energy = energy + (known * self.last[k][role]).sum(-1)
-        return energy
+            layers.append(x + functional.silu(x @ self.second[:, k] + self.second_bias[k]))
+        return torch.stack(layers, 1)
 
     def slopes(
         self, graph: Graph, role: Tensor, *, learning: bool = False

@@ -19,7 +19,7 @@ from ..model.network import MDtrajNet
 from ..model.window_potentials import ENDS, ENERGY, MIDDLE
 from ..ops import Graph
 
-_AT_ONCE = 64  # pairs of a forward pass
+AT_ONCE = 64  # pairs of a forward pass
 
 COLUMNS = (
     "position",
@@ -67,8 +67,8 @@ def rms_energy_errors(
     """
     rng = np.random.default_rng(seed)
     wrong, gains = [], []
-    for done in range(0, count, _AT_ONCE):
-        batch = pairs.draw(rng, min(_AT_ONCE, count - done), lag_fs, lag_fs=lag_fs)
+    for done in range(0, count, AT_ONCE):
+        batch = pairs.draw(rng, min(AT_ONCE, count - done), lag_fs, lag_fs=lag_fs)
         wrong.append(energy_errors(model, batch).cpu().numpy())
         gains.append(batch.end.kinetic_energy() - batch.system.kinetic_energy())
     rms = [float(np.sqrt(np.mean(np.concatenate(x) ** 2))) for x in (wrong, gains)]
@@ -134,8 +134,8 @@ def rms_window_errors(
     rng = np.random.default_rng([seed, 0x7A11DA7E])
     squares = np.zeros(5)
     atoms = 0
-    for done in range(0, count, _AT_ONCE):
-        choice = pairs.choose(rng, min(_AT_ONCE, count - done), h, lag_fs=h, margin=MARGIN)
+    for done in range(0, count, AT_ONCE):
+        choice = pairs.choose(rng, min(AT_ONCE, count - done), h, lag_fs=h, margin=MARGIN)
         batch, true = pairs.batch(choice), pairs.accelerations(choice)
         found = [x.double().cpu().numpy() for x in window_errors(model, batch, true)]
         squares += [(x**2).mean(1).sum() for x in (*found, batch.velocity, true)]
@@ -178,8 +178,8 @@ def atom_errors(
     lag = model.stride(lag_fs)
     rng = np.random.default_rng([seed, 0x7A11DA7E])
     squares, numbers, record = [], [], []
-    for k in range(0, count, _AT_ONCE):
-        choice = pairs.choose(rng, min(_AT_ONCE, count - k), lag, lag_fs=lag)
+    for k in range(0, count, AT_ONCE):
+        choice = pairs.choose(rng, min(AT_ONCE, count - k), lag, lag_fs=lag)
         batch = pairs.batch(choice)
         system = batch.system
         dx, dv = errors(model, batch)

@@ -140,10 +140,10 @@ class _Run:
             if config.initial_blocks is not None:
                 self.model = _with_blocks(self.model, config.initial_blocks)
             if config.target == "potential" and self.model.potential is None:
-                self.model = _with(self.model, potential=PotentialConfig(**config.potential))
+                self.model = self.model.with_sizes(potential=PotentialConfig(**config.potential))
             if config.target == "window_potentials" and self.model.window_potentials is None:
                 new = WindowPotentialsConfig(**config.window_potentials)
-                self.model = _with(self.model, window_potentials=new)
+                self.model = self.model.with_sizes(window_potentials=new)
             if config.window is not None:
                 window = self.model.stride(config.window)
                 self.model.config = dataclasses.replace(self.model.config, window=window)
@@ -245,6 +245,7 @@ class _Run:
     def finish(self) -> None:
         """Write the averaged weights and the curves."""
         self.log.close()
+        self.average = self.task.finished(list(self.checks.values()))
         about, config = _provenance(self.config, self.step), self.average.config
         self.average.config = dataclasses.replace(config, longest_lag=self.task.longest_lag)
         save_model(self.average, self.folder / "model", overwrite=True, provenance=about)
@@ -288,14 +289,6 @@ def _same_run(saved: dict[str, Any], now: dict[str, Any], path: Path) -> None:
             f"{path} belongs to a run with other settings ({', '.join(different)}); choose another "
             "output folder, or delete the checkpoint to start over"
         )
-
-
-def _with(model: MDtrajNet, **sizes: Any) -> MDtrajNet:
-    """The model with an untrained potential, or window potentials."""
-    config = dataclasses.replace(model.config, **sizes)
-    new = MDtrajNet(config, members=len(model.members), name=model.name).to(model.dtype)
-    new.load_state_dict(model.state_dict(), strict=False)
-    return new
 
 
 def _with_blocks(model: MDtrajNet, chosen: tuple[int, ...]) -> MDtrajNet:

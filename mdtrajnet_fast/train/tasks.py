@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from ..data.pairs import MARGIN, Batch, Pairs
 from ..md.rollout import one_window
 from ..model.network import MDtrajNet
 from ..system import System
+from .calibrate import calibrated
 from .evaluate import (
     energy_errors,
     errors,
@@ -93,6 +95,10 @@ class Motion:
         found = rms_errors(self.average, pairs, self.config.validation_pairs, seed=self.config.seed)
         return {"": found["position"]} | {f"_{name}": x for name, x in found.items()}
 
+    def finished(self, checks: Sequence[Pairs]) -> MDtrajNet:
+        """The model to keep: the averaged one."""
+        return self.average
+
 
 class Potential:
     """The task of a run that trains the potential, as :class:`Motion`; the motion stays."""
@@ -115,6 +121,9 @@ class Potential:
         count, seed = self.config.validation_pairs, self.config.seed
         found = rms_energy_errors(self.average, pairs, count, self.max_lag, seed=seed)
         return {f"_{name}": x for name, x in found.items()}
+
+    def finished(self, checks: Sequence[Pairs]) -> MDtrajNet:
+        return self.average
 
 
 class WindowPotentials:
@@ -153,6 +162,13 @@ class WindowPotentials:
             self.average, pairs, self.config.validation_pairs, seed=self.config.seed
         )
         return {name: found[name.removeprefix("_")] for name in self.columns}
+
+    def finished(self, checks: Sequence[Pairs]) -> MDtrajNet:
+        """The averaged model; with validation data to tell by, it knows its uncertainties."""
+        if not checks:
+            return self.average
+        count, seed = self.config.validation_pairs, self.config.seed
+        return calibrated(self.average, self.pairs, checks, count, seed)
 
 
 TASKS: dict[str, type[Motion] | type[Potential] | type[WindowPotentials]] = {

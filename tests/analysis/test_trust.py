@@ -17,7 +17,7 @@ from mdtrajnet_fast.analysis.equipartition import (
     strongest_band,
 )
 from mdtrajnet_fast.analysis.observables import WAVENUMBER
-from mdtrajnet_fast.analysis.trust import TrustMonitor, trust_summary
+from mdtrajnet_fast.analysis.trust import TrustMonitor, Unsure, trust_summary
 from mdtrajnet_fast.mechanics import momenta_from_velocities
 
 ETHANOL = molecule("CH3CH2OH")
@@ -216,3 +216,28 @@ def test_work_that_the_potential_does_not_do_is_watched():
     assert "the model's potential leaves 60 % of the changes" in summary.warnings[-1]
     apart = Trajectory(run.atoms, run.times[::5], run.positions[::5], run.momenta[::5])
     assert trust_summary(apart, potential=lambda x: np.zeros(len(x))).unexplained_work is None
+
+
+def test_what_the_model_knows_of_its_errors():
+    """Asked for now and then, shown for each atom, and warned of where it is more than usual."""
+    run = vibrating(np.full(21, 300.0), 1001)
+    asked = []
+
+    def errors(x):
+        asked.append(len(x))
+        return np.tile(np.linspace(0.01, 0.09, 9), (len(x), 1))
+
+    for usual, warned in ((0.1, 0), (0.075, 2)):
+        monitor = TrustMonitor(run.atoms, unsure=Unsure(errors, usual))
+        asked.clear()
+        for k in range(0, 1001, 100):
+            part = slice(k, k + 100)
+            monitor.update(run.times[part], run.positions[part], run.momenta[part])
+        assert sum(asked) == 9  # of two picoseconds
+        summary = monitor.summary()
+        np.testing.assert_allclose(summary.force_errors, np.linspace(0.01, 0.09, 9))
+        assert "0.090 of atom 8" in str(summary)
+        texts = [text for text in summary.warnings if "in the forces on" in text]
+        assert bool(texts) == bool(warned)
+        for text in texts:
+            assert f"up to 0.09 eV/Å in the forces on {warned} atoms" in text and "H8, H7" in text

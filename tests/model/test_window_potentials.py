@@ -197,6 +197,7 @@ def test_predictors():
         ({"channels": True}, "channels must be a whole number"),
         ({"window": -1.0}, "window .fs. must be a positive number"),
         ({"window": float("nan")}, "window .fs. must be a positive number"),
+        ({"usual_uncertainty": 0.0}, "usual_uncertainty .eV/Å. must be a positive number"),
     ],
 )
 def test_sizes_are_checked(bad, match):

@@ -1,8 +1,10 @@
 """Window potentials are trained on pairs that are one window long."""
 
 import csv
+import dataclasses
 
 import ase
+import ase.build
 import cases
 import numpy as np
 import pytest
@@ -14,6 +16,8 @@ from pair_cases import potential_config
 from mdtrajnet_fast import TrainConfig, fit, load_model, save_model, simulate
 from mdtrajnet_fast.data.pairs import MARGIN, Pairs
 from mdtrajnet_fast.data.records import Record, load_records
+from mdtrajnet_fast.model.window_potentials import ENERGY
+from mdtrajnet_fast.system import System
 from mdtrajnet_fast.train import fit as train
 from mdtrajnet_fast.train.evaluate import rms_window_errors, window_errors
 
@@ -117,6 +121,34 @@ def test_training(config, water_and_ammonia, tmp_path):
         if not name.startswith("window_potentials"):
             torch.testing.assert_close(value, motion[name], rtol=0, atol=0)
     assert (tmp_path / "run" / "curves.png").stat().st_size > 1000
+
+
+def test_uncertainties_are_calibrated(config, water_and_ammonia, tmp_path):
+    """As large as errors are on frames like those of validation, far larger on others."""
+    trained = fit(config, progress=False)
+    pairs = Pairs(load_records(water_and_ammonia, trajectories=["traj01"]))
+    choice = pairs.choose(np.random.default_rng(3), 200, 3.0, lag_fs=3.0, margin=MARGIN)
+    system, true = pairs.batch(choice).system, pairs.accelerations(choice)
+    expected = trained.force_uncertainties(system).numpy()
+    slopes = trained.predictor().slopes(trained.graph(system), ENERGY)[1].numpy()
+    wrong = -slopes - true * system.masses[:, None] / fs**2
+    assert np.sqrt(((wrong**2).mean(1) / expected**2).mean()) == pytest.approx(1, rel=0.3)
+    assert (expected > trained.usual_uncertainty).mean() < 0.05
+    saved = load_model(tmp_path / "run" / "model")
+    torch.testing.assert_close(saved.force_uncertainties(system).numpy(), expected)
+    molecule = ase.build.molecule("NH3")
+    molecule.rattle(0.5, seed=1)
+    far = saved.force_uncertainties(System.from_atoms(molecule))
+    assert far.max() > 3 * saved.usual_uncertainty
+    run = simulate(molecule, 3.0, duration=3.0, model=saved, temperature_K=300)
+    assert any("the model expects errors" in text for text in run.trust.warnings)
+    again = dataclasses.replace(
+        config, initial=str(tmp_path / "run" / "model"), output=str(tmp_path / "on"), steps=2
+    )
+    assert fit(again, progress=False).usual_uncertainty is not None
+    without = dataclasses.replace(config, validation={}, output=str(tmp_path / "blind"), steps=2)
+    with pytest.raises(ValueError, match="does not know its uncertainties"):
+        fit(without, progress=False).force_uncertainties(system)
 
 
 def test_errors_are_those_of_windows(water_and_ammonia):
