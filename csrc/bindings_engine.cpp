@@ -122,7 +122,7 @@ py::tuple energies(Engine& engine, const Array& positions, const Array& momenta,
     std::optional<Broken> broken;
     {
         const Computing computing;
-        broken = engine.energies(x, p, to, threads);
+        broken = engine.energies(x, p, Method::kReversible, to, threads);
     }
     return py::make_tuple(std::move(energies), said(broken));
 }

@@ -18,6 +18,7 @@
 #include "cpu/model_file.hpp"
 #include "cpu/subnormals.hpp"
 
+using mdtrajnet::Method;
 using std::int64_t;
 using Array = std::vector<double>;
 
@@ -124,25 +125,43 @@ mdtrajnet::Contents checked(const mdtrajnet::Model& model, const mdtrajnet_syste
     return all;
 }
 
+Method method_of(const mdtrajnet::Model& model, int asked) {
+    const bool kicks = model.predictor().has_window_potentials();
+    expect(MDTRAJNET_BEST <= asked && asked <= MDTRAJNET_PLAIN, kNowhere,
+           "method must be one of MDTRAJNET_BEST to MDTRAJNET_PLAIN, got ", asked);
+    expect(asked != MDTRAJNET_SYMPLECTIC || kicks, kNowhere,
+           "the model has no window potentials, which symplectic windows are of: take MDTRAJNET_REVERSIBLE");
+    if (asked == MDTRAJNET_PLAIN) return Method::kPlain;
+    return asked == MDTRAJNET_REVERSIBLE || !kicks ? Method::kReversible : Method::kSymplectic;
+}
+
+double own_window(const mdtrajnet::Model& model, Method method) {
+    return method == Method::kSymplectic ? model.symplectic : model.window;
+}
+
 }  // namespace
 
 struct mdtrajnet_rollout {
     mdtrajnet_rollout(std::shared_ptr<const mdtrajnet::Model> of, const mdtrajnet_systems& s,
                       const mdtrajnet_options& options)
-        : model(std::move(of)), contents(checked(*model, s)), reversible(!options.plain),
-          window(options.window == 0 ? model->window : options.window),
+        : model(std::move(of)), contents(checked(*model, s)), method(method_of(*model, options.method)),
+          window(options.window == 0 ? own_window(*model, method) : options.window),
           threads(options.threads ? options.threads : omp_get_max_threads()),
           engine(std::shared_ptr<const mdtrajnet::Predictor>(model, &model->predictor()), contents, model->rules) {
         const double longest = model->predictor().head().time_cutoff;
         const double rate = options.energy_rate < 0 ? model->energy_rate : options.energy_rate;
-        expect(0 < window && window <= longest, kNowhere, "window must be 0, for the model's own, or a number up to ",
+        const bool reversible = method == Method::kReversible;
+        expect(0 < window && window <= longest, kNowhere, "window must be 0, for the method's own, or a number up to ",
                longest, " fs, got ", options.window);
+        expect(method != Method::kSymplectic || window == model->symplectic, kNowhere, "window must be 0 or ",
+               model->symplectic, " fs, which the model's symplectic windows are, got ", options.window,
+               ": other windows are for MDTRAJNET_REVERSIBLE");
         expect(std::isfinite(rate), kNowhere, "energy_rate must be a number of 1/fs, got ", options.energy_rate);
         expect(reversible || options.energy_rate < 0, kNowhere,
-               "energy_rate is for reversible windows, leave it at -1 with plain ones, got ", options.energy_rate);
+               "energy_rate is for reversible windows, leave it at -1 with others, got ", options.energy_rate);
         expect(threads > 0, kNowhere, "threads must be a number, or 0 for OpenMP's own, got ", options.threads);
         pull = reversible ? rate * window : std::numeric_limits<double>::infinity();
-        if (engine.has_potential())
+        if (engine.has_potential() && method != Method::kSymplectic)
             needed = reversible ? 1 + static_cast<int64_t>(std::ceil(model->settling / window)) : 1;
         restart();
     }
@@ -203,7 +222,7 @@ struct mdtrajnet_rollout {
         Array next_x(times * numbers), next_p(times * numbers), energies(2 * systems), total(systems), near(systems);
         for (done = 0; done < windows; ++done) {
             if (needed && !seen) {
-                check(engine.energies(x, p.data(), energies.data(), threads));
+                check(engine.energies(x, p.data(), method, energies.data(), threads));
                 add(energies);
             }
             const bool settling = seen < needed, keep = needed && !settling;
@@ -212,7 +231,6 @@ struct mdtrajnet_rollout {
                 near[s] = model->uncertain * (sums[systems + s] / seen);
             }
             const mdtrajnet::EnergyTarget target{keep ? total.data() : nullptr, keep ? near.data() : nullptr, pull};
-            const auto method = reversible ? mdtrajnet::Method::kReversible : mdtrajnet::Method::kPlain;
             const mdtrajnet::Window of{times, t.data(), method, target, next_x.data(), next_p.data(),
                                        settling ? energies.data() : nullptr};
             check(engine.window(x, p.data(), of, threads));
@@ -225,7 +243,7 @@ struct mdtrajnet_rollout {
 
     const std::shared_ptr<const mdtrajnet::Model> model;
     const mdtrajnet::Contents contents;
-    const bool reversible;
+    const Method method;
     const double window;
     const int threads;
     mdtrajnet::Engine engine;
@@ -289,9 +307,14 @@ int mdtrajnet_load(const char* path, mdtrajnet_model** model, mdtrajnet_error* e
 
 void mdtrajnet_free_model(mdtrajnet_model* model) { delete model; }
 
-double mdtrajnet_own_window(const mdtrajnet_model* model) { return model->it->window; }
+double mdtrajnet_own_window(const mdtrajnet_model* model) {
+    return own_window(*model->it, method_of(*model->it, MDTRAJNET_BEST));
+}
 
-int mdtrajnet_has_potential(const mdtrajnet_model* model) { return model->it->predictor().has_potential(); }
+int mdtrajnet_has_potential(const mdtrajnet_model* model) {
+    const auto& of = model->it->predictor();
+    return of.has_potential() || of.has_window_potentials();
+}
 
 int mdtrajnet_knows(const mdtrajnet_model* model, int atomic_number) {
     const auto& known = model->it->species;
@@ -328,11 +351,13 @@ int mdtrajnet_energies(mdtrajnet_rollout* rollout, const double* positions, cons
                        mdtrajnet_error* error) {
     return guarded(error, [&] {
         expect(rollout && energies, kNowhere, "expected a rollout and where to put energies, got NULL");
-        expect(rollout->engine.has_potential(), kNowhere, "expected a model with a potential, this one has none");
+        const bool kicks = rollout->engine.has_window_potentials();
+        expect(kicks || rollout->engine.has_potential(), kNowhere, "expected a model with a potential, this one has none");
         rollout->check_state(positions, velocities);
         const int64_t systems = rollout->engine.systems();
         Array both(2 * systems);
-        rollout->check(rollout->engine.energies(positions, rollout->momenta_of(velocities).data(), both.data(),
+        rollout->check(rollout->engine.energies(positions, rollout->momenta_of(velocities).data(),
+                                                kicks ? Method::kSymplectic : Method::kReversible, both.data(),
                                                 rollout->threads));
         std::copy_n(both.begin(), systems, energies);
     });

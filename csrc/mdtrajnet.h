@@ -38,8 +38,8 @@ typedef struct mdtrajnet_rollout mdtrajnet_rollout;  // systems on their way, an
 int mdtrajnet_load(const char *path, mdtrajnet_model **model, mdtrajnet_error *error);
 void mdtrajnet_free_model(mdtrajnet_model *model);  // or NULL; its rollouts stay usable
 
-double mdtrajnet_own_window(const mdtrajnet_model *model);              // fs
-int mdtrajnet_has_potential(const mdtrajnet_model *model);              // 1 or 0
+double mdtrajnet_own_window(const mdtrajnet_model *model);              // fs, of its best method
+int mdtrajnet_has_potential(const mdtrajnet_model *model);              // 1 or 0: whether it knows energies
 int mdtrajnet_knows(const mdtrajnet_model *model, int atomic_number);   // 1 or 0
 
 typedef struct mdtrajnet_systems {  // is copied
@@ -51,9 +51,16 @@ typedef struct mdtrajnet_systems {  // is copied
     const uint8_t *periodic;  // [count][3] 1 for a periodic direction, else 0; NULL if no system is periodic
 } mdtrajnet_systems;
 
+enum {
+    MDTRAJNET_BEST,        // symplectic windows where the model has the potentials for them, else reversible ones
+    MDTRAJNET_SYMPLECTIC,  // by kicks that conserve an energy whatever the weights
+    MDTRAJNET_REVERSIBLE,  // of the network, seen from both ends
+    MDTRAJNET_PLAIN        // the network's own map, cheaper than reversible ones, but vibrations drift
+};
+
 typedef struct mdtrajnet_options {
-    double window;       // length of a window, fs; 0: the model's own
-    int plain;           // 0: reversible windows; 1: the model's plain map, cheaper, but vibrations drift
+    double window;       // length of a window, fs; 0: the method's own, the only one of symplectic windows
+    int method;          // how windows come about
     double energy_rate;  // how fast reversible windows return to the energy to keep, 1/fs; negative: the default
     int threads;         // 0: as many as OpenMP would take
 } mdtrajnet_options;
@@ -67,7 +74,7 @@ void mdtrajnet_free_rollout(mdtrajnet_rollout *rollout);  // or NULL
 // Replaces positions and velocities [atoms][3] by those `windows` windows later.  If a system breaks, by those after
 // the windows that were done; the others can go on from there in a rollout of their own.  How windows are shared out
 // among calls does not change a bit.  With a potential, reversible windows are drawn to the mean of the total energy over
-// the first ones, in which nothing draws; plain windows keep the energy of the start.
+// the first ones, in which nothing draws; plain windows keep the energy of the start; symplectic ones need no such help.
 int mdtrajnet_advance(mdtrajnet_rollout *rollout, int64_t windows, double *positions, double *velocities,
                       mdtrajnet_error *error);
 
@@ -79,7 +86,7 @@ int mdtrajnet_advance_with_frames(mdtrajnet_rollout *rollout, double *positions,
 // Forgets the energy to keep: for velocities that something else changed, a thermostat say.
 void mdtrajnet_restart(mdtrajnet_rollout *rollout);
 
-// Total energies [systems] (eV, each up to a constant) of a state, for a model with a potential.
+// Total energies [systems] (eV, each up to a constant) of a state, for a model that knows energies.
 int mdtrajnet_energies(mdtrajnet_rollout *rollout, const double *positions, const double *velocities, double *energies,
                        mdtrajnet_error *error);
 

@@ -65,11 +65,11 @@ class Engine::Group {
         write(of.energies, all);
     }
 
-    void energies(const double* positions, const double* momenta, double* energies, int64_t all, int threads) {
+    void energies(const double* positions, const double* momenta, Method method, double* energies, int64_t all, int threads) {
         threads_ = threads;
         start(positions, momenta);
         energies_.assign(2 * systems, 0.0);
-        measure(potential(x_), v_);
+        measure(potential(x_, method), v_);
         write(energies, all);
     }
 
@@ -328,10 +328,15 @@ class Engine::Group {
     }
 
     template <class T>
-    void add_potential(const Array& x, Array& energy) const {
+    void add_potential(const Array& x, Method method, Array& energy) const {
         Edges<T> edges;
         std::vector<T> atomic(atoms);
-        predictor_.energies<T>(graph(x, v_, edges), species_.data(), atomic.data(), useful_threads(threads_, rows()));
+        const AttentionGraph<T> of = graph(x, v_, edges);
+        const int threads = useful_threads(threads_, rows());
+        if (method == Method::kSymplectic)
+            predictor_.slopes<T>(of, species_.data(), kEnergy, atomic.data(), nullptr, threads);
+        else
+            predictor_.energies<T>(of, species_.data(), atomic.data(), threads);
         for (int64_t s = 0; s < systems; ++s)
             for (int64_t i = ptr_[s]; i < ptr_[s + 1]; ++i) energy[s] += static_cast<double>(atomic[i]);
     }
@@ -339,10 +344,10 @@ class Engine::Group {
     int64_t rows() const { return atoms + static_cast<int64_t>(near_.size()); }
 
     // Potential energies [systems] (eV) at x.
-    Array potential(const Array& x) {
+    Array potential(const Array& x, Method method) {
         find_neighbors(x);
         Array energy(systems, 0.0);
-        predictor_.real() ? add_potential<double>(x, energy) : add_potential<float>(x, energy);
+        predictor_.real() ? add_potential<double>(x, method, energy) : add_potential<float>(x, method, energy);
         return energy;
     }
 
@@ -377,7 +382,7 @@ class Engine::Group {
         const double *moved = path.moved.data() + (times - 1) * numbers, *v = path.velocity.data() + (times - 1) * numbers;
         Array x = x_;
         sum_to(x.data(), 1, moved, numbers);
-        const Array energy = potential(x);
+        const Array energy = potential(x, Method::kReversible);
         if (!target.total) {
             measure(energy, Array(v, v + numbers));
             return;
@@ -460,8 +465,10 @@ std::optional<Broken> Engine::window(const double* positions, const double* mome
     return each(threads, [&](Group& group, int own) { group.window(positions, momenta, window, atoms_, systems_, own); });
 }
 
-std::optional<Broken> Engine::energies(const double* positions, const double* momenta, double* energies, int threads) {
-    return each(threads, [&](Group& group, int own) { group.energies(positions, momenta, energies, systems_, own); });
+std::optional<Broken> Engine::energies(const double* positions, const double* momenta, Method method, double* energies,
+                                       int threads) {
+    return each(threads,
+                [&](Group& group, int own) { group.energies(positions, momenta, method, energies, systems_, own); });
 }
 
 }  // namespace mdtrajnet

@@ -72,8 +72,10 @@ class Engine {
     // One window from positions (Å) and momenta (ASE units) [atoms][3].  If a system breaks, what is written is worthless.
     std::optional<Broken> window(const double* positions, const double* momenta, const Window& window, int threads);
 
-    // Total energies, and kinetic ones relative to the centre of mass: energies [2][systems] (eV), with a potential.
-    std::optional<Broken> energies(const double* positions, const double* momenta, double* energies, int threads);
+    // Total energies, and kinetic ones relative to the centre of mass: energies [2][systems] (eV).  Of the potential, or
+    // for symplectic windows of the window potentials, which the model has to have.
+    std::optional<Broken> energies(const double* positions, const double* momenta, Method method, double* energies,
+                                   int threads);
 
   private:
     class Group;

@@ -12,7 +12,7 @@ namespace {
 using std::int64_t;
 
 constexpr char kMagic[] = "\x93MDTRAJ\n";
-constexpr std::uint32_t kVersion = 1;
+constexpr std::uint32_t kVersion = 2;
 // No size of a model is larger: products of some of them are still numbers.
 constexpr int64_t kLargest = 10000;
 
@@ -106,6 +106,7 @@ Model::Model(const std::string& path) : file_(path) {
     rules = {file_.one<double>("skin"), file_.one<double>("fs"), file_.all<double>("back"),
              file_.one<double>("most_scaled"), static_cast<int>(file_.one<int64_t>("newton_steps"))};
     window = file_.one<double>("window");
+    symplectic = file_.one<double>("symplectic_window");
     farthest = file_.one<double>("farthest");
     energy_rate = file_.one<double>("energy_rate");
     settling = file_.one<double>("settling");
@@ -179,20 +180,40 @@ PredictorParts Model::parts() const {
     parts.head = {species_channels, z.time_channels, cutoff, file_.one<double>("time_cutoff"), is("conserving"),
                   is("readout"),    known};
 
+    const auto padded = [](int64_t x) {
+        constexpr int64_t whole = 64 / sizeof(T);
+        return (x + whole - 1) / whole * whole;
+    };
     const int64_t* sizes = file_.array<int64_t>("potential", 3);
     parts.has_potential = sizes[0] != 0;
     if (parts.has_potential) {
         const long radial = size(sizes[0]), products = size(sizes[1]), hidden = size(sizes[2]);
-        const auto padded = [](int64_t x) {
-            constexpr int64_t whole = 64 / sizeof(T);
-            return (x + whole - 1) / whole * whole;
-        };
         parts.potential = {known, radial, products, hidden, cutoff};
         const int64_t basis = known * radial, features = basis + 3 * products, row = padded(hidden);
         const int64_t counts[] = {3 * basis * 2 * padded(products), known * features, features * row, known * row,
                                   hidden * row, row, row};
         for (std::size_t k = 0; k < std::size(counts); ++k)
             parts.potential_weights[k] = file_.array<T>("potential." + std::to_string(k), counts[k]);
+    }
+
+    sizes = file_.array<int64_t>("window_potentials", 5);
+    parts.has_window_potentials = sizes[0] != 0;
+    if (parts.has_window_potentials) {
+        const long layers = size(sizes[0]), radial = size(sizes[1]), channels = size(sizes[2]), products = size(sizes[3]),
+                   hidden = size(sizes[4]);
+        parts.window = {known, layers, radial, channels, products, hidden, cutoff};
+        const int64_t c = padded(channels), p = padded(products), h = padded(hidden), features = c + 4 * p;
+        const int64_t onward = layers - 1;
+        const int64_t counts[] = {layers * radial * c,        kRoles * layers * known * (c + h),
+                                  onward * hidden * (c + h),  onward * (c + h) * h,
+                                  layers * channels * 7 * p,  layers * 7 * p * c,
+                                  layers * known * features,  layers * features * h,
+                                  layers * hidden * features, layers * hidden * h,
+                                  layers * hidden * h,        layers * h,
+                                  kRoles * layers * h};
+        for (std::size_t k = 0; k < std::size(counts); ++k)
+            if (counts[k])
+                parts.window_weights[k] = file_.array<T>("window_potentials." + std::to_string(k), counts[k]);
     }
     return parts;
 }

@@ -53,6 +53,7 @@ class Model {
     std::vector<std::int64_t> species;  // atomic numbers, in the order of the embedding
     Rules rules;
     double window;       // its own, fs
+    double symplectic;   // that of its window potentials, fs; 0 without them
     double farthest;     // coordinates that are still sensible, Å
     double energy_rate;  // the default, 1/fs
     double settling;     // fs from the start, over which the energy to keep is a mean

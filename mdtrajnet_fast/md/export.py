@@ -26,7 +26,7 @@ from ase.units import fs
 
 from ..model.config import irreps_channels
 from ..model.network import MDtrajNet
-from ..model.predictor import potential_weights
+from ..model.predictor import potential_weights, window_potential_weights
 from ..ops.reference import FoldedWeights
 from ..system import FARTHEST
 from .rollout import ENERGY_RATE, SETTLING_FS, UNCERTAIN
@@ -34,15 +34,13 @@ from .window import BACK, MOST_SCALED, NEWTON_STEPS, SKIN
 
 MAGIC = b"\x93MDTRAJ\n"
 # Readers refuse any other.
-VERSION = 1
-# Of a model without a potential, which has no sizes either.
-_NO_POTENTIAL = (0, 0, 0)
+VERSION = 2
+# Of a model without a potential, or without window potentials, which has no sizes either.
+_NO_POTENTIAL, _NO_WINDOW_POTENTIALS = (0,) * 3, (0,) * 5
 
 
 def export_model(model: MDtrajNet, path: str | Path) -> Path:
     """Write a model with its weights as they are now, in its own precision, to the file `path`.
-
-    Window potentials are left out: rollouts with the file are reversible ones.
 
     Raises FileExistsError for a file that is there, and ValueError for a model that the kernels for
     CPUs do not take.
@@ -80,6 +78,8 @@ def contents(model: MDtrajNet) -> dict[str, Any]:
         "key_hidden": config.key_weight_hidden_neurons,
         "value_hidden": config.value_weight_hidden_neurons,
         "potential": _NO_POTENTIAL,
+        "window_potentials": _NO_WINDOW_POTENTIALS,
+        "symplectic_window": 0.0,
         # the rules of a rollout
         "fs": fs,
         "skin": SKIN,
@@ -99,6 +99,11 @@ def contents(model: MDtrajNet) -> dict[str, Any]:
         (_, *sizes, _), weights = potential_weights(model.potential)
         named["potential"] = sizes
         named |= {f"potential.{k}": x for k, x in enumerate(weights)}
+    if model.window_potentials is not None:
+        (_, *window_sizes, _), weights = window_potential_weights(model.window_potentials)
+        named["window_potentials"] = window_sizes
+        named["symplectic_window"] = float(model.window_potentials.config.window)
+        named |= {f"window_potentials.{k}": x for k, x in enumerate(weights)}
     return named
 
 

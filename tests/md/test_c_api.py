@@ -16,6 +16,7 @@ from mdtrajnet_fast import _C, MDtrajNet, RolloutError, load_model
 from mdtrajnet_fast.cli import main
 from mdtrajnet_fast.md.export import contents, export_model, packed
 from mdtrajnet_fast.md.rollout import rollout
+from mdtrajnet_fast.md.window import method_of, stride_of
 from mdtrajnet_fast.mechanics import momenta_from_velocities, velocities_from_momenta
 
 LIB = Path(_C.__file__).parent / "lib"
@@ -41,7 +42,7 @@ class Systems(ctypes.Structure):
 class Options(ctypes.Structure):
     _fields_ = [
         ("window", ctypes.c_double),
-        ("plain", ctypes.c_int),
+        ("method", ctypes.c_int),
         ("energy_rate", ctypes.c_double),
         ("threads", ctypes.c_int),
     ]
@@ -52,6 +53,10 @@ def library():
     library = ctypes.CDLL(str(LIB / "libmdtrajnet.so"))
     library.mdtrajnet_own_window.restype = ctypes.c_double
     return library
+
+
+# In the order of the header.
+CHOICES = (None, "symplectic", "reversible", "plain")
 
 
 class Refused(Exception):
@@ -92,11 +97,11 @@ class Native:
         self.call("load", str(path).encode(), ctypes.byref(self.model))
         return self
 
-    def start(self, system, window=0.0, plain=False, energy_rate=-1.0, threads=1):
+    def start(self, system, window=0.0, method=None, energy_rate=-1.0, threads=1):
         arrays = [system.ptr, system.numbers.astype(np.int32), system.masses, system.cell]
         arrays.append(system.pbc.astype(np.uint8))
         systems = Systems(len(system), *(x.ctypes.data for x in arrays))
-        options = Options(window, plain, energy_rate, threads)
+        options = Options(window, CHOICES.index(method), energy_rate, threads)
         references = (ctypes.byref(x) for x in (systems, options, self.rollout))
         self.call("start", self.model, *references)
         return self
@@ -125,8 +130,9 @@ def start(atoms):
 
 def ends(model, system, momenta, windows, window=None, **options):
     """Positions and velocities after so many windows in Python."""
-    stride = model.stride(window)
-    options = {"method": "reversible", "window": window} | options
+    method = method_of(model, options.pop("method", None))
+    stride = stride_of(model, method, window)
+    options = {"method": method, "window": window} | options
     *_, last = rollout(model, system, momenta, dt=stride, duration=windows * stride, **options)
     return last.positions[-1], velocities_from_momenta(last.momenta[-1], system.masses)
 
@@ -215,20 +221,34 @@ MODELS = {
     "no potential": lambda: cases.gentle(envelope=True, **cases.OWN),
     "published": lambda: load_model(cases.DATA / "tiny.pt", dtype="float64"),
     "collection": collection,
+    "window potentials": lambda: cases.gentle(**cases.OWN, **cases.WINDOW_POTENTIALS),
+    "single window potentials": lambda: cases.gentle(
+        dtype=torch.float32, **cases.OWN, **cases.POTENTIAL, **cases.WINDOW_POTENTIALS
+    ),
+    "one layer": lambda: cases.gentle(
+        **cases.OWN,
+        window_potentials=cases.WINDOW_POTENTIALS["window_potentials"] | {"layers": 1},
+    ),
 }
 
 
-@pytest.mark.parametrize("plain", [False, True])
+@pytest.mark.parametrize("method", [None, "reversible", "plain"])
 @pytest.mark.parametrize("name", MODELS)
-def test_every_kind_of_model(tmp_path, library, name, plain):
+def test_every_kind_of_model(tmp_path, library, name, method):
     model = MODELS[name]()
-    window = 0.9 * model.stride()
+    best = stride_of(model, method_of(model, None), None)
+    kicks = method is None and model.window_potentials is not None
+    window = best if kicks else 0.9 * model.stride()
     system, x, v, p = start([cases.hot("H2O"), cases.hot("CH4")])
-    expected = ends(model, system, p, 30, window, method="plain" if plain else "reversible")
+    expected = ends(model, system, p, 30, window, method=method)
     path = export_model(model, tmp_path / "model")
-    with Native(library).load(path).start(system, window, plain) as native:
-        assert library.mdtrajnet_own_window(native.model) == model.stride()
-        assert library.mdtrajnet_has_potential(native.model) == (model.potential is not None)
+    with Native(library).load(path).start(system, window, method) as native:
+        assert library.mdtrajnet_own_window(native.model) == best
+        assert library.mdtrajnet_has_potential(native.model) == model.has_energies
+        if model.has_energies:
+            measured = native.energies(x, v, len(system))
+            kept = model.potential_energy(system).numpy() + system.kinetic_energy()
+            np.testing.assert_allclose(measured, kept, rtol=1e-6)
         assert [z for z in range(-1, 20) if library.mdtrajnet_knows(native.model, z)] == [
             1,
             6,
@@ -302,7 +322,11 @@ def test_bad_input(bundled, library):
         refused("up to 12 fs, got 13", lambda: begin(system, window=13.0))
         refused("window must be", lambda: begin(system, window=np.nan))
         refused("energy_rate must be", lambda: begin(system, energy_rate=np.inf))
-        refused("reversible windows", lambda: begin(system, plain=True, energy_rate=0.1))
+        refused("reversible windows", lambda: begin(system, method="plain", energy_rate=0.1))
+        refused("no window potentials", lambda: begin(system, method="symplectic"))
+        with Native(library).load(bundled / "molecules-nve") as kicks:
+            refused("must be 0 or 3 fs", lambda: kicks.start(system, window=4.0))
+            kicks.start(system, window=4.0, method="reversible")
         refused("threads must be", lambda: begin(system, threads=-1))
         refused("expected a rollout, got NULL", lambda: native.advance(1, x, v))
         begin(system)
@@ -350,7 +374,7 @@ def test_bad_files(tmp_path, library):
     refused("written with", whole + b"\n")
     for other in (b"", b"\n", b"#!/bin/sh\n" * 9, b"\0" * 99):
         refused("not a model", other)
-    refused("is of version 2, .* reads version 1", whole[:8] + struct.pack("<I", 2) + whole[12:])
+    refused("is of version 3, .* reads version 2", whole[:8] + struct.pack("<I", 3) + whole[12:])
 
     def signed(data):
         return data[:-4] + struct.pack("<I", zlib.crc32(data[:-4]))
