@@ -1,6 +1,6 @@
 """The command line `mdtrajnet`.
 
-Its commands: simulate, train, generate, evaluate, convert, export, info, spectrum.
+Its commands: simulate, train, generate, evaluate, convert, export, info, spectrum, analyze.
 """
 
 from __future__ import annotations
@@ -14,6 +14,9 @@ import platform
 import re
 import sys
 import time
+from collections import Counter
+from collections.abc import Callable, Iterable
+from itertools import combinations_with_replacement
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +26,17 @@ import torch
 from tqdm import tqdm
 
 from . import _C, __version__
+from .analysis.matter import (
+    diffusion,
+    kinetic_energies,
+    mean_square_displacement,
+    radial_distribution,
+    unwrapped,
+)
 from .analysis.observables import WAVENUMBER, peaks, vibrational_density_of_states
 from .data.generate import TEMPERATURES_K, generate
 from .data.pairs import Pairs
-from .data.records import as_trajectory, check_even, load_records
+from .data.records import as_trajectory, load_records
 from .io.structures import read_structure
 from .io.trajectory import Trajectory
 from .md.export import export_model
@@ -34,11 +44,18 @@ from .md.rollout import ENERGY_RATE, RolloutError
 from .md.simulation import check_run, method_begun, model_hash, simulate
 from .md.thermostats import CSVR, THERMOSTATS, Langevin, Thermostat
 from .md.window import METHODS, method_of, stride_of
-from .mechanics import centre_of_mass, thermal_velocities
+from .mechanics import centre_of_mass, check_even, thermal_velocities
 from .model.checkpoint import bundled_models, load_model, provenance, save_model, training_logs
 from .model.mlatom import load_mlatom
 from .model.network import MDtrajNet
-from .plots import group_label, plot_errors, plot_groups, plot_training, write_spectrum
+from .plots import (
+    group_label,
+    plot_errors,
+    plot_groups,
+    plot_training,
+    write_curves,
+    write_spectrum,
+)
 from .system import System, check_velocities_named
 from .train.config import TrainConfig
 from .train.evaluate import (
@@ -262,6 +279,25 @@ def _parser() -> argparse.ArgumentParser:
         help="cm^-1 (default: 4500, or what the frames allow down to 4000; 2500 without hydrogen)",
     )
     sub.add_argument("--skip", type=float, default=0.0, help="leave out the first so many fs")
+
+    sub = command(
+        "analyze",
+        _analyze,
+        "Structure, diffusion, vibrations and kinetic energies of a trajectory: tables and plots.",
+    )
+    sub.add_argument(
+        "trajectory", type=Path, help="folder of a run, .traj, .extxyz, .h5, or what ASE reads"
+    )
+    sub.add_argument("--frame", type=float, help="spacing of frames, fs, where the file lacks it")
+    sub.add_argument("--output", type=Path, help="new folder (default: beside)")
+    sub.add_argument("--skip", type=float, default=0.0, help="leave out the first so many fs")
+    sub.add_argument("--rdf", action="store_true", help="radial distribution functions, by pairs")
+    sub.add_argument("--farthest", type=float, help="Å, of these (default: half of the cell)")
+    sub.add_argument("--msd", action="store_true", help="mean-square displacements and diffusion")
+    sub.add_argument("--vdos", action="store_true", help="vibrational (phonon) density of states")
+    sub.add_argument(
+        "--kinetic", action="store_true", help="kinetic energies beside canonical ones"
+    )
     return parser
 
 
@@ -592,8 +628,73 @@ def _spectrum(options: argparse.Namespace) -> None:
     _write_vdos(trajectory, prefix, options.resolution, options.max_wavenumber)
 
 
+def _analyze(options: argparse.Namespace) -> None:
+    """All that applies, or what is asked for."""
+    trajectory = unwrapped(_any_trajectory(options.trajectory, options.frame))
+    trajectory = trajectory[int(np.searchsorted(trajectory.times, options.skip)) :]
+    kinds: dict[str, Callable[[Trajectory, Path], None]] = {
+        "rdf": functools.partial(_write_rdf, farthest=options.farthest),
+        "msd": _write_msd,
+        "vdos": _write_vdos,
+        "kinetic": _write_kinetic,
+    }
+    apply = kinds if trajectory.atoms.pbc.all() else ("vdos", "kinetic")
+    wanted = [name for name in kinds if getattr(options, name)] or list(apply)
+    place = options.trajectory
+    folder = _new_folder(options.output, str(place.with_name(f"{place.stem}-analysis")))
+    for name in wanted:
+        kinds[name](trajectory, folder / name)
+
+
+def _write_rdf(trajectory: Trajectory, prefix: Path, farthest: float | None) -> None:
+    elements = Counter(sorted(trajectory.atoms.get_chemical_symbols()))
+    curves: dict[str, np.ndarray] = {}
+    for a, b in combinations_with_replacement(elements, 2):
+        if a != b or elements[a] > 1:
+            r, g = radial_distribution(trajectory, (a, b), farthest=farthest)
+            curves[f"{a}-{b}"] = g
+            print(f"g(r) of {a}-{b}: highest, {g.max():.2f}, at {r[g.argmax()]:.2f} Å")
+    if not curves:
+        raise ValueError("a radial distribution needs two atoms")
+    _say(write_curves(prefix, ("r (Å)", r), curves, "g(r)"))
+
+
+def _write_msd(trajectory: Trajectory, prefix: Path) -> None:
+    times, squares = mean_square_displacement(trajectory)
+    half = 1 + len(times) // 2  # of longer times there are few
+    found = diffusion(trajectory)
+    print(
+        f"Diffusion coefficient {0.1 * found.coefficient:.3g} ± {0.1 * found.error:.1g} cm²/s, "
+        f"{squares[half - 1]:.3g} Å² in {times[half - 1] / 1000:g} ps"
+    )
+    curve = {"mean-square displacement (Å²)": squares[:half]}
+    _say(write_curves(prefix, ("time (ps)", times[:half] / 1000), curve, next(iter(curve))))
+
+
+def _write_kinetic(trajectory: Trajectory, prefix: Path) -> None:
+    kinetic = kinetic_energies(trajectory)
+    found, edges = np.histogram(kinetic.energies, bins=40, density=True)
+    middles = (edges[1:] + edges[:-1]) / 2
+    canonical = f"canonical at {kinetic.temperature:.0f} K"
+    curves = {"this run": found, canonical: kinetic.canonical(middles)}
+    print(
+        f"Kinetic temperature {kinetic.temperature:.1f} K, variance of the kinetic energy "
+        f"{kinetic.variance:.2f} of the canonical one"
+    )
+    _say(write_curves(prefix, ("kinetic energy (eV)", middles), curves, "density (1/eV)"))
+
+
+def _say(written: Iterable[Path]) -> None:
+    print(f"Written: {', '.join(map(str, written))}")
+
+
 def _any_trajectory(path: Path, frame_fs: float | None) -> Trajectory:
-    """A trajectory of this package, or what :func:`load_records` reads as one."""
+    """A trajectory of this package, or what :func:`load_records` reads as one; that of a run."""
+    if path.is_dir():
+        files = sorted(path.glob("trajectory.*"))
+        if len(files) != 1:
+            raise ValueError(f"{path} is no folder of a run: it holds {len(files)} trajectories")
+        (path,) = files
     try:
         return Trajectory.read(path)
     except ValueError as own:
@@ -640,7 +741,7 @@ def _write_vdos(
     paths = write_spectrum(prefix, wavenumber, intensity)
     lines = ", ".join(f"{w:.0f}" for w, _ in peaks(wavenumber, intensity))
     print(f"Vibrational density of states, {resolution:g} cm^-1 resolution; peaks at {lines} cm^-1")
-    print(f"Written: {', '.join(map(str, paths))}")
+    _say(paths)
 
 
 def _new_folder(wanted: Path | None, default: str) -> Path:

@@ -294,3 +294,20 @@ class InternalMotion:
             omega = np.linalg.solve(inertia, np.einsum("kax,ax->k", self._turns, inner))
             inner = inner - masses * np.einsum("k,kax->ax", omega, self._turns)
         return inner
+
+
+# ---- Times.
+
+
+def check_even(times: np.ndarray, name: str, rtol: float) -> None:
+    """Refuse times [frames] (fs) whose spacing varies, by more than rtol of it, with a ValueError.
+
+    name: in the message, whose times they are.
+    """
+    steps = np.diff(times)
+    if len(steps) and not np.allclose(steps, steps[0], rtol=rtol, atol=1e-6):
+        at = int(np.argmax(np.abs(steps - steps[0])))
+        raise ValueError(
+            f"{name}: frames are unevenly spaced: {steps[0]:g} fs from frame 0 to 1, "
+            f"{steps[at]:g} fs from frame {at} to {at + 1}"
+        )

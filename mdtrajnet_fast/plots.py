@@ -75,6 +75,40 @@ def write_spectrum(
     return table, picture
 
 
+def write_curves(
+    prefix: str | Path,
+    x: tuple[str, NDArray[np.float64]],
+    curves: Mapping[str, NDArray[np.float64]],
+    label: str,
+) -> tuple[Path, Path]:
+    """Write ``<prefix>.csv`` and ``<prefix>.png`` of some curves [points] over the same x [points].
+
+    x: name, with its unit, and values. curves: values by their names, the columns of the table.
+    label: of the axis that they share. Returns the two paths.
+    """
+    prefix = Path(prefix)
+    table, picture = prefix.with_name(prefix.name + ".csv"), prefix.with_name(prefix.name + ".png")
+    prefix.parent.mkdir(parents=True, exist_ok=True)
+    with table.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow([x[0], *curves])
+        for row in zip(x[1], *curves.values(), strict=True):
+            writer.writerow([f"{value:.8g}" for value in row])
+    figure, (axes,) = _figure(1, width=8.0, height=4.0)
+    for k, (name, values) in enumerate(curves.items()):
+        axes.plot(
+            x[1], values, color=COLOURS[k % 7], linestyle=DASHES[k % 4], linewidth=1.2, label=name
+        )
+    axes.set_xlim(np.min(x[1]), np.max(x[1]))
+    axes.set_ylim(bottom=0)
+    axes.set_xlabel(x[0])
+    axes.set_ylabel(label)
+    if len(curves) > 1:
+        axes.legend(frameon=False, fontsize=8)
+    _save(figure, picture)
+    return table, picture
+
+
 def plot_training(csv_path: str | Path, png_path: str | Path) -> None:
     """Draw the log of a training run: loss, errors on validation sets, learning rate.
 

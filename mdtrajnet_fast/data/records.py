@@ -34,7 +34,7 @@ from ase.io.formats import filetype
 from ase.io.trajectory import TrajectoryReader as AseReader
 
 from ..io.trajectory import Trajectory, is_hdf5_trajectory
-from ..mechanics import momenta_from_velocities
+from ..mechanics import check_even, momenta_from_velocities
 
 HDF5_SUFFIXES = (".h5", ".hdf5")
 
@@ -394,20 +394,6 @@ def _frame_spacing(
             "give their spacing as frame_fs (fs)"
         )
     return frame_fs
-
-
-def check_even(times: np.ndarray, name: str, rtol: float) -> None:
-    """Refuse times [frames] (fs) whose spacing varies, by more than rtol of it, with a ValueError.
-
-    name: in the message, whose times they are.
-    """
-    steps = np.diff(times)
-    if len(steps) and not np.allclose(steps, steps[0], rtol=rtol, atol=1e-6):
-        at = int(np.argmax(np.abs(steps - steps[0])))
-        raise ValueError(
-            f"{name}: frames are unevenly spaced: {steps[0]:g} fs from frame 0 to 1, "
-            f"{steps[at]:g} fs from frame {at} to {at + 1}"
-        )
 
 
 def as_trajectory(record: Record) -> Trajectory:
