@@ -113,13 +113,14 @@ void check_labels(const char* name, Pointer labels, std::int64_t atoms, std::int
 
 // potential: None, or species, radial, products, hidden, cutoff and the addresses of the weights.
 // window_potentials: None, or species, layers, radial, channels, products, hidden, cutoff and the addresses.
-std::shared_ptr<Predictor> make_predictor(std::vector<Blocks> members, const Pointers& embeddings, long species, bool running,
+std::shared_ptr<Predictor> make_predictor(bool real, std::vector<Blocks> members, const Pointers& embeddings, long species,
+                                          long species_channels, long time_channels, double radial_cutoff, bool running,
                                           bool conserving, bool readout, double time_cutoff, const py::object& potential,
                                           const py::object& window_potentials) {
-    const AttentionSizes& of = members.at(0).at(0)->size;
     PredictorParts parts{};
+    parts.real = real;
     parts.running = running;
-    parts.head = {of.scalars - of.time_channels, of.time_channels, of.cutoff, time_cutoff, conserving, readout, species};
+    parts.head = {species_channels, time_channels, radial_cutoff, time_cutoff, conserving, readout, species};
     for (const Pointer p : embeddings) parts.embeddings.push_back(as<void>(p));
     parts.members = std::move(members);
     if (!potential.is_none()) {
@@ -269,8 +270,8 @@ void bind_attention(py::module_& module) {
     });
 
     py::class_<Predictor, std::shared_ptr<Predictor>>(module, "Predictor")
-        .def(py::init(&make_predictor), py::kw_only(), py::arg("members"), py::arg("embeddings"), py::arg("species"),
-             py::arg("running"), py::arg("conserving"), py::arg("readout"), py::arg("time_cutoff"), py::arg("potential"),
+        .def(py::init(&make_predictor), py::kw_only(), py::arg("real"), py::arg("members"), py::arg("embeddings"),
+             py::arg("species"), py::arg("species_channels"), py::arg("time_channels"), py::arg("radial_cutoff"), py::arg("running"), py::arg("conserving"), py::arg("readout"), py::arg("time_cutoff"), py::arg("potential"),
              py::arg("window_potentials"))
         .def("motion", &motion, py::arg("graph"), py::arg("atoms"), py::arg("t"), py::arg("threads"))
         .def("energies", &energies, py::arg("graph"), py::arg("species"), py::arg("energy"), py::arg("threads"))

@@ -131,6 +131,8 @@ Method method_of(const mdtrajnet::Model& model, int asked) {
            "method must be one of MDTRAJNET_BEST to MDTRAJNET_PLAIN, got ", asked);
     expect(asked != MDTRAJNET_SYMPLECTIC || kicks, kNowhere,
            "the model has no window potentials, which symplectic windows are of: take MDTRAJNET_REVERSIBLE");
+    expect(model.predictor().has_network() || asked == MDTRAJNET_BEST || asked == MDTRAJNET_SYMPLECTIC, kNowhere,
+           "the model has no network, which reversible and plain windows are of: take MDTRAJNET_SYMPLECTIC");
     if (asked == MDTRAJNET_PLAIN) return Method::kPlain;
     return asked == MDTRAJNET_REVERSIBLE || !kicks ? Method::kReversible : Method::kSymplectic;
 }
@@ -151,10 +153,11 @@ struct mdtrajnet_rollout {
         const double longest = model->predictor().head().time_cutoff;
         const double rate = options.energy_rate < 0 ? model->energy_rate : options.energy_rate;
         const bool reversible = method == Method::kReversible;
-        expect(0 < window && window <= longest, kNowhere, "window must be 0, for the method's own, or a number up to ",
-               longest, " fs, got ", options.window);
-        expect(method != Method::kSymplectic || window == model->symplectic, kNowhere, "window must be 0 or ",
-               model->symplectic, " fs, which the model's symplectic windows are, got ", options.window,
+        const bool kicks = method == Method::kSymplectic;
+        expect(kicks || (0 < window && window <= longest), kNowhere,
+               "window must be 0, for the method's own, or a number up to ", longest, " fs, got ", options.window);
+        expect(!kicks || window == model->symplectic, kNowhere, "window must be 0 or ", model->symplectic,
+               " fs, which the model's symplectic windows are, got ", options.window,
                ": other windows are for MDTRAJNET_REVERSIBLE");
         expect(std::isfinite(rate), kNowhere, "energy_rate must be a number of 1/fs, got ", options.energy_rate);
         expect(reversible || options.energy_rate < 0, kNowhere,

@@ -126,9 +126,13 @@ class Predictor:
     def __init__(
         self,
         *,
+        real: bool,
         members: list[list[AttentionBlock]],
         embeddings: list[int],
         species: int,
+        species_channels: int,
+        time_channels: int,
+        radial_cutoff: float,
         running: bool,
         conserving: bool,
         readout: bool,

@@ -572,10 +572,6 @@ def _convert(options: argparse.Namespace) -> None:
 def _export(options: argparse.Namespace) -> None:
     model = load_model(options.model, dtype=options.dtype)
     print(f"Written: {export_model(model, options.file)} ({_describe(model)})")
-    if model.window_potentials is not None:
-        print(
-            "Without its window potentials: rollouts with the file are reversible, not symplectic."
-        )
 
 
 def _describe(model: MDtrajNet) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -113,6 +114,15 @@ def gentle(scale: float = 0.03, **options) -> MDtrajNet:
         made.window_potentials.last *= torch.tensor([[0.3], [0.25], [0.35]])
         made.window_potentials.role.normal_()
     return made
+
+
+def alone(of: MDtrajNet) -> MDtrajNet:
+    """The window potentials of a model, without its network."""
+    config = dataclasses.replace(of.config, potential=None)
+    made = MDtrajNet(config, members=0, name="alone").to(of.dtype)
+    state = of.state_dict()
+    made.load_state_dict({k: state[k] for k in state if k.startswith("window_potentials")})
+    return made.eval().requires_grad_(False)
 
 
 def meets(model: MDtrajNet) -> ase.Atoms:

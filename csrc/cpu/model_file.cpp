@@ -111,7 +111,7 @@ Model::Model(const std::string& path) : file_(path) {
     energy_rate = file_.one<double>("energy_rate");
     settling = file_.one<double>("settling");
     uncertain = file_.one<double>("uncertain");
-    predictor_ = std::make_unique<Predictor>(file_.is("0.embedding", kType<double>) ? parts<double>() : parts<float>());
+    predictor_ = std::make_unique<Predictor>(file_.one<int64_t>("real") ? parts<double>() : parts<float>());
 }
 
 template <class T>
@@ -145,9 +145,10 @@ PredictorParts Model::parts() const {
     }
 
     PredictorParts parts{};
+    parts.real = std::is_same_v<T, double>;
     const int64_t S = z.scalars, h = z.heads, c = z.key_channels * h, v = z.value_channels;
     const int64_t n = z.hidden[0][z.layers[0] - 1] + 1, m = z.hidden[1][z.layers[1] - 1] + 1;
-    const long members = sized("members"), blocks = sized("blocks");
+    const long members = file_.one<int64_t>("members") ? sized("members") : 0, blocks = sized("blocks");
     for (long member = 0; member < members; ++member) {
         const std::string prefix = std::to_string(member) + ".";
         parts.embeddings.push_back(file_.array<T>(prefix + "embedding", known * species_channels));
@@ -198,6 +199,8 @@ PredictorParts Model::parts() const {
 
     sizes = file_.array<int64_t>("window_potentials", 5);
     parts.has_window_potentials = sizes[0] != 0;
+    if (!members && !parts.has_window_potentials)
+        file_.refuse("has neither a network nor window potentials: export it again");
     if (parts.has_window_potentials) {
         const long layers = size(sizes[0]), radial = size(sizes[1]), channels = size(sizes[2]), products = size(sizes[3]),
                    hidden = size(sizes[4]);

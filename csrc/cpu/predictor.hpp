@@ -63,7 +63,8 @@ void attention_stack(const Blocks& blocks, bool running, const AttentionGraph<T>
 
 // What a model consists of beside its blocks.  Addresses are of arrays that outlive it, in the blocks' precision.
 struct PredictorParts {
-    std::vector<Blocks> members;          // whose mean motion it predicts
+    bool real;                            // the precision of all weights, double or single
+    std::vector<Blocks> members;          // whose mean motion it predicts; none of window potentials alone
     std::vector<const void*> embeddings;  // of each member, [species][species channels]
     bool running;
     HeadSizes head;
@@ -79,7 +80,8 @@ class Predictor {
   public:
     explicit Predictor(PredictorParts parts) : parts_(std::move(parts)) {}
 
-    bool real() const { return parts_.members[0][0]->real; }
+    bool real() const { return parts_.real; }
+    bool has_network() const { return !parts_.members.empty(); }
     bool has_potential() const { return parts_.has_potential; }
     bool has_window_potentials() const { return parts_.has_window_potentials; }
     const HeadSizes& head() const { return parts_.head; }

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from ase.data import atomic_numbers
 from ase.units import fs
 
@@ -67,6 +68,7 @@ def contents(model: MDtrajNet) -> dict[str, Any]:
         "conserving": config.head == "conserving",
         "readout": config.velocity_readout,
         "envelope": config.envelope,
+        "real": model.dtype == torch.float64,
         "members": len(model.members),
         "blocks": config.num_attn_blocks,
         "species_channels": config.sp_embed_dim,

@@ -183,7 +183,9 @@ def method_of(model: MDtrajNet, name: str | None) -> str:
         return "reversible" if model.window_potentials is None else "symplectic"
     if name not in METHODS:
         raise ValueError(f"method must be one of {', '.join(METHODS)}, got {name!r}")
-    if name == "symplectic" and model.window_potentials is None:
+    if name != "symplectic":
+        model.check_network()
+    elif model.window_potentials is None:
         raise ValueError(
             f"model {model.name!r} has no window potentials, which symplectic windows are of: "
             'use method="reversible", or train them with target = "window_potentials" in a recipe'

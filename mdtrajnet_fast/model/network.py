@@ -195,6 +195,7 @@ class MDtrajNet(nn.Module):
     """A model: one network, or a collection of equal networks whose mean it predicts.
 
     A collection (the published MDtrajNet-1 has four members) predicts the mean of its members.
+    Without members it consists of window potentials alone, and its windows are symplectic ones.
     backend: what computes the attention blocks: "cpu", "cuda" or "triton" (kernels for CPU and CUDA
     tensors), "reference" (plain torch), or None for the device's own; may be changed at any time.
     """
@@ -207,8 +208,10 @@ class MDtrajNet(nn.Module):
         backend: str | None = None,
     ):
         super().__init__()
-        if members < 1:
-            raise ValueError(f"a model needs at least one member, got {members}")
+        if members < (1 if config.window_potentials is None else 0):
+            raise ValueError(
+                f"a model needs at least one member, or window potentials, got {members} members"
+            )
         self.config = config
         self.name = name
         self.backend = backend
@@ -237,6 +240,9 @@ class MDtrajNet(nn.Module):
     @property
     def _first(self) -> Tensor:
         """One of the weights, of whose kind all are. (The first of parameters() takes longer.)"""
+        if not len(self.members):
+            assert self.window_potentials is not None
+            return self.window_potentials.scale
         return self.members[0].species_embedding  # type: ignore[return-value]
 
     def species_index(self, numbers: np.ndarray) -> np.ndarray:
@@ -268,6 +274,14 @@ class MDtrajNet(nn.Module):
             dtype=like.dtype,
             device=like.device,
         )
+
+    def check_network(self) -> None:
+        """Raises ValueError for a model that predicts no motion: of window potentials alone."""
+        if not len(self.members):
+            raise ValueError(
+                f"model {self.name!r} has window potentials and no network: it predicts by "
+                'symplectic windows alone; use simulate with method="symplectic"'
+            )
 
     def prepare(self, backend: str | None = None) -> list[Blocks]:
         """The members' weights as they are now, in the form that their kernels read.
@@ -314,6 +328,7 @@ class MDtrajNet(nn.Module):
         Several times of one graph may be asked for at once, one after another. blocks: what
         :meth:`prepare` returned, to use again; None for the weights as they are now.
         """
+        self.check_network()
         with _threads(len(graph.neighbor)):
             blocks = self.prepare() if blocks is None else blocks
             motions = [
@@ -409,6 +424,7 @@ class MDtrajNet(nn.Module):
         The frames of a window share one neighbour list and are predicted together; the last time
         has the same bits whatever the others.
         """
+        self.check_network()
         return self.predictor().motion(graph, times)
 
     def check_times(self, times: Sequence[float] | np.ndarray) -> np.ndarray:

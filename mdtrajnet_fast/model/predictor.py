@@ -55,9 +55,13 @@ class NativePredictor:
             window_sizes, self._window = window_potential_weights(model.window_potentials)
             window_potentials = (*window_sizes, addresses(self._window))
         self.native = _C.Predictor(
+            real=self.dtype == torch.float64,
             members=[[block.native for block in blocks.native] for blocks in members],
             embeddings=addresses(self._embeddings),
             species=len(config.species),
+            species_channels=config.sp_embed_dim,
+            time_channels=config.t_embed_dim,
+            radial_cutoff=config.radial_cutoff,
             running=config.residual == "running",
             conserving=config.head == "conserving",
             readout=config.velocity_readout,

@@ -30,9 +30,10 @@ class TrainConfig:
     validation: sets by name, each with "data" and, optionally, "molecules", "trajectories".
     model: sizes and options (:class:`~mdtrajnet_fast.ModelConfig`); "species" defaults to
         the elements of the data.
-    target: "motion"; "window_potentials": those of the model `initial`, whose motion stays as it is
-        (:class:`.tasks.WindowPotentials` says the loss); "potential": its potential energy, with
-        the loss <|error of V(R') - V(R)|^2> in eV^2, from data of constant energy.
+    target: "motion"; "window_potentials": those of the model `initial`, whose motion stays, or,
+        without it, a model of nothing else (:class:`.tasks.WindowPotentials` says the loss);
+        "potential": that of the model `initial`, with the loss <|error of V(R') - V(R)|^2> in
+        eV^2, from data of constant energy.
     initial: a model to start from (fine-tuning): a bundled name, or a path. Its sizes replace
         `model`.
     initial_blocks: which of the attention blocks of `initial` to start with, in order; the others
@@ -139,8 +140,8 @@ class TrainConfig:
             )
         if self.target not in TASKS:
             raise ValueError(f"target must be one of {', '.join(TASKS)}, got {self.target!r}")
-        if self.target != "motion" and self.initial is None:
-            raise ValueError(f'target = "{self.target}" needs the model that it is of: initial')
+        if self.target == "potential" and self.initial is None:
+            raise ValueError('target = "potential" needs the model that it is of: initial')
         if self.initial_blocks is not None:
             if self.initial is None or not self.initial_blocks:
                 raise ValueError(

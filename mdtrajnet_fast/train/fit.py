@@ -151,7 +151,10 @@ class _Run:
             sizes = dict(config.model)
             elements = sorted({int(z) for r in records for z in np.unique(r.numbers)})
             sizes.setdefault("species", tuple(chemical_symbols[z] for z in elements))
-            self.model = MDtrajNet(ModelConfig.from_dict(sizes), name=self.folder.name)
+            members = 1
+            if config.target == "window_potentials":
+                sizes["window_potentials"], members = dict(config.window_potentials), 0
+            self.model = MDtrajNet(ModelConfig.from_dict(sizes), members, self.folder.name)
         for pairs in (self.pairs, *self.checks.values()):
             for record in pairs.records:
                 self.model.species_index(record.numbers)

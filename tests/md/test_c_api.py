@@ -225,6 +225,7 @@ MODELS = {
     "single window potentials": lambda: cases.gentle(
         dtype=torch.float32, **cases.OWN, **cases.POTENTIAL, **cases.WINDOW_POTENTIALS
     ),
+    "no network": lambda: cases.alone(cases.gentle(**cases.OWN, **cases.WINDOW_POTENTIALS)),
     "one layer": lambda: cases.gentle(
         **cases.OWN,
         window_potentials=cases.WINDOW_POTENTIALS["window_potentials"] | {"layers": 1},
@@ -236,6 +237,11 @@ MODELS = {
 @pytest.mark.parametrize("name", MODELS)
 def test_every_kind_of_model(tmp_path, library, name, method):
     model = MODELS[name]()
+    if not len(model.members) and method:
+        path = export_model(model, tmp_path / "model")
+        with Native(library).load(path) as native, pytest.raises(Refused, match="no network"):
+            native.start(start([cases.hot("H2O")])[0], method=method)
+        return
     best = stride_of(model, method_of(model, None), None)
     kicks = method is None and model.window_potentials is not None
     window = best if kicks else 0.9 * model.stride()

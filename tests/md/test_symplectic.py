@@ -8,7 +8,15 @@ import pytest
 from ase.units import fs
 from cases import gentle
 
-from mdtrajnet_fast import MDtrajNetDynamics, RolloutError, Trajectory, simulate
+from mdtrajnet_fast import (
+    MDtrajNet,
+    MDtrajNetDynamics,
+    RolloutError,
+    Trajectory,
+    load_model,
+    save_model,
+    simulate,
+)
 from mdtrajnet_fast.md.rollout import rollout
 from mdtrajnet_fast.mechanics import total_angular_momentum, total_momentum
 from mdtrajnet_fast.model.window_potentials import ENDS, ENERGY, MIDDLE
@@ -190,3 +198,29 @@ def test_the_others_go_on_when_one_breaks(backend, dt):
     np.testing.assert_allclose(done[1].positions, alone.positions, atol=1e-12)
     if backend == "cpu":  # torch rounds products of other shapes anew
         np.testing.assert_array_equal(done[1].positions, alone.positions)
+
+
+def test_models_of_window_potentials_alone(tmp_path):
+    """They run as those with a network do, to the bit; what needs one says so."""
+    made, atoms = cases.alone(MODEL), cases.hot("CH3CH2OH")
+    save_model(made, tmp_path / "model")
+    for one in (made, load_model(tmp_path / "model", dtype="float64")):
+        run, other = (simulate(atoms, 1.0, duration=30.0, model=m) for m in (one, MODEL))
+        np.testing.assert_array_equal(run.positions, other.positions)
+        np.testing.assert_array_equal(run.momenta, other.momenta)
+    slower = simulate(atoms, 1.0, duration=30.0, model=in_torch(cases.alone(MODEL)))
+    np.testing.assert_allclose(slower.positions, run.positions, atol=1e-9)
+    dynamics = MDtrajNetDynamics(atoms, H * fs, model=cases.alone(MODEL))
+    dynamics.run(10)
+    np.testing.assert_allclose(atoms.positions, run.positions[-1], atol=1e-9)
+    assert np.isfinite(atoms.get_total_energy())
+    for call in (
+        lambda: simulate(atoms, 1.0, duration=30.0, model=made, method="reversible"),
+        lambda: simulate(atoms, 1.0, duration=30.0, model=made, method="plain"),
+        lambda: made.predict(atoms, [1.0]),
+        lambda: made(made.graph(System.from_atoms(atoms)), None),
+    ):
+        with pytest.raises(ValueError, match="'alone' has window potentials and no network"):
+            call()
+    with pytest.raises(ValueError, match="at least one member, or window potentials"):
+        MDtrajNet(dataclasses.replace(made.config, window_potentials=None), members=0)

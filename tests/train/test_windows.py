@@ -123,6 +123,25 @@ def test_training(config, water_and_ammonia, tmp_path):
     assert (tmp_path / "run" / "curves.png").stat().st_size > 1000
 
 
+def test_training_without_a_network(config, water_and_ammonia, tmp_path):
+    """A model of window potentials alone: a few steps, resumed to the same bits."""
+    alone = dataclasses.replace(
+        config, initial=None, steps=20, output=str(tmp_path / "whole"), model={"radial_cutoff": 4.0}
+    )
+    whole = fit(alone, progress=False)
+    parts = dataclasses.replace(alone, output=str(tmp_path / "parts"))
+    fit(parts, progress=False, stop_after=7)
+    fit(parts, progress=False)
+    made = load_model(tmp_path / "parts" / "model")
+    assert len(made.members) == 0 and made.config.species == ("H", "N", "O")
+    for name, value in whole.state_dict().items():
+        torch.testing.assert_close(value, made.state_dict()[name], rtol=0, atol=0)
+    on = dataclasses.replace(alone, initial=str(tmp_path / "whole"), output=str(tmp_path / "on"))
+    first = fit(on, progress=False)
+    found = rms_window_errors(first, Pairs(load_records(water_and_ammonia)), 64)
+    assert found["velocity"] < found["thermal_velocity"]
+
+
 def test_uncertainties_are_calibrated(config, water_and_ammonia, tmp_path):
     """As large as errors are on frames like those of validation, far larger on others."""
     trained = fit(config, progress=False)
