@@ -48,9 +48,9 @@ def argons() -> Iterator[tuple[str, ase.Atoms]]:
     for name, density, order in (  # g/cm^3, Å of disorder
         ("gas", 0.3, 1.5),
         ("vapour", 0.7, 1.5),
-        ("hot-liquid", 1.1, 1.5),
-        ("liquid", 1.374, 1.5),
-        ("dense-liquid", 1.5, 1.5),
+        ("hot-liquid", 1.1, 0.8),
+        ("liquid", 1.374, 0.6),
+        ("dense-liquid", 1.5, 0.6),
         ("solid", 1.65, 0.0),
         ("cold-solid", 1.75, 0.0),
     ):
