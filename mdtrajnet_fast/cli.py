@@ -6,7 +6,6 @@ Its commands: simulate, train, generate, evaluate, convert, export, info, spectr
 from __future__ import annotations
 
 import argparse
-import csv
 import functools
 import io
 import json
@@ -36,7 +35,7 @@ from .analysis.matter import (
 from .analysis.observables import WAVENUMBER, peaks, vibrational_density_of_states
 from .data.generate import TEMPERATURES_K, generate
 from .data.pairs import Pairs
-from .data.records import as_trajectory, load_records
+from .data.records import Record, as_trajectory, load_records
 from .io.structures import read_structure
 from .io.trajectory import Trajectory
 from .md.export import export_model
@@ -55,8 +54,10 @@ from .plots import (
     plot_training,
     write_curves,
     write_spectrum,
+    write_tables,
 )
 from .system import System, check_velocities_named
+from .train.compare_runs import compare_runs, predicted_runs, reference_runs
 from .train.config import TrainConfig
 from .train.evaluate import (
     atom_errors,
@@ -91,6 +92,9 @@ DEFAULT_TEMPERATURE_K = 300.0
 EQUILIBRATION_FS = 1000.0
 # Of these, those that run.json keeps elsewhere or in another form.
 _NOT_SETTINGS = ("model", "temperature", "output", "format")
+# What `evaluate` takes only without --rollout, with its defaults, and only with it.
+EVALUATE: dict[str, Any] = {"pairs": 5000, "times": None, "seed": 0}
+EVALUATE_ROLLOUT = ("method", "window", "energy_rate", "duration", "spacing")
 # A segment of the spectrum lasts this over its resolution (fs cm^-1), see analysis.
 _SEGMENT = 1.45 * WAVENUMBER
 _COARSEST = 500.0  # cm^-1, a resolution that still tells stretches from bends
@@ -238,17 +242,36 @@ def _parser() -> argparse.ArgumentParser:
         "evaluate",
         _evaluate,
         "Errors of a model on trajectories: against time, and at the longest time by element, "
-        "temperature and molecule.",
+        "temperature and molecule; or, with --rollout, of whole runs.",
     )
+    sub.set_defaults(**dict.fromkeys((*EVALUATE, *EVALUATE_ROLLOUT)))
     sub.add_argument("data", nargs="+", type=Path, help="trajectory files (.h5, .traj, .extxyz)")
     add_model(sub)
     sub.add_argument("--trajectories", nargs="+", help="only those of these names")
     sub.add_argument("--molecules", nargs="+", help="only groups of these names")
     sub.add_argument("--frame", type=float, help="spacing of frames, fs, where a file lacks it")
-    sub.add_argument("--pairs", type=int, default=5000, help="random pairs of frames for each time")
-    sub.add_argument("--times", type=float, nargs="+", help="fs (default: 1 fs to the window)")
-    sub.add_argument("--seed", type=int, default=0)
+    add = functools.partial(sub.add_argument, default=argparse.SUPPRESS)
+    add(
+        "--pairs",
+        type=int,
+        help=f"random pairs of frames for each time (default: {EVALUATE['pairs']})",
+    )
+    add("--times", type=float, nargs="+", help="fs (default: 1 fs to the window)")
+    add("--seed", type=int, help=f"of the pairs (default: {EVALUATE['seed']})")
     sub.add_argument("--output", type=Path, help="new folder for the tables and plots")
+    sub.add_argument(
+        "--rollout",
+        action="store_true",
+        help="instead, runs from the first frames of the trajectories, beside these: spectra, "
+        "temperatures of elements and normal modes, energies, bonds",
+    )
+    of_rollouts = sub.add_argument_group("with --rollout")
+    add = functools.partial(of_rollouts.add_argument, default=argparse.SUPPRESS)
+    add("--method", choices=METHODS, help="as for simulate")
+    add("--window", type=float, help="stride, fs (default: the model's own)")
+    add("--energy-rate", type=float, help=f"as for simulate (default: {ENERGY_RATE})")
+    add("--duration", type=float, help="of the runs, fs (default: the trajectories')")
+    add("--spacing", type=float, help="of frames, fs (default: the trajectories')")
 
     sub = command("convert", _convert, "Convert checkpoints of the published implementation.")
     sub.add_argument("files", nargs="+", type=Path, help="one .pt file, or those of a collection")
@@ -351,7 +374,7 @@ def _simulate(options: argparse.Namespace) -> None:
         _write_vdos(trajectory, folder / "spectrum")
     except ValueError as error:
         print(f"No spectrum: {error}")
-    print(f"Written: {folder}/ ({', '.join(sorted(p.name for p in folder.iterdir()))})")
+    _print_written(folder)
 
 
 def _thermostat(settings: dict[str, Any]) -> Thermostat | None:
@@ -469,6 +492,13 @@ def _generate(options: argparse.Namespace) -> None:
 
 
 def _evaluate(options: argparse.Namespace) -> None:
+    of_others = EVALUATE if options.rollout else EVALUATE_ROLLOUT
+    given = [name for name in of_others if getattr(options, name) is not None]
+    if given:
+        raise ValueError(
+            f"--{given[0].replace('_', '-')} is of evaluate "
+            f"{'without' if options.rollout else 'with'} --rollout"
+        )
     model = load_model(options.model, dtype=options.dtype, device=options.device)
     records = load_records(
         options.data,
@@ -477,6 +507,13 @@ def _evaluate(options: argparse.Namespace) -> None:
         frame_fs=options.frame,
     )
     folder = _new_folder(options.output, "")
+    if options.rollout:
+        _evaluate_rollout(options, model, records, folder)
+        return
+    count, seed = (
+        EVALUATE[name] if getattr(options, name) is None else getattr(options, name)
+        for name in ("pairs", "seed")
+    )
     times = options.times or np.arange(1.0, model.stride() + 0.5).tolist()
     model.check_times(times)
     print(
@@ -485,10 +522,7 @@ def _evaluate(options: argparse.Namespace) -> None:
     )
     pairs = Pairs(records)
     with tqdm(times, unit="lag") as lags:
-        found = {
-            lag: atom_errors(model, pairs, options.pairs, lag_fs=lag, seed=options.seed)
-            for lag in lags
-        }
+        found = {lag: atom_errors(model, pairs, count, lag_fs=lag, seed=seed) for lag in lags}
     table, longest = error_table("lag_fs", found), max(times)
     groups = grouped_tables(found[longest], records)
     _print_errors(table, "time (fs)")
@@ -497,26 +531,47 @@ def _evaluate(options: argparse.Namespace) -> None:
     _print_errors(groups["temperatures"], "target (K)")
     _print_errors(groups["molecules"], "molecule", at_most=10)
     if model.potential is not None:
-        energy = rms_energy_errors(model, pairs, options.pairs, longest, seed=options.seed)
+        energy = rms_energy_errors(model, pairs, count, longest, seed=seed)
         print(
             f"\nPotential energy: changes within {longest:g} fs are wrong by "
             f"{energy['energy']:.3f} eV (root mean square; the changes themselves "
             f"{energy['unchanged']:.3f} eV)"
         )
     if model.config.window_potentials is not None:
-        print("\n" + _said_of_windows(model, pairs, options.pairs, options.seed))
+        print("\n" + _said_of_windows(model, pairs, count, seed))
     if options.output:
-        folder.mkdir(parents=True, exist_ok=True)
-        for name, one in {"errors": table, **groups}.items():
-            with (folder / f"{name}.csv").open("w", newline="") as file:
-                writer = csv.writer(file)
-                writer.writerow(one)
-                writer.writerows(zip(*one.values(), strict=True))
+        write_tables(folder, {"errors": table, **groups})
         plot_errors(table, model.name, folder / "errors.png")
         plot_groups(groups, model.name, folder / "groups.png")
         for log in training_logs(options.model):
             plot_training(log, folder / f"learning{log.stem.removeprefix('log')}.png")
-        print(f"Written: {folder}/ ({', '.join(sorted(p.name for p in folder.iterdir()))})")
+        _print_written(folder)
+
+
+def _evaluate_rollout(
+    options: argparse.Namespace, model: MDtrajNet, records: list[Record], folder: Path
+) -> None:
+    method = method_of(model, options.method)
+    stride = stride_of(model, method, options.window)
+    references = reference_runs(model, records, duration=options.duration, spacing=options.spacing)
+    predicted = predicted_runs(
+        model,
+        references,
+        method=method,
+        window=options.window,
+        energy_rate=options.energy_rate,
+        progress=True,
+    )
+    title = f"{model.name}, {method} windows of {stride:g} fs"
+    comparison = compare_runs(model, records, references, predicted, title, progress=True)
+    print(comparison)
+    if options.output:
+        comparison.write(folder)
+        _print_written(folder)
+
+
+def _print_written(folder: Path) -> None:
+    print(f"Written: {folder}/ ({', '.join(sorted(p.name for p in folder.iterdir()))})")
 
 
 def _said_of_windows(model: MDtrajNet, pairs: Pairs, count: int, seed: int) -> str:

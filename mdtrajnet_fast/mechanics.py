@@ -117,15 +117,13 @@ def rotation_axes(atoms: ase.Atoms) -> Array:
     return axes if off_axis.max() > 0.3 else axes[1:]
 
 
-def atomic_degrees_of_freedom(atoms: ase.Atoms, rotation: bool | None = None) -> Array:
-    """How many degrees of freedom each atom has once overall motion is taken out, [atoms].
+def rigid_motions(atoms: ase.Atoms, rotation: bool | None = None) -> Array:
+    """Orthonormal mass-weighted motions of a system as a whole, [3N, motions].
 
-    At equilibrium <m_i v_i^2> = kB T times this number. It is 3 less the share of atom i in the
-    motions taken out: the diagonal of the projector on the mass-weighted translations
-    sqrt(m_i) e_a and, for the :func:`rotation_axes` e, rotations sqrt(m_i) e x (r_i - centre).
-    The sum is 3N - 3 for a periodic system, 3N - 6 for an isolated one and 3N - 5 for a linear one.
+    The span of the translations sqrt(m_i) e_a and, for the :func:`rotation_axes` e, the rotations
+    sqrt(m_i) e x (r_i - centre).
 
-    rotation: whether the overall rotation is taken out, too; by default if no axis is periodic.
+    rotation: whether the overall rotation is among them; by default if no axis is periodic.
     """
     if rotation is None:
         rotation = not atoms.pbc.any()
@@ -137,6 +135,19 @@ def atomic_degrees_of_freedom(atoms: ase.Atoms, rotation: bool | None = None) ->
     modes[:, :, 3:] = np.cross(about, r[:, None]).transpose(0, 2, 1)
     modes *= np.sqrt(m)[:, None, None]
     basis, _ = np.linalg.qr(modes.reshape(3 * len(m), -1))
+    return basis
+
+
+def atomic_degrees_of_freedom(atoms: ase.Atoms, rotation: bool | None = None) -> Array:
+    """How many degrees of freedom each atom has once overall motion is taken out, [atoms].
+
+    At equilibrium <m_i v_i^2> = kB T times this number. It is 3 less the share of atom i in the
+    motions taken out: the diagonal of the projector on the :func:`rigid_motions`. The sum is 3N - 3
+    for a periodic system, 3N - 6 for an isolated one and 3N - 5 for a linear one.
+
+    rotation: whether the overall rotation is taken out, too; by default if no axis is periodic.
+    """
+    basis = rigid_motions(atoms, rotation)
     return 3 - np.sum(basis**2, axis=1).reshape(-1, 3).sum(axis=1)
 
 

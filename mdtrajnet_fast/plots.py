@@ -109,6 +109,66 @@ def write_curves(
     return table, picture
 
 
+def write_tables(folder: str | Path, tables: Mapping[str, Mapping[str, Sequence[Any]]]) -> None:
+    """Write tables, {name: {column: values}}, as NAME.csv of a folder; None is an empty cell.
+
+    The folder is made where there is none. Raises ValueError for columns of different lengths.
+    """
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    for name, table in tables.items():
+        rows = list(zip(*table.values(), strict=True))
+        with (Path(folder) / f"{name}.csv").open("w", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(table)
+            writer.writerows(rows)
+
+
+def plot_spectra(
+    spectra: Mapping[str, tuple[ArrayLike, Mapping[str, ArrayLike]]],
+    name: str,
+    png_path: str | Path,
+) -> None:
+    """Draw spectra of many molecules, a panel each, predicted above reference.
+
+    spectra: of each molecule wavenumbers [bins] (cm^-1), and intensities [bins] by "reference" and,
+    where there are any, "predicted". name: title of the figure.
+    """
+    columns = min(4, len(spectra))
+    rows = -(-len(spectra) // columns)
+    figure, panels = _figure(rows, width=3.2 * columns + 1.0, height=2.0, columns=columns)
+    for axes, (molecule, (w, each)) in zip(panels, spectra.items(), strict=False):
+        for kind, colour in (("reference", COLOURS[-1]), ("predicted", COLOURS[1])):
+            if kind in each:
+                axes.plot(w, each[kind], color=colour, linewidth=0.8, label=kind)
+        axes.set_title(molecule, fontsize=9)
+        axes.set_yticks([])
+    for axes in panels[len(spectra) :]:
+        axes.remove()
+    panels[0].legend(frameon=False, fontsize=8)
+    figure.suptitle(name, fontsize=10)
+    figure.supxlabel("wavenumber (cm$^{-1}$)", fontsize=9)
+    _save(figure, Path(png_path))
+
+
+def plot_mode_temperatures(table: Mapping[str, Sequence[Any]], png_path: str | Path) -> None:
+    """Draw the temperature of every normal mode in predicted runs, relative to the reference.
+
+    table: columns "wavenumber_cm-1" (cm^-1), "reference_K" and "predicted_K" (K).
+    """
+    w, reference, predicted = (
+        np.asarray(table[x], dtype=np.float64)
+        for x in ("wavenumber_cm-1", "reference_K", "predicted_K")
+    )
+    figure, (axes,) = _figure(1, width=6.5, height=3.5)
+    axes.axhline(1.0, color="0.5", linewidth=1.0)
+    axes.plot(w, predicted / reference, "o", color=COLOURS[1], markersize=3)
+    axes.set_yscale("log")
+    _plain_numbers(axes.yaxis)
+    axes.set_xlabel("wavenumber of the normal mode (cm$^{-1}$)")
+    axes.set_ylabel("temperature, predicted / reference")
+    _save(figure, Path(png_path))
+
+
 def plot_training(csv_path: str | Path, png_path: str | Path) -> None:
     """Draw the log of a training run: loss, errors on validation sets, learning rate.
 

@@ -285,6 +285,21 @@ def make_calculator(name: str, arguments: str = "{}") -> Calculator:
     return made
 
 
+def teacher(method: str | None) -> Calculator:
+    """The calculator that data name as their method (:attr:`.records.Record.method`).
+
+    Only those that this package knows by name: a file must not say what code to run. Raises
+    ValueError where the data name none or another one, and as :func:`make_calculator`.
+    """
+    known = {said: name for name, (_, said) in _METHODS.items()}
+    if method not in known:
+        raise ValueError(
+            f"the data name {method or 'no method'} as what made them, expected one of "
+            f"{', '.join(known)}"
+        )
+    return make_calculator(known[method])
+
+
 def _as_json(arguments: Mapping[str, Any]) -> str:
     if not isinstance(arguments, Mapping):
         raise ValueError(

@@ -2,7 +2,8 @@
 
 The HDF5 format has a group for each molecule or periodic system, and in it one for each trajectory:
 
-    /<molecule>              attributes: frame_fs (required), pos_scale, vel_scale, smiles, pbc, ...
+    /<molecule>              attributes: frame_fs (required), pos_scale, vel_scale, smiles, pbc,
+                             method, ...
         numbers  [atoms]     atomic numbers
         masses   [atoms]     amu; only where they are not the standard ones
         cell     [3, 3]      Å, rows are lattice vectors; only where pbc is set
@@ -35,6 +36,7 @@ from ase.io.trajectory import TrajectoryReader as AseReader
 
 from ..io.trajectory import Trajectory, is_hdf5_trajectory
 from ..mechanics import check_even, momenta_from_velocities
+from ..system import check_unconstrained
 
 HDF5_SUFFIXES = (".h5", ".hdf5")
 
@@ -61,6 +63,7 @@ class Record:
     smiles: str | None
     cell: np.ndarray  # float64 [3, 3], Å, rows are lattice vectors; zeros where not periodic
     pbc: np.ndarray  # bool [3]
+    method: str | None = None  # what made it, e.g. "GFN2-xTB (tblite)"
 
     def __post_init__(self) -> None:
         where = f"{self.molecule}/{self.trajectory}"
@@ -249,19 +252,24 @@ def _read_common(path: Path, group: h5py.Group) -> dict[str, Any]:
         masses = group["masses"][()].astype(np.float64)
     else:  # numbers out of range are refused by Record
         masses = atomic_masses[np.where((numbers > 0) & (numbers < len(atomic_masses)), numbers, 1)]
-    smiles = group.attrs.get("smiles")
+    smiles, method = (_text(group.attrs.get(name)) for name in ("smiles", "method"))
     return {
         "molecule": molecule,
         "numbers": numbers,
         "masses": masses,
         "frame_fs": float(group.attrs["frame_fs"]),
-        "smiles": smiles.decode() if isinstance(smiles, bytes) else smiles,
+        "smiles": smiles,
+        "method": method,
         "cell": group["cell"][()].astype(np.float64) if "cell" in group else np.zeros((3, 3)),
         "pbc": np.broadcast_to(np.asarray(group.attrs.get("pbc", False), bool), (3,)).copy(),
         "scales": {
             k: float(group.attrs[k]) for k in ("pos_scale", "vel_scale") if k in group.attrs
         },
     }
+
+
+def _text(value: str | bytes | None) -> str | None:
+    return value.decode() if isinstance(value, bytes) else value
 
 
 def _read_trajectory(node: h5py.Group, common: dict[str, Any]) -> Record:
@@ -331,6 +339,7 @@ def _from_frames(
     frames: list[ase.Atoms], molecule: str, frame_fs: float | None, noted: float | None
 ) -> Record:
     first = frames[0]
+    check_unconstrained(first, molecule)
     for index, atoms in enumerate(frames):
         if not np.array_equal(atoms.numbers, first.numbers):
             raise ValueError(
@@ -623,13 +632,14 @@ def write_records(path: str | os.PathLike[str], records: Iterable[Record]) -> No
     """Writes records, say of an imported extxyz file, to an HDF5 file as float32.
 
     Where the file exists, their groups are added to it. Records of one molecule share its group, so
-    they must agree in atoms, masses, frame_fs, smiles and cell; ValueError where they do not.
+    they must agree in atoms, masses, frame_fs, smiles, cell and method; ValueError where they do
+    not.
     """
     writer = Writer(path)
     first: dict[str, Record] = {}
     for record in records:
         one = first.setdefault(record.molecule, record)
-        for key in ("numbers", "masses", "frame_fs", "smiles", "cell", "pbc"):
+        for key in ("numbers", "masses", "frame_fs", "smiles", "cell", "pbc", "method"):
             old, new = getattr(one, key), getattr(record, key)
             if not np.array_equal(old, new):
                 raise ValueError(
@@ -638,7 +648,7 @@ def write_records(path: str | os.PathLike[str], records: Iterable[Record]) -> No
                     "(dataclasses.replace)"
                 )
         if one is record:
-            smiles: dict[str, Any] = {} if record.smiles is None else {"smiles": record.smiles}
+            said: dict[str, Any] = {"smiles": record.smiles, "method": record.method}
             writer.add_group(
                 record.molecule,
                 record.numbers,
@@ -646,7 +656,7 @@ def write_records(path: str | os.PathLike[str], records: Iterable[Record]) -> No
                 masses=record.masses,
                 cell=record.cell,
                 pbc=record.pbc,
-                **smiles,
+                **{key: value for key, value in said.items() if value is not None},
             )
         target: dict[str, Any] = {}
         if record.temperature_K is not None:
