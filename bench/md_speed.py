@@ -27,6 +27,7 @@ import torch  # noqa: E402
 from ase.md.verlet import VelocityVerlet  # noqa: E402
 from providers import THREADS, provider  # noqa: E402
 from report import HERE, Timing, began, heading, interleave, loglog, write  # noqa: E402
+from verlet import verlet_model  # noqa: E402
 
 from mdtrajnet_fast import (  # noqa: E402
     MDtrajNet,
@@ -51,7 +52,7 @@ END, FRAMES = "end frames", "1 fs frames with velocities"
 BATCH = f"end frames, {MANY} trajectories, each"
 ANI_ASE, ANI_BARE = "ANI-1x ensemble of 8, ASE", "ANI-1x ensemble of 8, bare torch loop"
 ANI_ONE, GFN2 = "ANI-1x, one member, bare torch loop", "GFN2-xTB, tblite, ASE"
-OWN = "molecules-nve's own potential, ASE"
+OWN, OWN_NATIVE = (f"molecules-nve's own potential, {how}" for how in ("ASE", "native engine"))
 DENSE = "published formulation, e3nn, 10 frames with velocities"
 # how many times faster than ANI-1x's ensemble
 ASKED = {f"{FAST}: {END}": 100, f"{FAST}: {FRAMES}": 30}
@@ -171,12 +172,19 @@ def dynamics(quick: bool) -> Mapping[str, Callable[[], Run]]:
         made = provider("e3nn-dense", ethanol())
         return Run(lambda: made.window(np.arange(1.0, PUBLISHED_WINDOW + 1)), PUBLISHED_WINDOW)
 
+    def own_native() -> Run:
+        model, atoms = load_model(FAST), ethanol()
+        steps = verlet_model(model, STEP)
+        every = own_window(model)
+        return Run(lambda: simulate(atoms, every, duration=1000.0, model=steps), 1000.0)
+
     return {
         ANI_ASE: lambda: run(AseLoop(ani1x().ase(), ethanol())),
         ANI_BARE: lambda: run(TorchLoop(ani1x(), ethanol())),
         ANI_ONE: lambda: run(TorchLoop(ani1x(0), ethanol())),
         GFN2: lambda: run(AseLoop(make_calculator("gfn2-xtb"), ethanol())),
         OWN: lambda: run(AseLoop(MDtrajNetCalculator(FAST), ethanol())),
+        OWN_NATIVE: own_native,
         DENSE: dense,
     }
 

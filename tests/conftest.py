@@ -67,3 +67,23 @@ def water_and_ammonia(tmp_path_factory):
     path = tmp_path_factory.mktemp("data") / "data.h5"
     generate(["O", "N"], path, trajectories=2, duration_fs=100, equilibration_fs=20, conformers=1)
     return path
+
+
+@pytest.fixture(scope="session")
+def water_runs(tmp_path_factory):
+    """Two runs of water, long enough for spectra."""
+    from mdtrajnet_fast.data.generate import generate
+
+    path = tmp_path_factory.mktemp("data") / "runs.h5"
+    generate(
+        ["O"],
+        path,
+        trajectories=2,
+        temperatures_K=[200],
+        step_fs=0.5,
+        frame_fs=2.0,
+        duration_fs=1700.0,
+        conformers=1,
+        max_energy_std_eV=0.05,
+    )
+    return path

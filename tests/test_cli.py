@@ -12,6 +12,7 @@ import cases
 import numpy as np
 import pytest
 from ase.build import molecule
+from ase.constraints import FixBondLength
 
 from mdtrajnet_fast import Trajectory, load_model, read_structure, save_model, simulate
 from mdtrajnet_fast.analysis.observables import WAVENUMBER
@@ -248,6 +249,33 @@ def test_generate_evaluate_train(tmp_path, capsys):
     run("simulate water --model run/model --duration 20 --quiet")
     run("evaluate water.h5 --model run --pairs 5 --output own --times 5")
     assert (tmp_path / "own" / "learning.png").exists()
+
+
+def test_evaluate_rollouts(tmp_path, capsys, water_runs):
+    run(f"evaluate {water_runs} --rollout --spacing 4 --output runs")
+    out = capsys.readouterr().out
+    assert "molecules-nve, symplectic windows of 3 fs: 2 runs of 1 molecules, 1.7 ps" in out
+    assert "Energy drift of 2 predicted runs, by the teacher's energies" in out
+    (row,) = csv.DictReader((tmp_path / "runs" / "molecules.csv").open())
+    assert float(row["r"]) > 0.5 and 0.8 < float(row["temperature"]) < 1.2
+    assert abs(float(row["drift"])) < 30 and row["first_broken_ps"] == ""
+    assert "never overwritten" in refused(f"evaluate {water_runs} --rollout --output runs", capsys)
+    assert "--times is of evaluate without" in refused(
+        f"evaluate {water_runs} --rollout --times 5", capsys
+    )
+    assert "--energy-rate is of evaluate with" in refused(
+        f"evaluate {water_runs} --energy-rate 0.1", capsys
+    )
+
+
+def test_constrained_data_are_refused(capsys):
+    atoms = cases.hot("H2O")
+    atoms.set_constraint(FixBondLength(0, 1))
+    frames = [atoms.copy() for _ in range(3)]
+    for k, frame in enumerate(frames):
+        frame.info["time_fs"] = float(k)
+    ase.io.write("held.traj", frames)
+    assert "held has constraints (FixBondLength" in refused("evaluate held.traj --rollout", capsys)
 
 
 def test_convert(tmp_path, capsys):

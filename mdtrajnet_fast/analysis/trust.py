@@ -76,7 +76,7 @@ _REDISTRIBUTION_FS = 10_000.0
 _RARE = 1e-4
 # Bonds and neighbours need no closer look than this: the dear part of watching a large system.
 _LOOK_EVERY_FS = 5.0
-# Limits for isolated molecules over a picosecond and more; bench/rollouts.py says how often runs of
+# Limits for isolated molecules over a picosecond and more; docs/study.md says how often runs of
 # molecular dynamics and collapsed rollouts pass them.
 _UNEVEN = 10**-3.2  # chances of bands, of stretches, of elements and of the work, multiplied
 _PHASES = 8  # parts of a window

@@ -1,4 +1,4 @@
-"""The benchmark of rollouts beside molecular dynamics: its measures, and all of it on water."""
+"""The benchmark of rollouts beside velocity Verlet: its dynamics, and all of it on water."""
 
 from __future__ import annotations
 
@@ -9,9 +9,11 @@ from pathlib import Path
 import cases
 import numpy as np
 import pytest
+from ase import units
+from ase.md.verlet import VelocityVerlet
 
-from mdtrajnet_fast import Trajectory
-from mdtrajnet_fast.system import System
+from mdtrajnet_fast import MDtrajNetCalculator, simulate
+from mdtrajnet_fast.data.records import load_records
 
 
 @pytest.fixture
@@ -27,42 +29,44 @@ def run(bench, monkeypatch, *words):
     bench.main()
 
 
-def test_distances_of_spectra(bench):
-    """A line that is shifted as a whole is as far away as it is shifted."""
-    w = np.linspace(0, bench.HIGHEST, 1001)  # 4 cm^-1
-    line = np.exp(-(((w - 1000) / 30) ** 2))
-    line /= line.sum()
-    assert bench.distance(line, line) == (pytest.approx(1), pytest.approx(0))
-    r, apart = bench.distance(line, np.roll(line, 100))
-    assert abs(r) < 0.1 and apart == pytest.approx(400, rel=1e-6)
+def test_windows_of_verlet_steps_are_velocity_verlet(bench):
+    """The native engine's path is that of ASE's integrator with the model's forces."""
+    model = cases.gentle(**cases.OWN, **cases.WINDOW_POTENTIALS)
+    atoms = cases.hot("CH3CH2OH")
+    run = simulate(atoms, 1.0, duration=20, model=bench.verlet_model(model, 0.5))
+    atoms.calc = MDtrajNetCalculator(model)
+    moving = VelocityVerlet(atoms, 0.5 * units.fs)
+    moving.run(40)
+    np.testing.assert_allclose(run.positions[-1], atoms.positions, atol=1e-9)
+    np.testing.assert_allclose(run.momenta[-1], atoms.get_momenta(), atol=1e-8)
+    with pytest.raises(ValueError, match="no window potentials"):
+        bench.verlet_model(cases.model(), 0.5)
 
 
-def test_verlet_conserves_the_energy_of_the_potential(bench):
-    model = cases.model(**cases.OWN, potential={"radial": 5, "products": 6, "hidden": 9})
-    atoms = [cases.hot("CH3CH2OH"), cases.hot("NH3")]
-    times = 1.0 * np.arange(21)
-    starts = [
-        Trajectory(
-            a, times, np.repeat(a.positions[None], 21, 0), np.repeat(a.get_momenta()[None], 21, 0)
-        )
-        for a in atoms
-    ]
-    for done, start in zip(bench.verlet(model, starts, 0.05), starts, strict=True):
-        np.testing.assert_array_equal(done.positions[0], start.positions[0])
-        kinetic = [frame.get_kinetic_energy() for frame in done]
-        potential = [model.potential_energy(System.from_atoms(frame)).item() for frame in done]
-        energies = np.add(potential, kinetic)
-        assert np.ptp(energies) < 0.02 * np.ptp(kinetic)
+def test_make(bench, monkeypatch, tmp_path):
+    made = tmp_path / "reference.h5"
+    run(bench, monkeypatch, "make", made, "--starts", 1, "--duration", 20, "--molecules", "O")
+    (record,) = load_records(made)
+    assert len(record.positions) == 11 and record.method == "GFN2-xTB (tblite)"
 
 
-def test_rollouts_of_water(bench, monkeypatch, tmp_path, capsys):
-    made, out = tmp_path / "reference.h5", tmp_path / "compared"
-    words = ["--starts", 2, "--duration", 2000, "--temperature", 200, "--molecules", "O"]
-    run(bench, monkeypatch, "make", made, *words)
-    run(bench, monkeypatch, "compare", made, "--output", out)
-    text = capsys.readouterr().out
-    assert "symplectic windows" in text and "2 ps from 2 starts" in text
-    (row,) = csv.DictReader((out / "rollouts.csv").open())
-    assert row["molecule"] == "O" and row["runs"] == "2" and row["bonds"] == "0"
-    assert float(row["r"]) > 0.5 and 0.8 < float(row["T"]) < 1.2
-    assert (out / "rollouts.png").stat().st_size > 1000
+def test_rivals_on_water(bench, monkeypatch, tmp_path, capsys, water_runs):
+    out = tmp_path / "compared"
+    monkeypatch.setattr(bench, "milliseconds", lambda ways: dict.fromkeys(ways, 12.0))
+    run(bench, monkeypatch, "compare", water_runs, "--verlet", 1, "--output", out)
+    rows = {row[""]: row for row in csv.DictReader((out / "rivals.csv").open())}
+    rivals = ["symplectic windows of 3 fs", "velocity Verlet, 1 fs"]
+    assert list(rows) == [*rivals, "halves of the reference"]
+    for name in rivals:
+        row = rows[name]
+        assert row["ms_per_ps"] == "12.0" and row["changed"] == "0"
+        assert float(row["r"]) > 0.5 and 0.8 < float(row["temperature"]) < 1.2
+    table = (out / "rivals.md").read_text()
+    assert table in capsys.readouterr().out and "| velocity Verlet, 1 fs | 12 |" in table
+    assert (out / "velocity-Verlet-1-fs" / "spectra.png").exists()
+
+
+def test_milliseconds(bench):
+    model = cases.gentle(**cases.OWN, **cases.WINDOW_POTENTIALS)
+    (cost,) = bench.milliseconds({"it": model}, rounds=1).values()
+    assert 0 < cost < 1e5

@@ -283,6 +283,7 @@ def test_write_records_keeps_everything(tmp_path):
             masses=np.array([15.995, 2.014, 2.014]),
             cell=np.diag([9.0, 8.0, 7.0]),
             pbc=np.array([True, True, False]),
+            method="GFN2-xTB (tblite)",
         )
         for record in load_records(source, molecules="aa")
     ]
