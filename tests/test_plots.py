@@ -9,7 +9,15 @@ import matplotlib.image
 import numpy as np
 import pytest
 
-from mdtrajnet_fast.plots import plot_errors, plot_groups, plot_training, write_spectrum
+from mdtrajnet_fast.plots import (
+    plot_errors,
+    plot_groups,
+    plot_mode_temperatures,
+    plot_spectra,
+    plot_training,
+    write_spectrum,
+    write_tables,
+)
 
 
 @pytest.fixture
@@ -142,3 +150,29 @@ def test_groups(tmp_path: Path, drawn) -> None:
     assert ticks == [["H", "O"], ["300", "1000", "unknown"], []]
     headings = ["elements", "target temperature (K)", "200 molecules"]
     assert [one.get_xlabel() for one in axes[:, 0]] == headings
+
+
+def test_tables(tmp_path: Path) -> None:
+    write_tables(tmp_path / "new", {"a": {"name": ["x", "y"], "value": [0.5, None]}})
+    assert (tmp_path / "new" / "a.csv").read_text().splitlines() == ["name,value", "x,0.5", "y,"]
+    with pytest.raises(ValueError, match="shorter"):
+        write_tables(tmp_path, {"a": {"name": ["x", "y"], "value": [0.5]}})
+
+
+def test_spectra_of_many(tmp_path: Path, drawn) -> None:
+    """A panel for each molecule; one without predictions shows the reference alone."""
+    w = np.linspace(0, 4000, 101)
+    both = {"reference": np.ones(101), "predicted": np.arange(101.0)}
+    spectra = {name: (w, both) for name in "abcde"} | {"f": (w, {"reference": np.ones(101)})}
+    plot_spectra(spectra, "title", tmp_path / "s.png")
+    assert is_a_picture(tmp_path / "s.png")
+    assert [len(axes.lines) for axes in drawn[0].axes] == [2, 2, 2, 2, 2, 1]
+    np.testing.assert_array_equal(drawn[0].axes[4].lines[1].get_ydata(), np.arange(101.0))
+
+
+def test_temperatures_of_modes(tmp_path: Path, drawn) -> None:
+    table = {"wavenumber_cm-1": [100, 3000], "reference_K": [200, 300], "predicted_K": [400, 150]}
+    plot_mode_temperatures(table, tmp_path / "m.png")
+    assert is_a_picture(tmp_path / "m.png")
+    _, dots = drawn[0].axes[0].lines
+    np.testing.assert_array_equal(dots.get_ydata(), [2, 0.5])

@@ -352,7 +352,7 @@ class Comparison:
         shown = [name for name in FIGURES if name not in alone]
         wide = max(map(len, table["molecule"]))
         heads = " ".join(f"{FIGURES[name][0]:>7}" for name in shown)
-        ends = f"{'drift':>7} {'(ref.)':>7} {'bonds':>7} {'warned':>7}"
+        ends = f"{'drift':>7} {'(ref.)':>7} {'bonds':>7} {'at (ps)':>7} {'warned':>7}"
         over = len(heads)
         lines = [
             f"{'':<{wide}}      {'predicted':<{over}}  | {'halves':<{over}}  | meV/(atom ps)  runs",
@@ -364,7 +364,11 @@ class Comparison:
                 for end in ("", "_halves")
             ]
             drifts = [_cell(table[x][k], "+.2f", 7) for x in ("drift", "drift_reference")]
-            counts = [f"{table[x][k]:7d}" for x in ("changed", "warned")]
+            counts = [
+                f"{table['changed'][k]:7d}",
+                _cell(table["first_broken_ps"][k], ".2f", 7),
+                f"{table['warned'][k]:7d}",
+            ]
             lines.append(
                 f"{molecule:<{wide}} {table['runs'][k]:4d} {parts[0]}  | {parts[1]}  | "
                 f"{' '.join(drifts + counts)}"
@@ -509,8 +513,7 @@ class _Pair:
             every = round(float(reference.times[1]) / record.frame_fs)
             energies = record.energy[::every][: len(reference)]
             drift_reference = slope(reference.times, energies, len(reference.atoms))
-        trust = predicted.trust
-        assert trust is not None
+        trust = predicted.trust or trust_summary(predicted, model.config.radial_cutoff)
         times = [change.time_fs for change in trust.broken]
         if not whole:
             times.append(float(predicted.times[-1]))

@@ -9,7 +9,6 @@ import pytest
 from ase.calculators.calculator import Calculator
 
 from mdtrajnet_fast import Trajectory, load_model
-from mdtrajnet_fast.analysis.trust import trust_summary
 from mdtrajnet_fast.data.records import load_records
 from mdtrajnet_fast.train import compare_runs as module
 from mdtrajnet_fast.train.compare_runs import (
@@ -38,11 +37,6 @@ def model():
 
 def water(path, **changes):
     return [dataclasses.replace(record, **changes) for record in load_records(path)]
-
-
-def judged(run):
-    run.trust = trust_summary(run)
-    return run
 
 
 def test_distances_of_spectra():
@@ -82,7 +76,7 @@ def test_modes_of_water(model):
 def test_a_run_beside_itself(model, water_runs, tmp_path):
     records = water(water_runs)
     references = reference_runs(model, records, spacing=4)
-    found = compare_runs(model, records, references, [judged(run[:]) for run in references], "same")
+    found = compare_runs(model, records, references, references, "same")
     table = found.tables["molecules"]
     assert table["molecule"] == ["O"] and table["runs"] == [2] and table["changed"] == [0]
     assert table["r"] == pytest.approx([1]) and table["temperature"] == pytest.approx([1])
@@ -106,10 +100,7 @@ def test_a_run_beside_itself(model, water_runs, tmp_path):
 def test_hotter_runs_are_hotter_in_all(model, water_runs):
     records = water(water_runs, method=None)
     references = reference_runs(model, records)
-    hot = [
-        judged(Trajectory(run.atoms, run.times, run.positions, 1.1 * run.momenta))
-        for run in references
-    ]
+    hot = [Trajectory(run.atoms, run.times, run.positions, 1.1 * run.momenta) for run in references]
     found = compare_runs(model, records, references, hot)
     table = found.tables["molecules"]
     assert table["r"] == pytest.approx([1]) and table["W1_cm-1"] == pytest.approx([0], abs=1e-6)
@@ -124,11 +115,11 @@ def test_hotter_runs_are_hotter_in_all(model, water_runs):
 def test_runs_that_broke_down_are_counted(model, water_runs):
     records = water(water_runs)
     references = reference_runs(model, records)
-    short = [judged(references[0][:200]), judged(references[1][:])]
+    short = [references[0][:200], references[1]]
     table = compare_runs(model, records, references, short).tables["molecules"]
     assert table["changed"] == [1] and table["first_broken_ps"] == pytest.approx([0.398])
     assert table["r"] == pytest.approx([1])
-    none = [judged(run[:200]) for run in references]
+    none = [run[:200] for run in references]
     found = compare_runs(model, records, references, none)
     assert found.tables["molecules"]["r"] == [None] and "Of 2 runs 2 broke" in str(found)
 
@@ -140,7 +131,7 @@ def test_missing_teacher_is_said(model, water_runs, monkeypatch):
     monkeypatch.setattr(module, "teacher", lacks)
     records = water(water_runs)
     references = reference_runs(model, records)
-    found = compare_runs(model, records, references, [judged(run[:]) for run in references])
+    found = compare_runs(model, records, references, references)
     assert "Energy drift: missing, no GFN2-xTB (tblite) here" in found.notes
     assert found.tables["molecules"]["drift"] == [None]
 
