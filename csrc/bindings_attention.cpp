@@ -112,11 +112,22 @@ void check_labels(const char* name, Pointer labels, std::int64_t atoms, std::int
 }
 
 // potential: None, or species, radial, products, hidden, cutoff and the addresses of the weights.
-// window_potentials: None, or species, layers, radial, channels, products, hidden, cutoff and the addresses.
+// window_potentials, dipole: None, or roles, species, layers, radial, channels, products, hidden, cutoff and the addresses.
+DensityNetwork density_network(const py::object& of) {
+    if (of.is_none()) return {};
+    const py::tuple t = of;
+    const auto size = [&](int k) { return t[k].cast<long>(); };
+    DensityNetwork network{static_cast<int>(size(0)),
+                           {size(1), size(2), size(3), size(4), size(5), size(6), t[7].cast<double>()}, {}};
+    const auto weights = t[8].cast<Pointers>();
+    for (std::size_t k = 0; k < std::size(network.weights); ++k) network.weights[k] = as<void>(weights.at(k));
+    return network;
+}
+
 std::shared_ptr<Predictor> make_predictor(bool real, std::vector<Blocks> members, const Pointers& embeddings, long species,
                                           long species_channels, long time_channels, double radial_cutoff, bool running,
                                           bool conserving, bool readout, double time_cutoff, const py::object& potential,
-                                          const py::object& window_potentials) {
+                                          const py::object& window_potentials, const py::object& dipole) {
     PredictorParts parts{};
     parts.real = real;
     parts.running = running;
@@ -131,15 +142,8 @@ std::shared_ptr<Predictor> make_predictor(bool real, std::vector<Blocks> members
         for (std::size_t k = 0; k < std::size(parts.potential_weights); ++k)
             parts.potential_weights[k] = as<void>(weights.at(k));
     }
-    if (!window_potentials.is_none()) {
-        const py::tuple t = window_potentials;
-        const auto size = [&](int k) { return t[k].cast<long>(); };
-        parts.has_window_potentials = true;
-        parts.window = {size(0), size(1), size(2), size(3), size(4), size(5), t[6].cast<double>()};
-        const auto weights = t[7].cast<Pointers>();
-        for (std::size_t k = 0; k < std::size(parts.window_weights); ++k)
-            parts.window_weights[k] = as<void>(weights.at(k));
-    }
+    parts.window_potentials = density_network(window_potentials);
+    parts.dipole = density_network(dipole);
     return std::make_shared<Predictor>(std::move(parts));
 }
 
@@ -187,6 +191,17 @@ void slopes(const Predictor& predictor, const py::tuple& graph, Pointer species,
     with_precision(predictor.real(), [&](auto zero) {
         using T = decltype(zero);
         predictor.slopes<T>(g.view<T>(), as<std::int64_t>(species), role, as<T>(energy), as<double>(slope), threads);
+    });
+}
+
+void charges(const Predictor& predictor, const py::tuple& graph, Pointer species, Pointer charge, int threads) {
+    const Graph g = graph_of(graph);
+    check_labels("species", species, g.atoms, predictor.head().species);
+    if (!predictor.has_dipole()) throw py::value_error("the predictor's model has no dipole");
+    const Computing computing;
+    with_precision(predictor.real(), [&](auto zero) {
+        using T = decltype(zero);
+        predictor.charges<T>(g.view<T>(), as<std::int64_t>(species), as<T>(charge), threads);
     });
 }
 
@@ -271,10 +286,12 @@ void bind_attention(py::module_& module) {
 
     py::class_<Predictor, std::shared_ptr<Predictor>>(module, "Predictor")
         .def(py::init(&make_predictor), py::kw_only(), py::arg("real"), py::arg("members"), py::arg("embeddings"),
-             py::arg("species"), py::arg("species_channels"), py::arg("time_channels"), py::arg("radial_cutoff"), py::arg("running"), py::arg("conserving"), py::arg("readout"), py::arg("time_cutoff"), py::arg("potential"),
-             py::arg("window_potentials"))
+             py::arg("species"), py::arg("species_channels"), py::arg("time_channels"), py::arg("radial_cutoff"),
+             py::arg("running"), py::arg("conserving"), py::arg("readout"), py::arg("time_cutoff"), py::arg("potential"),
+             py::arg("window_potentials"), py::arg("dipole"))
         .def("motion", &motion, py::arg("graph"), py::arg("atoms"), py::arg("t"), py::arg("threads"))
         .def("energies", &energies, py::arg("graph"), py::arg("species"), py::arg("energy"), py::arg("threads"))
         .def("slopes", &slopes, py::arg("graph"), py::arg("species"), py::arg("role"), py::arg("energy"),
-             py::arg("slope"), py::arg("threads"));
+             py::arg("slope"), py::arg("threads"))
+        .def("charges", &charges, py::arg("graph"), py::arg("species"), py::arg("charge"), py::arg("threads"));
 }

@@ -138,7 +138,8 @@ class Predictor:
         readout: bool,
         time_cutoff: float,
         potential: tuple[int, int, int, int, float, list[int]] | None,
-        window_potentials: tuple[int, int, int, int, int, int, float, list[int]] | None,
+        window_potentials: tuple[int, int, int, int, int, int, int, float, list[int]] | None,
+        dipole: tuple[int, int, int, int, int, int, int, float, list[int]] | None,
     ) -> None: ...
     def motion(
         self,
@@ -158,6 +159,9 @@ class Predictor:
         energy: int,
         slope: int,
         threads: int,
+    ) -> None: ...
+    def charges(
+        self, graph: tuple[int, int, int, int, int], species: int, charge: int, threads: int
     ) -> None: ...
 
 class Engine:

@@ -80,7 +80,7 @@ struct WindowPotentialSizes {
     double cutoff;  // Å
 };
 
-// Weights of window potentials.  All rows, and each part of those that have several, are padded with zeros to whole
+// Weights of window potentials; of a dipole's charges, which are their energies in one role.  All rows, and each part of those that have several, are padded with zeros to whole
 // vectors of any instruction set, 64 bytes.  features: channels, then four times products.  "back": what gradients are
 // multiplied by.
 template <class T>

@@ -198,13 +198,13 @@ PredictorParts Model::parts() const {
     }
 
     sizes = file_.array<int64_t>("window_potentials", 5);
-    parts.has_window_potentials = sizes[0] != 0;
-    if (!members && !parts.has_window_potentials)
+    const bool kicks = sizes[0] != 0;
+    if (!members && !kicks)
         file_.refuse("has neither a network nor window potentials: export it again");
-    if (parts.has_window_potentials) {
+    if (kicks) {
         const long layers = size(sizes[0]), radial = size(sizes[1]), channels = size(sizes[2]), products = size(sizes[3]),
                    hidden = size(sizes[4]);
-        parts.window = {known, layers, radial, channels, products, hidden, cutoff};
+        parts.window_potentials = {kRoles, {known, layers, radial, channels, products, hidden, cutoff}, {}};
         const int64_t c = padded(channels), p = padded(products), h = padded(hidden), features = c + 4 * p;
         const int64_t onward = layers - 1;
         const int64_t counts[] = {layers * radial * c,        kRoles * layers * known * (c + h),
@@ -216,7 +216,7 @@ PredictorParts Model::parts() const {
                                   kRoles * layers * h};
         for (std::size_t k = 0; k < std::size(counts); ++k)
             if (counts[k])
-                parts.window_weights[k] = file_.array<T>("window_potentials." + std::to_string(k), counts[k]);
+                parts.window_potentials.weights[k] = file_.array<T>("window_potentials." + std::to_string(k), counts[k]);
     }
     return parts;
 }

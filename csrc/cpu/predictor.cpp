@@ -142,15 +142,30 @@ void Predictor::energies(const AttentionGraph<T>& graph, const int64_t* species,
     functions_of<T>(chosen_kernels()).potential(parts_.potential, w, graph, species, energy, threads);
 }
 
+namespace {
+
 template <class T>
-void Predictor::slopes(const AttentionGraph<T>& graph, const int64_t* species, int role, T* energy, double* slope,
-                       int threads) const {
+void scalars(const DensityNetwork& of, const AttentionGraph<T>& graph, const int64_t* species, int role, T* scalar,
+             double* slope, int threads) {
     WindowPotentialWeights<T> w{};
     std::size_t k = 0;
     for (const T** p : {&w.radial, &w.element, &w.onward, &w.onward_back, &w.maps, &w.maps_back, &w.scale, &w.first,
                         &w.first_back, &w.second, &w.second_back, &w.second_bias, &w.last})
-        *p = static_cast<const T*>(parts_.window_weights[k++]);
-    functions_of<T>(chosen_kernels()).window_potential(parts_.window, w, graph, species, role, energy, slope, threads);
+        *p = static_cast<const T*>(of.weights[k++]);
+    functions_of<T>(chosen_kernels()).window_potential(of.sizes, w, graph, species, role, scalar, slope, threads);
+}
+
+}  // namespace
+
+template <class T>
+void Predictor::slopes(const AttentionGraph<T>& graph, const int64_t* species, int role, T* energy, double* slope,
+                       int threads) const {
+    scalars<T>(parts_.window_potentials, graph, species, role, energy, slope, threads);
+}
+
+template <class T>
+void Predictor::charges(const AttentionGraph<T>& graph, const int64_t* species, T* charge, int threads) const {
+    scalars<T>(parts_.dipole, graph, species, 0, charge, nullptr, threads);
 }
 
 int useful_threads(int threads, int64_t rows) {
@@ -164,7 +179,8 @@ int useful_threads(int threads, int64_t rows) {
     template void Predictor::motion(const AttentionGraph<T>&, const HeadAtoms<T>&, int64_t, const double*, double*,    \
                                     double*, int) const;                                                               \
     template void Predictor::energies(const AttentionGraph<T>&, const int64_t*, T*, int) const;                        \
-    template void Predictor::slopes(const AttentionGraph<T>&, const int64_t*, int, T*, double*, int) const;
+    template void Predictor::slopes(const AttentionGraph<T>&, const int64_t*, int, T*, double*, int) const;            \
+    template void Predictor::charges(const AttentionGraph<T>&, const int64_t*, T*, int) const;
 MDTRAJNET_FOR(float)
 MDTRAJNET_FOR(double)
 #undef MDTRAJNET_FOR

@@ -61,6 +61,13 @@ template <class T>
 void attention_stack(const Blocks& blocks, bool running, const AttentionGraph<T>& graph, std::int64_t times, int parts,
                      const T* const* scalars, T* const* displacement, T* const* velocity, int threads);
 
+// A network that gives every atom a scalar: of window potentials or, in a single role, charges.
+struct DensityNetwork {
+    int roles;  // 0: the model has none
+    WindowPotentialSizes sizes;
+    const void* weights[13];  // in the order of WindowPotentialWeights
+};
+
 // What a model consists of beside its blocks.  Addresses are of arrays that outlive it, in the blocks' precision.
 struct PredictorParts {
     bool real;                            // the precision of all weights, double or single
@@ -71,9 +78,8 @@ struct PredictorParts {
     bool has_potential;
     PotentialSizes potential;
     const void* potential_weights[7];  // in the order of PotentialWeights
-    bool has_window_potentials;
-    WindowPotentialSizes window;
-    const void* window_weights[13];  // in the order of WindowPotentialWeights
+    DensityNetwork window_potentials;
+    DensityNetwork dipole;
 };
 
 class Predictor {
@@ -83,7 +89,8 @@ class Predictor {
     bool real() const { return parts_.real; }
     bool has_network() const { return !parts_.members.empty(); }
     bool has_potential() const { return parts_.has_potential; }
-    bool has_window_potentials() const { return parts_.has_window_potentials; }
+    bool has_window_potentials() const { return parts_.window_potentials.roles > 0; }
+    bool has_dipole() const { return parts_.dipole.roles > 0; }
     const HeadSizes& head() const { return parts_.head; }
 
     // moved (Å) and velocity (Å/fs), [times][atoms][3], at the times t (fs); overwritten.
@@ -100,6 +107,10 @@ class Predictor {
     template <class T>
     void slopes(const AttentionGraph<T>& graph, const std::int64_t* species, int role, T* energy, double* slope,
                 int threads) const;
+
+    // Charges [atoms] (e) up to a constant, of a model with a dipole.
+    template <class T>
+    void charges(const AttentionGraph<T>& graph, const std::int64_t* species, T* charge, int threads) const;
 
   private:
     PredictorParts parts_;

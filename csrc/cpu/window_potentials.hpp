@@ -1,5 +1,5 @@
-// Atomic energies and slopes for one instruction set: the arithmetic of WindowPotentials in
-// mdtrajnet_fast/model/window_potentials.py, which says what it computes.
+// Atomic energies and slopes for one instruction set: the arithmetic of DensityNetwork in
+// mdtrajnet_fast/model/density_network.py, which says what it computes.  A dipole's charges are such "energies".
 //
 // Atoms are worked on in groups, so that their rows make matrices; no row depends on another.  Nothing is scattered:
 // where an atom sees another, this one sees it too, along -r.  So an atom gathers from its own edges what the densities

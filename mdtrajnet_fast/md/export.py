@@ -27,11 +27,11 @@ from ase.units import fs
 
 from ..model.config import irreps_channels
 from ..model.network import MDtrajNet
-from ..model.predictor import potential_weights, window_potential_weights
+from ..model.predictor import density_weights, potential_weights
 from ..ops.reference import FoldedWeights
 from ..system import FARTHEST
 from .rollout import ENERGY_RATE, SETTLING_FS, UNCERTAIN
-from .window import BACK, MOST_SCALED, NEWTON_STEPS, SKIN
+from .window import BACK, MOST_SCALED, NEWTON_STEPS, SKIN, stride_of
 
 MAGIC = b"\x93MDTRAJ\n"
 # Readers refuse any other.
@@ -102,9 +102,9 @@ def contents(model: MDtrajNet) -> dict[str, Any]:
         named["potential"] = sizes
         named |= {f"potential.{k}": x for k, x in enumerate(weights)}
     if model.window_potentials is not None:
-        (_, *window_sizes, _), weights = window_potential_weights(model.window_potentials)
+        (_, _, *window_sizes, _), weights = density_weights(model.window_potentials)
         named["window_potentials"] = window_sizes
-        named["symplectic_window"] = float(model.window_potentials.config.window)
+        named["symplectic_window"] = stride_of(model, "symplectic", None)
         named |= {f"window_potentials.{k}": x for k, x in enumerate(weights)}
     return named
 

@@ -497,14 +497,17 @@ def _set_start(
 def model_hash(model: MDtrajNet) -> str:
     """First 16 hex digits of the SHA-256 of a model's configuration and weights.
 
-    Tells which function made a trajectory.
+    Tells which function made a trajectory, in which a dipole has no part.
     """
     return model.kept("hash", lambda: _hash(model))
 
 
 def _hash(model: MDtrajNet) -> str:
-    digest = hashlib.sha256(json.dumps(model.config.to_dict()).encode())
+    config = {k: v for k, v in model.config.to_dict().items() if k != "dipole"}
+    digest = hashlib.sha256(json.dumps(config).encode())
     for name, value in sorted(model.state_dict().items()):
+        if name.startswith("dipole."):
+            continue
         digest.update(name.encode())
         digest.update(value.cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()[:16]

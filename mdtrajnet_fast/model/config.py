@@ -81,6 +81,20 @@ class WindowPotentialsConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class DipoleConfig:
+    """Sizes of a :class:`~mdtrajnet_fast.model.dipole.Dipole`; as those of window potentials."""
+
+    layers: int = 2
+    radial: int = 20
+    channels: int = 24
+    products: int = 24
+    hidden: int = 64
+
+    def __post_init__(self) -> None:
+        _check_whole(self, {"layers": 1, "radial": 2, "channels": 1, "products": 1, "hidden": 1})
+
+
+@dataclasses.dataclass(frozen=True)
 class ModelConfig:
     """Sizes and options of an :class:`~mdtrajnet_fast.model.network.MDtrajNet`.
 
@@ -118,6 +132,7 @@ class ModelConfig:
     potential: sizes of the potential energy, with which rollouts conserve the total energy; None
         for a model without one.
     window_potentials: sizes of the potentials of symplectic windows; None for a model without them.
+    dipole: sizes of the read-out of dipole moments; None for a model without one.
     """
 
     species: tuple[str, ...]
@@ -142,6 +157,7 @@ class ModelConfig:
     potential: PotentialConfig | None = None
     longest_lag: float | None = None
     window_potentials: WindowPotentialsConfig | None = None
+    dipole: DipoleConfig | None = None
 
     def __post_init__(self) -> None:
         for name in ("species", "key_weight_hidden_neurons", "value_weight_hidden_neurons"):
@@ -187,7 +203,7 @@ class ModelConfig:
     def to_dict(self) -> dict[str, Any]:
         """A JSON-able dictionary that :meth:`from_dict` reads."""
         values = dataclasses.asdict(self)
-        for name in ("longest_lag", "window_potentials"):
+        for name in ("longest_lag", "window_potentials", "dipole"):
             if values[name] is None:  # as it was before there was this: models keep their hash
                 del values[name]
         if (windows := values.get("window_potentials")) and windows["usual_uncertainty"] is None:
@@ -205,4 +221,6 @@ class ModelConfig:
             values = values | {"potential": PotentialConfig(**sizes)}
         if isinstance(sizes := values.get("window_potentials"), dict):
             values = values | {"window_potentials": WindowPotentialsConfig(**sizes)}
+        if isinstance(sizes := values.get("dipole"), dict):
+            values = values | {"dipole": DipoleConfig(**sizes)}
         return cls(**values)

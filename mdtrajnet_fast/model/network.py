@@ -6,7 +6,7 @@ import dataclasses
 import math
 import os
 import warnings
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar
@@ -33,6 +33,7 @@ from ..ops import (
 )
 from ..system import System
 from .config import ModelConfig, irreps_channels
+from .dipole import Dipole, dipole_moments
 from .potential import Potential
 from .predictor import NativePredictor, Predictor, TorchPredictor
 from .window_potentials import ENERGY, WindowPotentials
@@ -42,6 +43,8 @@ _T = TypeVar("_T")
 # Edges below which one thread is faster than many: waking threads for small tensors costs
 # microseconds on a quiet machine and milliseconds on a busy one.
 _SERIAL_EDGES = 1 << 14
+# Atoms whose dipoles are computed together: bounds memory for long trajectories.
+_DIPOLE_ATOMS = 1 << 14
 
 
 @contextmanager
@@ -223,6 +226,9 @@ class MDtrajNet(nn.Module):
         self.window_potentials: WindowPotentials | None = None
         if config.window_potentials is not None:
             self.window_potentials = WindowPotentials(config.window_potentials, species, cutoff)
+        self.dipole: Dipole | None = None
+        if config.dipole is not None:
+            self.dipole = Dipole(config.dipole, species, cutoff)
         self._index = np.full(len(chemical_symbols), -1)
         for k, symbol in enumerate(config.species):
             self._index[atomic_numbers[symbol]] = k
@@ -397,6 +403,41 @@ class MDtrajNet(nn.Module):
                 'target = "window_potentials" finds them, where the recipe has validation data'
             )
         return self.window_potentials.uncertainties(self.graph(system, edges))
+
+    def dipole_moments(self, system: System, edges: Edges | None = None) -> Tensor:
+        """Dipole moments of systems: float64 [systems, 3], e Å, see :mod:`.dipole`.
+
+        edges default to a fresh neighbour list. Where gradients are asked for, plain torch computes
+        the charges. Raises ValueError for a model without a dipole and for periodic systems.
+        """
+        if self.dipole is None:
+            raise ValueError(
+                f'model {self.name!r} has no dipole: train one with target = "dipole" in a recipe'
+            )
+        if system.pbc.any():
+            raise ValueError(
+                f"system {int(np.argmax(system.pbc.any(1)))} is periodic, and a crystal or a "
+                "liquid has no dipole moment of its own: give molecules, with pbc = False"
+            )
+        graph = self.graph(system, edges)
+        learning = torch.is_grad_enabled() and self._first.requires_grad
+        charges = (self.dipole if learning else self.predictor()).charges(graph)
+        return dipole_moments(charges, graph, system)
+
+    def dipoles(self, atoms: ase.Atoms | Iterable[ase.Atoms]) -> np.ndarray:
+        """Dipole moments of molecules, float64, e Å (0.2082 e Å are a debye).
+
+        atoms: one Atoms, for [3], or several, as the frames of a Trajectory are, for [frames, 3].
+        Raises ValueError for a model without a dipole, periodic systems, elements the model does
+        not know, and geometries the neighbour list refuses.
+        """
+        if isinstance(atoms, ase.Atoms):
+            return self.dipoles([atoms])[0]
+        every = list(atoms)
+        step = max(1, _DIPOLE_ATOMS // max(map(len, every), default=1))
+        parts = (System.from_atoms(every[k : k + step]) for k in range(0, len(every), step))
+        found = [self.dipole_moments(part).detach().cpu().numpy() for part in parts]
+        return np.concatenate([np.zeros((0, 3)), *found])
 
     def motion(
         self, graph: Graph, t: Tensor, blocks: list[Blocks] | None = None

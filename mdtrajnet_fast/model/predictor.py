@@ -17,8 +17,8 @@ from .. import _C
 from ..ops import Graph
 from ..ops.cpu import addresses, check_tensors, graph_addresses, ready, threads_for
 from ..ops.graph import CSR
+from .density_network import DensityNetwork
 from .potential import Potential
-from .window_potentials import ROLES, WindowPotentials
 
 if TYPE_CHECKING:
     from .network import MDtrajNet
@@ -29,7 +29,7 @@ _ROWS = 1 << 17
 
 
 _Sizes = tuple[int, int, int, int, float]
-_WindowSizes = tuple[int, int, int, int, int, int, float]
+_DensitySizes = tuple[int, int, int, int, int, int, int, float]
 
 
 class NativePredictor:
@@ -52,8 +52,12 @@ class NativePredictor:
             potential = (*sizes, addresses(self._potential))
         window_potentials = None
         if model.window_potentials is not None:
-            window_sizes, self._window = window_potential_weights(model.window_potentials)
-            window_potentials = (*window_sizes, addresses(self._window))
+            of_windows, self._window = density_weights(model.window_potentials)
+            window_potentials = (*of_windows, addresses(self._window))
+        dipole = None
+        if model.dipole is not None:
+            of_charges, self._dipole = density_weights(model.dipole)
+            dipole = (*of_charges, addresses(self._dipole))
         self.native = _C.Predictor(
             real=self.dtype == torch.float64,
             members=[[block.native for block in blocks.native] for blocks in members],
@@ -68,6 +72,7 @@ class NativePredictor:
             time_cutoff=config.time_cutoff,
             potential=potential,
             window_potentials=window_potentials,
+            dipole=dipole,
         )
 
     def motion(self, graph: Graph, times: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -104,6 +109,16 @@ class NativePredictor:
     def window_energies(self, graph: Graph, role: int) -> Tensor:
         """The energies of :meth:`slopes` alone, to the bit, in less than half of the time."""
         return self._window_potential(graph, role, 0)
+
+    def charges(self, graph: Graph) -> Tensor:
+        """Charges [atoms] (e) up to a constant of each component, of a model with a dipole."""
+        csr, species = CSR(*ready(graph.csr)), graph.species.contiguous()
+        check_tensors(self.dtype, (*csr, species))
+        charge = torch.empty(graph.atoms, dtype=self.dtype)
+        self.native.charges(
+            graph_addresses(csr), species.data_ptr(), charge.data_ptr(), threads_for(csr, 1)
+        )
+        return charge
 
     def _window_potential(self, graph: Graph, role: int, slopes: int) -> Tensor:
         """The energies; slopes: the address of memory for them, or 0."""
@@ -163,6 +178,12 @@ class TorchPredictor:
         assert self._model.window_potentials is not None
         return self._model.window_potentials(graph, torch.full_like(graph.species, role))
 
+    @torch.no_grad()
+    def charges(self, graph: Graph) -> Tensor:
+        """As :meth:`NativePredictor.charges`."""
+        assert self._model.dipole is not None
+        return self._model.dipole.charges(graph)
+
 
 Predictor = NativePredictor | TorchPredictor
 
@@ -190,8 +211,8 @@ def potential_weights(of: Potential) -> tuple[_Sizes, list[Tensor]]:
     return sizes, [x.contiguous() for x in weights]
 
 
-def window_potential_weights(of: WindowPotentials) -> tuple[_WindowSizes, list[Tensor]]:
-    """Sizes and weights as WindowPotentialSizes and -Weights of csrc/cpu/attention.hpp."""
+def density_weights(of: DensityNetwork) -> tuple[_DensitySizes, list[Tensor]]:
+    """Roles; sizes and weights as WindowPotentialSizes and -Weights of csrc/cpu/attention.hpp."""
     config, (layers, species, _) = of.config, of.neighbor_element.shape
     c, p, h = config.channels, config.products, config.hidden
 
@@ -200,7 +221,7 @@ def window_potential_weights(of: WindowPotentials) -> tuple[_WindowSizes, list[T
 
     features, entry = (c, p, p, p, p), (c, h)
     # layers first, then what is multiplied, then what comes of it
-    seen = of.neighbor_element.expand(len(ROLES), -1, -1, -1)
+    seen = of.neighbor_element.expand(of.roles, -1, -1, -1)
     bias = of.element + of.role.transpose(0, 1)[:, :, None]
     onward = torch.cat([of.neighbor, of.before], 2).transpose(0, 1)
     maps = of.maps.transpose(0, 1)[:, :, [0, 1, 2, 3, 6, 4, 5]].flatten(2)
@@ -221,4 +242,4 @@ def window_potential_weights(of: WindowPotentials) -> tuple[_WindowSizes, list[T
         _padded(of.last.transpose(0, 1)),
     ]
     sizes = (layers, config.radial, c, p, h, of.cutoff)
-    return (species, *sizes), [x.contiguous() for x in weights]
+    return (of.roles, species, *sizes), [x.contiguous() for x in weights]

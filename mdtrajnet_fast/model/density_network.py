@@ -1,0 +1,113 @@
+"""A network that gives every atom a scalar, by densities of neighbours: potentials, charges."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from ..ops import Graph, cutoff_envelope, gaussian_basis
+from .config import DipoleConfig, WindowPotentialsConfig
+
+# Of the harmonics l = 0, 1, 2 as Cartesian tensors: 1, u, and u u^T - 1/3 in six parts.
+_COMPONENTS = (1, 3, 6)
+# Linear maps of the density of a layer: two of each l for the products, and one more vector.
+_MAPS = 7
+
+
+class DensityNetwork(nn.Module):
+    """Scalars of atoms, functions of their surroundings, by layers that pass messages.
+
+    In each layer an atom i has a density of its neighbours j,
+
+        A_iclm = sum_j R_c(d_ij) f_jc Y_lm(u_ij),    l = 0, 1, 2
+
+    with R_c from Gaussians of the distance that fall smoothly to zero at the cutoff, and f_j a
+    linear map of what the layer before knows of j; its element, in the first. Of linear maps of A
+    come invariants: A_ic00, products summed over m for each l, and a . Q b of two vectors and a
+    traceless tensor (three and four bodies of the atomic cluster expansion: Drautz, Phys. Rev. B
+    2019, 99, 014104). Two hidden layers make of these what the layer knows of i, and each adds to
+    the scalar of i. The biases of the first and the maps to scalars differ between roles, of which
+    one network can have several.
+
+    config: sizes. species: number of elements. cutoff: Å. roles: their number.
+    """
+
+    def __init__(
+        self,
+        config: WindowPotentialsConfig | DipoleConfig,
+        species: int,
+        cutoff: float,
+        roles: int = 1,
+    ):
+        super().__init__()
+        self.config, self.cutoff, self.roles = config, cutoff, roles
+        c, p, h, layers = config.channels, config.products, config.hidden, config.layers
+        features = c + 4 * p
+
+        def random(n: int, *rest: int, width: float = 1.0) -> nn.Parameter:
+            return nn.Parameter(torch.randn(n, *rest) * width / math.sqrt(n))
+
+        self.radial = random(config.radial, layers, c, width=2.0)
+        self.neighbor_element = nn.Parameter(torch.randn(layers, species, c))
+        self.neighbor = random(h, layers - 1, c)
+        self.maps = random(c, layers, _MAPS, p)
+        self.scale = nn.Parameter(torch.full((layers, species, features), 0.3))
+        self.first = random(features, layers, h, width=0.6)
+        self.element = nn.Parameter(0.5 * torch.randn(layers, species, h))
+        self.role = nn.Parameter(torch.zeros(layers, roles, h))
+        self.before = random(h, layers - 1, h, width=0.6)
+        self.second = random(h, layers, h, width=0.6)
+        self.second_bias = nn.Parameter(torch.zeros(layers, h))
+        self.last = nn.Parameter(0.5 / math.sqrt(h) * torch.randn(layers, 1, h).repeat(1, roles, 1))
+
+    def forward(self, graph: Graph, role: Tensor) -> Tensor:
+        """The scalars [atoms], in the roles of the atoms [atoms]."""
+        return (self.known(graph, role) * self.last.transpose(0, 1)[role]).sum((1, 2))
+
+    def known(self, graph: Graph, role: Tensor) -> Tensor:
+        """What each layer knows of atoms [atoms, layers, hidden], in their roles [atoms]."""
+        config, padded = self.config, graph.padded
+        d = padded.r.square().sum(-1).sqrt()
+        envelope = cutoff_envelope(d, self.cutoff) * padded.mask
+        radial = gaussian_basis(d, self.cutoff, config.radial) * envelope[..., None]
+        harmonics = _harmonics(padded.r / d[..., None]).transpose(1, 2)  # [atoms, 10, slots]
+        layers: list[Tensor] = []
+        for k in range(config.layers):
+            seen = self.neighbor_element[k][graph.species]
+            bias = self.element[k][graph.species] + self.role[k][role]
+            if layers:
+                seen = seen + layers[-1] @ self.neighbor[:, k - 1]
+                bias = bias + layers[-1] @ self.before[:, k - 1]
+            density = harmonics @ ((radial @ self.radial[:, k]) * seen[padded.neighbor])
+            features = _invariants(density, self.maps[:, k]) * self.scale[k][graph.species]
+            x = functional.silu(features @ self.first[:, k] + bias)
+            layers.append(x + functional.silu(x @ self.second[:, k] + self.second_bias[k]))
+        return torch.stack(layers, 1)
+
+
+def _invariants(density: Tensor, maps: Tensor) -> Tensor:
+    """[atoms, channels + 4 products] of the densities [atoms, 10, channels]."""
+    scalar, vector, tensor = density.split(_COMPONENTS, 1)
+    maps = maps.transpose(0, 1)
+    a, q = vector @ maps[2], tensor @ maps[4]
+    products = [
+        (scalar @ maps[0]) * (scalar @ maps[1]),
+        (a * (vector @ maps[3])).sum(1, keepdim=True),
+        (q * (tensor @ maps[5])).sum(1, keepdim=True),
+    ]
+    ax, ay, az = a.unbind(1)
+    bx, by, bz = (vector @ maps[6]).unbind(1)
+    xx, yy, zz, xy, xz, yz = q.unbind(1)
+    mixed = xy * (ax * by + ay * bx) + xz * (ax * bz + az * bx) + yz * (ay * bz + az * by)
+    bent = xx * ax * bx + yy * ay * by + zz * az * bz + mixed / math.sqrt(2)
+    return torch.cat([scalar[:, 0], *(x[:, 0] for x in products), bent], -1)
+
+
+def _harmonics(u: Tensor) -> Tensor:
+    """Of unit vectors [..., 3]: [..., 10]. Sums over the components of an l are invariant."""
+    square, x, y, z = u.square() - 1 / 3, *u.unbind(-1)
+    mixed = math.sqrt(2) * torch.stack([x * y, x * z, y * z], -1)
+    return torch.cat([torch.ones_like(u[..., :1]), u, square, mixed], -1)
