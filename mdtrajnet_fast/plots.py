@@ -29,32 +29,41 @@ _GROUPS = {"temperature_K": "target temperature (K)"}  # columns that need more 
 
 
 def write_spectrum(
-    prefix: str | Path, wavenumber: ArrayLike, intensity: ArrayLike
+    prefix: str | Path,
+    wavenumber: ArrayLike,
+    intensity: ArrayLike,
+    infrared: ArrayLike | None = None,
 ) -> tuple[Path, Path]:
     """Write ``<prefix>.csv`` and ``<prefix>.png`` of a spectrum; its main peaks are labelled.
 
     wavenumber [bins] cm^-1 and intensity [bins] cm, as ``vibrational_density_of_states`` returns
-    them. Returns the two paths. Raises ValueError for shapes that do not match.
+    them. infrared: [bins] cm, that of ``infrared_spectrum``, drawn against it and then the one
+    whose peaks are labelled. Returns the two paths. Raises ValueError for shapes that do not match.
     """
     w, y = np.asarray(wavenumber, dtype=np.float64), np.asarray(intensity, dtype=np.float64)
-    if w.ndim != 1 or w.shape != y.shape:
-        raise ValueError(
-            f"got wavenumber of shape {w.shape} and intensity of shape {y.shape}; expected [bins] "
-            "of both"
-        )
+    columns = {"wavenumber_cm-1": w, "intensity_cm": y}
+    if infrared is not None:
+        columns["infrared_cm"] = np.asarray(infrared, dtype=np.float64)
+    if w.ndim != 1 or any(x.shape != w.shape for x in columns.values()):
+        shapes = " and ".join(f"{k.split('_')[0]} of shape {x.shape}" for k, x in columns.items())
+        raise ValueError(f"got {shapes}; expected [bins] of all")
     prefix = Path(prefix)
     table, picture = prefix.with_name(prefix.name + ".csv"), prefix.with_name(prefix.name + ".png")
     prefix.parent.mkdir(parents=True, exist_ok=True)
     np.savetxt(
         table,
-        np.column_stack((w, y)),
+        np.column_stack(list(columns.values())),
         fmt="%.8g",
         delimiter=",",
-        header="wavenumber_cm-1,intensity_cm",
+        header=",".join(columns),
         comments="",
     )
     figure, (axes,) = _figure(1, width=8.0, height=4.0)
-    axes.plot(w, y, color=COLOURS[0], linewidth=1.0)
+    what = "vibrational density of states"
+    if infrared is not None:
+        axes.plot(w, y, color=COLOURS[1], linestyle=DASHES[1], linewidth=1.0, label=what)
+        y, what = columns["infrared_cm"], "infrared absorption"
+    axes.plot(w, y, color=COLOURS[0], linewidth=1.0, label=what)
     axes.fill_between(w, y, color=COLOURS[0], alpha=0.15, linewidth=0)
     for x, height in peaks(w, y):
         axes.annotate(
@@ -68,9 +77,11 @@ def write_spectrum(
             fontsize=8,
         )
     axes.set_xlim(w[0], w[-1])
-    axes.set_ylim(0, 1.18 * y.max())  # room for the labels
+    axes.set_ylim(0, 1.18 * max(x.max() for x in list(columns.values())[1:]))  # room for labels
     axes.set_xlabel("wavenumber (cm$^{-1}$)")
-    axes.set_ylabel("vibrational density of states (cm)")
+    axes.set_ylabel("intensity (cm)" if infrared is not None else f"{what} (cm)")
+    if infrared is not None:
+        axes.legend(frameon=False, fontsize=8)
     _save(figure, picture)
     return table, picture
 
@@ -178,7 +189,7 @@ def plot_training(csv_path: str | Path, png_path: str | Path) -> None:
     (error of positions, Å), ``val_NAME_velocity`` (Å/fs), ``val_NAME_static`` and
     ``val_NAME_ballistic`` (errors of the two guesses that need no model, Å, drawn as level lines);
     for a potential ``val_NAME_energy`` and ``val_NAME_unchanged``, the guess that it is constant
-    (eV).
+    (eV); for a dipole ``val_NAME_dipole`` and ``val_NAME_zero``, the guess that it is zero (e Å).
     Cells may be empty, and a last line that is still being written is left out.
 
     Raises ValueError if a column is missing or there is no complete row.
@@ -188,6 +199,7 @@ def plot_training(csv_path: str | Path, png_path: str | Path) -> None:
         "position error (Å)": ("", ("_static", "_ballistic")),
         "velocity error (Å/fs)": ("_velocity", ()),
         "energy error (eV)": ("_energy", ("_unchanged",)),
+        "dipole error (e Å)": ("_dipole", ("_zero",)),
     }
     known = [x for suffix, guesses in measured.values() for x in (suffix, *guesses) if x]
     columns = [k for k in log if k.startswith("val_")]

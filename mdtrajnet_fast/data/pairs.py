@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -123,6 +124,10 @@ class Pairs:
         sign = np.where(backwards, -1.0, 1.0)
         return Choice(record, first, last, lag * self._frame_fs[record], sign)
 
+    def choose_frames(self, rng: np.random.Generator, count: int) -> Choice:
+        """`count` random frames, each with the next one: trajectory and frame uniform."""
+        return self.choose(rng, count, float(self._frame_fs.max()))
+
     def draw(
         self, rng: np.random.Generator, count: int, max_lag_fs: float, **options: Any
     ) -> Batch:
@@ -149,6 +154,26 @@ class Pairs:
                 rows = self._offset[choice.record] + (choice.first + step) * atoms
                 found += sign * weight * self._velocities[np.repeat(rows, atoms) + within]
         return found / np.repeat(self._frame_fs[choice.record], atoms)[:, None]
+
+    def dipoles(self, choice: Choice) -> np.ndarray:
+        """Those at the starts of pairs: [pairs, 3] e Å.
+
+        Raises ValueError, with its name, where any trajectory has none.
+        """
+        first = np.concatenate([[0], np.cumsum(self._frames)])[choice.record] + choice.first
+        return self._dipoles[first]
+
+    @cached_property
+    def _dipoles(self) -> np.ndarray:
+        """Of all frames of all records."""
+        found = [r.dipole for r in self.records if r.dipole is not None]
+        if len(found) < len(self.records):
+            bad = next(r for r in self.records if r.dipole is None)
+            raise ValueError(
+                f"{bad.molecule}/{bad.trajectory} has no dipoles: make data with a calculator that "
+                "has them, or leave the file out"
+            )
+        return np.concatenate(found).astype(np.float64)
 
     def batch(self, choice: Choice) -> Batch:
         """The frames of pairs that were chosen."""

@@ -64,6 +64,7 @@ class Record:
     cell: np.ndarray  # float64 [3, 3], Å, rows are lattice vectors; zeros where not periodic
     pbc: np.ndarray  # bool [3]
     method: str | None = None  # what made it, e.g. "GFN2-xTB (tblite)"
+    dipole: np.ndarray | None = None  # float32 [frames, 3], e Å
 
     def __post_init__(self) -> None:
         where = f"{self.molecule}/{self.trajectory}"
@@ -87,7 +88,7 @@ class Record:
             "positions": (frames, atoms, 3),
             "velocities": (frames, atoms, 3),
         }
-        shapes |= {"energy": (frames,), "cell": (3, 3), "pbc": (3,)}
+        shapes |= {"energy": (frames,), "dipole": (frames, 3), "cell": (3, 3), "pbc": (3,)}
         for name, shape in shapes.items():
             value = getattr(self, name)
             if value is None:
@@ -288,9 +289,10 @@ def _read_trajectory(node: h5py.Group, common: dict[str, Any]) -> Record:
             fields[name] = (raw * common["scales"][scale]).astype(np.float32)
         else:
             fields[name] = raw.astype(np.float32)
-    energy = node["energy"][()].astype(np.float64) if "energy" in node else None
+    fields["energy"] = node["energy"][()].astype(np.float64) if "energy" in node else None
+    fields["dipole"] = node["dipole"][()].astype(np.float32) if "dipole" in node else None
     temperature = float(node.attrs["temperature_K"]) if "temperature_K" in node.attrs else None
-    return Record(trajectory=trajectory, energy=energy, temperature_K=temperature, **fields)
+    return Record(trajectory=trajectory, temperature_K=temperature, **fields)
 
 
 def _from_trajectory(path: Path, frame_fs: float | None) -> Record:
@@ -374,6 +376,7 @@ def _from_frames(
         smiles=first.info.get("smiles"),
         cell=cell,
         pbc=first.pbc.copy(),
+        dipole=_dipoles(frames),
     )
 
 
@@ -441,6 +444,13 @@ def _total_energy(frames: list[ase.Atoms]) -> np.ndarray | None:
     if all(np.isnan(atoms.calc.results["energy"]) for atoms in frames):
         return None  # how a calculator says that it does not know
     return np.array([atoms.get_potential_energy() + atoms.get_kinetic_energy() for atoms in frames])
+
+
+def _dipoles(frames: list[ase.Atoms]) -> np.ndarray | None:
+    """e Å, where every frame carries its dipole moment."""
+    if not all(atoms.calc is not None and "dipole" in atoms.calc.results for atoms in frames):
+        return None
+    return np.array([atoms.get_dipole_moment() for atoms in frames], np.float32)
 
 
 def unwrap(positions: np.ndarray, cell: np.ndarray, pbc: np.ndarray) -> np.ndarray:
@@ -667,5 +677,6 @@ def write_records(path: str | os.PathLike[str], records: Iterable[Record]) -> No
             record.positions,
             record.velocities,
             energy=record.energy,
+            dipole=record.dipole,
             **target,
         )

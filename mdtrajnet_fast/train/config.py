@@ -33,15 +33,16 @@ class TrainConfig:
     target: "motion"; "window_potentials": those of the model `initial`, whose motion stays, or,
         without it, a model of nothing else (:class:`.tasks.WindowPotentials` says the loss);
         "potential": that of the model `initial`, with the loss <|error of V(R') - V(R)|^2> in
-        eV^2, from data of constant energy.
+        eV^2, from data of constant energy; "dipole": its dipole moment, with the mean square error
+        in (e Å)^2, from data that hold dipoles.
     initial: a model to start from (fine-tuning): a bundled name, or a path. Its sizes replace
         `model`.
     initial_blocks: which of the attention blocks of `initial` to start with, in order; the others
         are dropped, for a smaller model. None: all.
     window: stride (fs) of the rollouts that the model `initial` is trained on for; None: as it was.
-    potential, window_potentials: sizes of the potential (:class:`.PotentialConfig`) and of the
-        window potentials (:class:`.WindowPotentialsConfig`), unless `initial` has them to go on
-        from.
+    potential, window_potentials, dipole: sizes of the potential (:class:`.PotentialConfig`), of the
+        window potentials (:class:`.WindowPotentialsConfig`) and of the dipole
+        (:class:`.DipoleConfig`), unless `initial` has them to go on from.
     steps, batch_size: optimiser steps, and pairs of frames in each.
     processes: how many share each batch, on the CPU: with one thread each they use the cores of a
         machine far better than threads do. The pairs of a step do not depend on it.
@@ -84,6 +85,7 @@ class TrainConfig:
     window: float | None = None
     potential: dict[str, Any] = field(default_factory=dict)
     window_potentials: dict[str, Any] = field(default_factory=dict)
+    dipole: dict[str, Any] = field(default_factory=dict)
     steps: int = 10_000
     batch_size: int = 32
     processes: int = 1
@@ -140,8 +142,8 @@ class TrainConfig:
             )
         if self.target not in TASKS:
             raise ValueError(f"target must be one of {', '.join(TASKS)}, got {self.target!r}")
-        if self.target == "potential" and self.initial is None:
-            raise ValueError('target = "potential" needs the model that it is of: initial')
+        if self.target in ("potential", "dipole") and self.initial is None:
+            raise ValueError(f'target = "{self.target}" needs the model that it is of: initial')
         if self.initial_blocks is not None:
             if self.initial is None or not self.initial_blocks:
                 raise ValueError(

@@ -13,7 +13,7 @@ from ase.units import fs
 from torch import Tensor
 
 from ..data.device_pairs import TensorBatch, tensor_batch
-from ..data.pairs import MARGIN, Batch, Pairs
+from ..data.pairs import MARGIN, Batch, Choice, Pairs
 from ..data.records import Record
 from ..model.network import MDtrajNet
 from ..model.window_potentials import ENDS, ENERGY, MIDDLE
@@ -73,6 +73,34 @@ def rms_energy_errors(
         gains.append(batch.end.kinetic_energy() - batch.system.kinetic_energy())
     rms = [float(np.sqrt(np.mean(np.concatenate(x) ** 2))) for x in (wrong, gains)]
     return {"energy": rms[0], "unchanged": rms[1]}
+
+
+def dipole_errors(model: MDtrajNet, pairs: Pairs, choice: Choice) -> Tensor:
+    """Errors of the dipole moments at the starts of pairs: float64 [pairs, 3] e Å; differentiable.
+
+    Raises ValueError for a model without a dipole, periodic systems and data without dipoles.
+    """
+    found = model.dipole_moments(pairs.batch(choice).system)
+    return found - torch.from_numpy(pairs.dipoles(choice)).to(found)
+
+
+@torch.no_grad()
+def rms_dipole_errors(
+    model: MDtrajNet, pairs: Pairs, count: int, *, seed: int = 0
+) -> dict[str, float]:
+    """Root mean square per Cartesian component of :func:`dipole_errors` at `count` random frames.
+
+    Returns dipole (e Å), and zero: what it is of dipoles that are all zero. Raises ValueError as
+    :func:`dipole_errors`.
+    """
+    rng = np.random.default_rng([seed, 0x7A11DA7E])
+    wrong, true = [], []
+    for done in range(0, count, _AT_ONCE):
+        choice = pairs.choose_frames(rng, min(_AT_ONCE, count - done))
+        wrong.append(dipole_errors(model, pairs, choice).cpu().numpy())
+        true.append(pairs.dipoles(choice))
+    rms = [float(np.sqrt(np.mean(np.concatenate(x) ** 2))) for x in (wrong, true)]
+    return {"dipole": rms[0], "zero": rms[1]}
 
 
 class WindowErrors(NamedTuple):

@@ -1,6 +1,6 @@
 """Training: random pairs of frames, AdamW or SOAP, averaged weights, validation, exact resume.
 
-What is trained is the motion, or the potential energy with which rollouts conserve the energy.
+What is trained is the motion, or one of the functions of the positions that a model has beside it.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from .. import __version__
 from ..data.pairs import Pairs
 from ..data.records import load_records
 from ..model.checkpoint import load_model, provenance, save_model
-from ..model.config import ModelConfig, PotentialConfig, WindowPotentialsConfig
+from ..model.config import DipoleConfig, ModelConfig, PotentialConfig, WindowPotentialsConfig
 from ..model.network import MDtrajNet
 from ..plots import plot_training
 from .config import OPTIMIZERS, TrainConfig, learning_rate
@@ -144,6 +144,8 @@ class _Run:
             if config.target == "window_potentials" and self.model.window_potentials is None:
                 new = WindowPotentialsConfig(**config.window_potentials)
                 self.model = self.model.with_sizes(window_potentials=new)
+            if config.target == "dipole" and self.model.dipole is None:
+                self.model = self.model.with_sizes(dipole=DipoleConfig(**config.dipole))
             if config.window is not None:
                 window = self.model.stride(config.window)
                 self.model.config = dataclasses.replace(self.model.config, window=window)

@@ -18,8 +18,10 @@ from ..model.network import MDtrajNet
 from ..system import System
 from .calibrate import calibrated
 from .evaluate import (
+    dipole_errors,
     energy_errors,
     errors,
+    rms_dipole_errors,
     rms_energy_errors,
     rms_errors,
     rms_window_errors,
@@ -33,7 +35,17 @@ if TYPE_CHECKING:
 _CARBON = 12.011  # amu, an atom that weighs 1 in the loss, whatever mass_power
 
 
-class Motion:
+class _Task:
+    """What tasks share."""
+
+    average: MDtrajNet
+
+    def finished(self, checks: Sequence[Pairs]) -> MDtrajNet:
+        """The model to keep, with validation sets to judge it by."""
+        return self.average
+
+
+class Motion(_Task):
     """The task of a run that trains the motion."""
 
     unit = "Å"  # of the first of the figures
@@ -95,12 +107,8 @@ class Motion:
         found = rms_errors(self.average, pairs, self.config.validation_pairs, seed=self.config.seed)
         return {"": found["position"]} | {f"_{name}": x for name, x in found.items()}
 
-    def finished(self, checks: Sequence[Pairs]) -> MDtrajNet:
-        """The model to keep: the averaged one."""
-        return self.average
 
-
-class Potential:
+class Potential(_Task):
     """The task of a run that trains the potential, as :class:`Motion`; the motion stays."""
 
     unit, columns = "eV", ("_energy", "_unchanged")
@@ -122,11 +130,8 @@ class Potential:
         found = rms_energy_errors(self.average, pairs, count, self.max_lag, seed=seed)
         return {f"_{name}": x for name, x in found.items()}
 
-    def finished(self, checks: Sequence[Pairs]) -> MDtrajNet:
-        return self.average
 
-
-class WindowPotentials:
+class WindowPotentials(_Task):
     """The task of a run that trains window potentials, as :class:`Motion`; the motion stays.
 
     The loss is the mean square of what their kicks leave of a window, in units of the mean square
@@ -171,8 +176,30 @@ class WindowPotentials:
         return calibrated(self.average, self.pairs, checks, count, seed)
 
 
-TASKS: dict[str, type[Motion] | type[Potential] | type[WindowPotentials]] = {
+class Dipole(_Task):
+    """The task of a run that trains the dipole, as :class:`Motion`; all else stays."""
+
+    unit, columns = "e Å", ("_dipole", "_zero")
+
+    def __init__(self, config: TrainConfig, pairs: Pairs, model: MDtrajNet, average: MDtrajNet):
+        self.config, self.pairs, self.model, self.average = config, pairs, model, average
+        self.longest_lag = model.config.longest_lag  # of the motion
+
+    def loss(self, rng: np.random.Generator, member: Member) -> Tensor:
+        count = self.config.batch_size
+        choice = self.pairs.choose_frames(rng, count)
+        mine = choice.part(member.share(self.pairs.atoms[choice.record]))
+        return dipole_errors(self.model, self.pairs, mine).square().sum() / (3 * count)
+
+    def figures(self, pairs: Pairs) -> dict[str, float]:
+        count, seed = self.config.validation_pairs, self.config.seed
+        found = rms_dipole_errors(self.average, pairs, count, seed=seed)
+        return {f"_{name}": x for name, x in found.items()}
+
+
+TASKS: dict[str, type[Motion] | type[Potential] | type[WindowPotentials] | type[Dipole]] = {
     "motion": Motion,
     "potential": Potential,
     "window_potentials": WindowPotentials,
+    "dipole": Dipole,
 }
