@@ -6,7 +6,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .analysis.observables import vibrational_density_of_states
+    from .analysis.observables import infrared_spectrum, vibrational_density_of_states
     from .analysis.trust import TrustSummary
     from .io.structures import read_structure
     from .io.trajectory import Trajectory
@@ -38,6 +38,7 @@ _HOME = {
     "TrustSummary": "analysis.trust",
     "bundled_models": "model.checkpoint",
     "fit": "train.fit",
+    "infrared_spectrum": "analysis.observables",
     "load_model": "model.checkpoint",
     "neighbor_list": "neighbors.host",
     "read_structure": "io.structures",

@@ -32,7 +32,12 @@ from .analysis.matter import (
     radial_distribution,
     unwrapped,
 )
-from .analysis.observables import WAVENUMBER, peaks, vibrational_density_of_states
+from .analysis.observables import (
+    WAVENUMBER,
+    infrared_spectrum,
+    peaks,
+    vibrational_density_of_states,
+)
 from .data.generate import TEMPERATURES_K, generate
 from .data.pairs import Pairs
 from .data.records import Record, as_trajectory, load_records
@@ -63,6 +68,7 @@ from .train.evaluate import (
     atom_errors,
     error_table,
     grouped_tables,
+    rms_dipole_errors,
     rms_energy_errors,
     rms_window_errors,
 )
@@ -289,9 +295,24 @@ def _parser() -> argparse.ArgumentParser:
     sub = command("info", _info, "What is installed and built, or what a model is.")
     sub.add_argument("model", nargs="?", help="bundled name, folder or .pt file")
 
-    sub = command("spectrum", _spectrum, "Vibrational density of states of a trajectory.")
+    sub = command(
+        "spectrum",
+        _spectrum,
+        "Vibrational density of states of a trajectory, or its infrared spectrum against it.",
+    )
     sub.add_argument(
-        "trajectory", type=Path, help=".traj, .extxyz or .h5 of this package, or what ASE reads"
+        "trajectory",
+        type=Path,
+        help="folder of a run; .traj, .extxyz or .h5 of this package, or what ASE reads",
+    )
+    sub.add_argument(
+        "--ir",
+        action="store_true",
+        help="infrared absorption as well, from the dipoles of a model, with the harmonic quantum "
+        "correction",
+    )
+    sub.add_argument(
+        "--model", help="of the dipoles: bundled name or folder (default: that of the run)"
     )
     sub.add_argument("--frame", type=float, help="spacing of frames, fs, where the file lacks it")
     sub.add_argument("--output", type=Path, help="prefix of the .csv and .png (default: beside)")
@@ -371,7 +392,7 @@ def _simulate(options: argparse.Namespace) -> None:
     print(trajectory.trust)
     print(f"{len(trajectory)} frames in {seconds:.1f} s")
     try:
-        _write_vdos(trajectory, folder / "spectrum")
+        _write_spectrum(trajectory, folder / "spectrum")
     except ValueError as error:
         print(f"No spectrum: {error}")
     _print_written(folder)
@@ -444,9 +465,7 @@ def _continued(options: argparse.Namespace) -> tuple[Path, dict[str, Any], ase.A
             + ", ".join(given or [options.structure])
         )
     folder = options.resume
-    if not (folder / "run.json").is_file():
-        raise FileNotFoundError(f"{folder} holds no run.json: it is not the folder of a run")
-    run = json.loads((folder / "run.json").read_text())
+    run = _run_of(folder)
     if options.duration is not None:
         run["settings"]["duration"] = options.duration
     run["versions"] = _versions()
@@ -460,6 +479,13 @@ def _continued(options: argparse.Namespace) -> tuple[Path, dict[str, Any], ase.A
         momenta=start["momenta_ase"],
     )
     return folder, run, atoms
+
+
+def _run_of(folder: Path) -> dict[str, Any]:
+    """What the run.json in the folder of a run says."""
+    if not (folder / "run.json").is_file():
+        raise FileNotFoundError(f"{folder} holds no run.json: it is not the folder of a run")
+    return json.loads((folder / "run.json").read_text())
 
 
 def _train(options: argparse.Namespace) -> None:
@@ -539,6 +565,12 @@ def _evaluate(options: argparse.Namespace) -> None:
         )
     if model.config.window_potentials is not None:
         print("\n" + _said_of_windows(model, pairs, count, seed))
+    if model.dipole is not None and all(r.dipole is not None for r in records):
+        dipole = rms_dipole_errors(model, pairs, count, seed=seed)
+        print(
+            f"\nDipole moments are wrong by {dipole['dipole']:.4f} e Å a component (root mean "
+            f"square; they themselves {dipole['zero']:.4f} e Å)"
+        )
     if options.output:
         write_tables(folder, {"errors": table, **groups})
         plot_errors(table, model.name, folder / "errors.png")
@@ -627,6 +659,8 @@ def _convert(options: argparse.Namespace) -> None:
 def _export(options: argparse.Namespace) -> None:
     model = load_model(options.model, dtype=options.dtype)
     print(f"Written: {export_model(model, options.file)} ({_describe(model)})")
+    if model.dipole is not None:
+        print("Without its dipole.")
 
 
 def _describe(model: MDtrajNet) -> str:
@@ -668,15 +702,27 @@ def _info(options: argparse.Namespace) -> None:
 
 
 def _spectrum(options: argparse.Namespace) -> None:
-    trajectory = _any_trajectory(options.trajectory, options.frame)
+    if options.model is not None and not options.ir:
+        raise ValueError("--model is of the dipoles that --ir asks for: give --ir, or leave it out")
+    path = options.trajectory
+    if path.is_dir():
+        path = path / _run_of(path)["trajectory"]
+    trajectory = _any_trajectory(path, options.frame)
     trajectory = trajectory[int(np.searchsorted(trajectory.times, options.skip)) :]
-    prefix = options.output or options.trajectory.with_name(f"{options.trajectory.stem}-spectrum")
+    kind = "infrared" if options.ir else "spectrum"
+    prefix = options.output or path.with_name(f"{path.stem}-{kind}")
     if prefix.suffix in (".csv", ".png"):
         prefix = prefix.with_suffix("")
     for suffix in (".csv", ".png"):
         if (path := prefix.with_name(prefix.name + suffix)).exists():
             raise FileExistsError(f"{path} exists and is never overwritten: choose another name")
-    _write_vdos(trajectory, prefix, options.resolution, options.max_wavenumber)
+    dipoles = None
+    if options.ir:
+        if options.model is None and not (path.parent / "run.json").is_file():
+            raise ValueError(f"there is no run.json beside {path}: say whose dipoles with --model")
+        name = options.model or _run_of(path.parent)["settings"]["model"]
+        dipoles = load_model(name).dipoles(trajectory)
+    _write_spectrum(trajectory, prefix, options.resolution, options.max_wavenumber, dipoles)
 
 
 def _analyze(options: argparse.Namespace) -> None:
@@ -686,7 +732,7 @@ def _analyze(options: argparse.Namespace) -> None:
     kinds: dict[str, Callable[[Trajectory, Path], None]] = {
         "rdf": functools.partial(_write_rdf, farthest=options.farthest),
         "msd": _write_msd,
-        "vdos": _write_vdos,
+        "vdos": _write_spectrum,
         "kinetic": _write_kinetic,
     }
     apply = kinds if trajectory.atoms.pbc.all() else ("vdos", "kinetic")
@@ -758,12 +804,14 @@ def _any_trajectory(path: Path, frame_fs: float | None) -> Trajectory:
     return as_trajectory(records[0])
 
 
-def _write_vdos(
+def _write_spectrum(
     trajectory: Trajectory,
     prefix: Path,
     resolution: float | None = None,
     max_wavenumber: float | None = None,
+    dipoles: np.ndarray | None = None,
 ) -> None:
+    """Of the motion, and of the dipoles [frames, 3] (e Å) where they are given."""
     if len(trajectory) < 3:
         raise ValueError(f"{len(trajectory)} frames are too few for a spectrum")
     check_even(trajectory.times, "a spectrum cannot be had", rtol=1e-6)
@@ -782,16 +830,19 @@ def _write_vdos(
         max_wavenumber = max(highest, min(4500.0, nyquist))
     masses = trajectory.atoms.get_masses()
     drift = centre_of_mass(trajectory.velocities, masses)  # as a whole it does not vibrate
+    how = {"resolution": resolution, "max_wavenumber": max_wavenumber}
     wavenumber, intensity = vibrational_density_of_states(
-        trajectory.velocities - drift[:, None],
-        masses,
-        dt,
-        resolution=resolution,
-        max_wavenumber=max_wavenumber,
+        trajectory.velocities - drift[:, None], masses, dt, **how
     )
-    paths = write_spectrum(prefix, wavenumber, intensity)
-    lines = ", ".join(f"{w:.0f}" for w, _ in peaks(wavenumber, intensity))
-    print(f"Vibrational density of states, {resolution:g} cm^-1 resolution; peaks at {lines} cm^-1")
+    spectra = {"Vibrational density of states": intensity}
+    infrared = None
+    if dipoles is not None:
+        _, infrared = infrared_spectrum(dipoles, dt, **how)
+        spectra["Infrared absorption (harmonic quantum correction)"] = infrared
+    paths = write_spectrum(prefix, wavenumber, intensity, infrared)
+    for what, of in spectra.items():
+        lines = ", ".join(f"{w:.0f}" for w, _ in peaks(wavenumber, of))
+        print(f"{what}, {resolution:g} cm^-1 resolution; peaks at {lines} cm^-1")
     _say(paths)
 
 

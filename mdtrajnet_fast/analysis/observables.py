@@ -70,10 +70,57 @@ def vibrational_density_of_states(
     Raises ValueError for wrong shapes, velocities that are all zero or not finite, frames too
     coarse for ``max_wavenumber`` (Nyquist), or a run too short for ``resolution``.
     """
-    from scipy.signal import welch  # here, for it takes long to import
-
     v, m = checked_velocities(velocities, masses)
-    frames, atoms = v.shape[:2]
+    segment = _segment(len(v), dt_fs, resolution, max_wavenumber)
+    found = _normalised(*_power(v, m, dt_fs, segment), max_wavenumber)
+    if found is None:
+        raise ValueError("the velocities are all zero or not finite: there is no spectrum")
+    return found
+
+
+def infrared_spectrum(
+    dipoles: ArrayLike, dt_fs: float, *, resolution: float = 20.0, max_wavenumber: float = 4500.0
+) -> tuple[Array, Array]:
+    """Line shape of the infrared absorption: power spectrum of the time derivative of the dipole,
+    the Fourier transform of <mu'(0) . mu'(t)>, by Welch's method as
+    :func:`vibrational_density_of_states`.
+
+    Absorption is w (1 - exp(-h w / kT)) times the quantum mechanical spectrum of the dipole; the
+    harmonic quantum correction takes for that the classical one times
+    (h w / kT) / (1 - exp(-h w / kT)), h being Planck's constant over 2 pi, so that w^2 times the
+    classical spectrum remains, whatever the temperature (R. Ramírez, T. López-Ciudad, P. Kumar P,
+    D. Marx, J. Chem. Phys. 121, 3973 (2004)). Free rotation of a polar molecule shows below some
+    hundred cm^-1.
+
+    The derivative is exact to the end of the spectrum: differences from frame to frame, which show
+    a vibration of frequency w with sin(w dt / 2) / (w dt / 2) of its derivative, are divided by it.
+
+    Arguments
+        dipoles: [frames, 3] e Å (any unit), frames evenly spaced; those of an isolated molecule.
+        dt_fs, resolution, max_wavenumber: as for :func:`vibrational_density_of_states`.
+
+    Returns (wavenumber [bins] in cm^-1, intensity [bins] in cm), at the wavenumbers of
+    :func:`vibrational_density_of_states` of the same frames. From zero to the Nyquist wavenumber
+    the intensity integrates to 1.
+
+    Raises ValueError for a wrong shape, dipoles that never change or are not finite, frames too
+    coarse for ``max_wavenumber``, or a run too short for ``resolution``.
+    """
+    mu = np.asarray(dipoles, dtype=np.float64)
+    if mu.ndim != 2 or mu.shape[1] != 3:
+        raise ValueError(f"got dipoles of shape {mu.shape}; expected [frames, 3]")
+    segment = _segment(len(mu), dt_fs, resolution, max_wavenumber)
+    change = np.diff(mu, axis=0)[:, None]
+    step, power = _power(change, np.ones(1), dt_fs, min(segment, len(change)), segment)
+    x = np.pi * step * np.arange(len(power)) * dt_fs / WAVENUMBER  # w dt / 2
+    found = _normalised(step, power / np.sinc(x / np.pi) ** 2, max_wavenumber)
+    if found is None:
+        raise ValueError("the dipoles never change or are not finite: there is no spectrum")
+    return found
+
+
+def _segment(frames: int, dt_fs: float, resolution: float, max_wavenumber: float) -> int:
+    """Frames of a segment; refused where they, or the run, are too few."""
     if not dt_fs > 0:
         raise ValueError(f"got dt_fs = {dt_fs}; expected a positive time between frames in fs")
     if not 0 < resolution < max_wavenumber:
@@ -96,18 +143,35 @@ def vibrational_density_of_states(
             f"give at least {segment} frames ({segment * dt_fs / 1000:.2f} ps) or "
             f"resolution >= {finest:.1f}"
         )
-    padded = next_fast_len(4 * segment, real=True)
+    return segment
+
+
+def _power(
+    vectors: Array, weights: Array, dt_fs: float, segment: int, unpadded: int | None = None
+) -> tuple[float, Array]:
+    """Spacing (cm^-1) and bins of the power spectrum of vectors [frames, n, 3] of weights [n].
+
+    segment: frames of one, padded with zeros to at least four times `unpadded`; None for itself.
+    """
+    from scipy.signal import welch  # here, for it takes long to import
+
+    frames, count = vectors.shape[:2]
+    padded = next_fast_len(4 * (unpadded or segment), real=True)
     power = np.zeros(padded // 2 + 1)
-    at_once = max(1, _AT_ONCE // frames)  # atoms
-    for start in range(0, atoms, at_once):
+    at_once = max(1, _AT_ONCE // frames)
+    for start in range(0, count, at_once):
         part = slice(start, start + at_once)
-        _, p = welch(v[:, part], nperseg=segment, nfft=padded, detrend=False, axis=0)
-        power += np.einsum("fax,a->f", p, m[part])
-    step = WAVENUMBER / (padded * dt_fs)
-    wavenumber = step * np.arange(len(power))
+        _, p = welch(vectors[:, part], nperseg=segment, nfft=padded, detrend=False, axis=0)
+        power += np.einsum("fax,a->f", p, weights[part])
+    return WAVENUMBER / (padded * dt_fs), power
+
+
+def _normalised(step: float, power: Array, max_wavenumber: float) -> tuple[Array, Array] | None:
+    """Wavenumbers and what integrates to 1 over all of them, up to one; None if nothing does."""
+    wavenumber = step * np.arange(len(power), dtype=np.float64)
     total = step * np.sum(power[1:] + power[:-1]) / 2  # trapezoids
     if not (np.isfinite(total) and total > 0):
-        raise ValueError("the velocities are all zero or not finite: there is no spectrum")
+        return None
     keep = wavenumber <= max_wavenumber
     return wavenumber[keep], power[keep] / total
 

@@ -95,8 +95,8 @@ def rms_dipole_errors(
     """
     rng = np.random.default_rng([seed, 0x7A11DA7E])
     wrong, true = [], []
-    for done in range(0, count, _AT_ONCE):
-        choice = pairs.choose_frames(rng, min(_AT_ONCE, count - done))
+    for done in range(0, count, AT_ONCE):
+        choice = pairs.choose_frames(rng, min(AT_ONCE, count - done))
         wrong.append(dipole_errors(model, pairs, choice).cpu().numpy())
         true.append(pairs.dipoles(choice))
     rms = [float(np.sqrt(np.mean(np.concatenate(x) ** 2))) for x in (wrong, true)]
