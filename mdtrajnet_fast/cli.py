@@ -714,8 +714,8 @@ def _spectrum(options: argparse.Namespace) -> None:
     if prefix.suffix in (".csv", ".png"):
         prefix = prefix.with_suffix("")
     for suffix in (".csv", ".png"):
-        if (path := prefix.with_name(prefix.name + suffix)).exists():
-            raise FileExistsError(f"{path} exists and is never overwritten: choose another name")
+        if (taken := prefix.with_name(prefix.name + suffix)).exists():
+            raise FileExistsError(f"{taken} exists and is never overwritten: choose another name")
     dipoles = None
     if options.ir:
         if options.model is None and not (path.parent / "run.json").is_file():

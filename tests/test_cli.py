@@ -11,11 +11,12 @@ import ase.io
 import cases
 import numpy as np
 import pytest
+import torch
 from ase.build import molecule
 from ase.constraints import FixBondLength
 
 from mdtrajnet_fast import Trajectory, load_model, read_structure, save_model, simulate
-from mdtrajnet_fast.analysis.observables import WAVENUMBER
+from mdtrajnet_fast.analysis.observables import WAVENUMBER, infrared_spectrum
 from mdtrajnet_fast.cli import main
 from mdtrajnet_fast.data.records import load_records
 from mdtrajnet_fast.md.thermostats import Langevin
@@ -166,6 +167,36 @@ def test_spectrum(tmp_path, capsys):
     assert (tmp_path / "lines.csv").exists() and (tmp_path / "lines.png").exists()
     assert "never overwritten" in refused("spectrum w/trajectory.traj --output lines.csv", capsys)
     assert "resolve" in refused("spectrum w/trajectory.traj --resolution 5", capsys)
+
+
+def test_infrared_spectrum(tmp_path, capsys):
+    """Of the folder of a run, with the dipoles of its model or of another."""
+    made = cases.gentle(
+        dtype=torch.float32, **cases.OWN, **cases.WINDOW_POTENTIALS, dipole={"channels": 4}
+    )
+    save_model(made, "with")
+    run("simulate water --model with --dt 2 --duration 600 --equilibration 0 --output w --quiet")
+    capsys.readouterr()
+    run("spectrum w --ir")
+    out = capsys.readouterr().out
+    assert "Vibrational density of states, " in out
+    assert "Infrared absorption (harmonic quantum correction), " in out
+    w, motion, infrared = np.loadtxt("w/trajectory-infrared.csv", delimiter=",", skiprows=1).T
+    assert (tmp_path / "w" / "trajectory-infrared.png").exists()
+    trajectory = Trajectory.read("w/trajectory.traj")
+    how = {"resolution": 81, "max_wavenumber": 4500}
+    bins, expected = infrared_spectrum(load_model("with").dipoles(trajectory), 2.0, **how)
+    np.testing.assert_allclose(w, bins, rtol=1e-6)
+    np.testing.assert_allclose(infrared, expected, rtol=1e-5, atol=1e-12)
+    assert np.corrcoef(motion, infrared)[0, 1] < 0.99
+    trajectory.write("alone.h5")
+    assert "no run.json beside alone.h5" in refused("spectrum alone.h5 --ir", capsys)
+    run("spectrum alone.h5 --ir --model with")
+    np.testing.assert_allclose(np.loadtxt("alone-infrared.csv", delimiter=",", skiprows=1).T[0], w)
+    save_model(cases.model(dtype=torch.float32), "without")
+    assert "has no dipole" in refused("spectrum w --ir --model without --output x", capsys)
+    assert "--model is of the dipoles" in refused("spectrum w --model with", capsys)
+    assert "holds no run.json" in refused("spectrum with", capsys)
 
 
 def test_spectra_of_any_trajectory(tmp_path, capsys):

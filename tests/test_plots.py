@@ -55,6 +55,21 @@ def test_spectrum(tmp_path: Path, drawn) -> None:
         write_spectrum(tmp_path / "x", w, y[1:])
 
 
+def test_infrared_against_the_motion(tmp_path: Path, drawn) -> None:
+    w = np.linspace(0, 4000, 801)
+    y, infrared = (np.exp(-(((w - x) / 20) ** 2)) for x in (3700, 1600))
+    table, picture = write_spectrum(tmp_path / "ir", w, y, 2 * infrared)
+    assert table.read_text().splitlines()[0] == "wavenumber_cm-1,intensity_cm,infrared_cm"
+    back = np.loadtxt(table, delimiter=",", skiprows=1)
+    np.testing.assert_allclose(back, np.column_stack((w, y, 2 * infrared)), rtol=1e-7)
+    assert is_a_picture(picture)
+    (axes,) = drawn[0].axes
+    assert [text.get_text() for text in axes.texts] == ["1600"]
+    assert len(axes.lines) == 2 and axes.get_ylim()[1] > 2
+    with pytest.raises(ValueError, match=r"infrared of shape \(800,\)"):
+        write_spectrum(tmp_path / "x", w, y, y[1:])
+
+
 LOG = """step,samples,seconds,lr,loss,val_a,val_a_static,val_a_ballistic,val_a_velocity
 10,640,1.0,0.001,0.5,,,,
 20,1280,2.0,0.002,0.3,0.05,0.10,0.16,0.004

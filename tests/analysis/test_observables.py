@@ -16,6 +16,7 @@ from mdtrajnet_fast.analysis.observables import (
     bond_changes,
     bonds,
     centre_of_mass_drift,
+    infrared_spectrum,
     peaks,
     vibrational_density_of_states,
 )
@@ -95,6 +96,46 @@ def test_spectrum_refuses_with_numbers() -> None:
         vibrational_density_of_states(v, [1.0], 1.0, resolution=5000)
     with pytest.raises(ValueError, match=r"\(500, 1, 3\) and masses of shape \(2,\)"):
         vibrational_density_of_states(v, [1.0, 1.0], 1.0)
+
+
+def moments(wavenumbers, amplitudes, frames: int, dt: float) -> np.ndarray:
+    """A dipole that is large at rest and moves by cosines along x."""
+    mu = oscillating(wavenumbers, amplitudes, frames, dt).sum(1)
+    return mu + [3.0, -2.0, 0.5]
+
+
+@pytest.mark.parametrize("dt", [0.5, 4.0])
+def test_infrared_lines_are_those_of_the_derivative(dt: float) -> None:
+    """Shares of amplitude^2 frequency^2, also where a period has two frames; nothing at rest."""
+    lines, amplitudes = np.array([500.0, 1700.0, 3900.0]), np.array([0.05, 0.02, 0.01])
+    mu = moments(lines, amplitudes, int(100_000 / dt), dt)
+    w, y = infrared_spectrum(mu, dt, max_wavenumber=4100)
+    assert np.sum((y[1:] + y[:-1]) / 2 * np.diff(w)) == pytest.approx(1, abs=1e-3)
+    share = [y[np.abs(w - x) < 90].sum() * (w[1] - w[0]) for x in lines]
+    expected = (amplitudes * lines) ** 2
+    np.testing.assert_allclose(share, expected / expected.sum(), rtol=2e-3)
+    assert [x for x, _ in peaks(w, y)] == pytest.approx(lines, abs=(w[1] - w[0]))
+    assert y[w < 300].max() < 1e-6 * y.max()
+
+
+def test_infrared_has_the_bins_of_the_motion() -> None:
+    """Of the shortest run, too."""
+    rng = np.random.default_rng(0)
+    w, _ = vibrational_density_of_states(rng.normal(size=(2402, 3, 3)), [1.0, 2.0, 3.0], 1.0)
+    infrared, _ = infrared_spectrum(rng.normal(size=(2402, 3)), 1.0)
+    np.testing.assert_array_equal(infrared, w)
+
+
+def test_infrared_refuses_with_numbers() -> None:
+    mu = moments([1000], [0.01], 500, 1.0)
+    with pytest.raises(ValueError, match=r"500 frames .* 96.1 cm\^-1, not 20: .* 2402 frames"):
+        infrared_spectrum(mu, 1.0)
+    with pytest.raises(ValueError, match=r"every 5 fs .* up to 3336 cm\^-1, not 4500"):
+        infrared_spectrum(mu, 5.0, resolution=50)
+    with pytest.raises(ValueError, match="never change"):
+        infrared_spectrum(0 * mu + 1, 1.0, resolution=100)
+    with pytest.raises(ValueError, match=r"shape \(500, 2\); expected \[frames, 3\]"):
+        infrared_spectrum(mu[:, :2], 1.0, resolution=100)
 
 
 def test_peaks_keeps_the_highest() -> None:

@@ -173,6 +173,10 @@ def test_writer_rounds_to_half_a_count(tmp_path):
     assert np.abs(record.positions - positions).max() < 1.001e-4
     assert np.abs(record.velocities - velocities).max() < 5.001e-6
     np.testing.assert_array_equal(record.energy, energy)
+    np.testing.assert_array_equal(record.dipole, dipole.astype(np.float32))
+    write_records(tmp_path / "again.h5", [record])
+    (again,) = load_records(tmp_path / "again.h5")
+    np.testing.assert_array_equal(again.dipole, record.dipole)
     with h5py.File(tmp_path / "out.h5") as file:
         assert file["mol/traj00/positions"].dtype == file["mol/traj00/velocities"].dtype == np.int16
         assert file["mol/traj00"].attrs["conformer"] == 2
@@ -314,7 +318,7 @@ def frames(cell=None, times=True, velocities=True):
             atoms.set_velocities(speeds[k] / ase.units.fs)
         if times:
             atoms.info["time_fs"] = 3.0 + 0.5 * k
-        atoms.calc = SinglePointCalculator(atoms, energy=-10.0 - k)
+        atoms.calc = SinglePointCalculator(atoms, energy=-10.0 - k, dipole=[0.0, 0.1 * k, 1.0])
         images.append(atoms)
     return images
 
@@ -332,6 +336,8 @@ def test_imports_what_ase_reads(tmp_path, name, times):
     np.testing.assert_allclose(record.masses, atomic_masses[NUMBERS])
     kinetic = [atoms.get_kinetic_energy() for atoms in images]
     np.testing.assert_allclose(record.energy, -10.0 - np.arange(FRAMES) + kinetic, atol=1e-6)
+    dipole = [[0.0, 0.1 * k, 1.0] for k in range(FRAMES)]
+    np.testing.assert_allclose(record.dipole, dipole, atol=1e-6)
 
 
 def test_times_of_others_and_energies_that_are_not_known(tmp_path):
@@ -342,7 +348,7 @@ def test_times_of_others_and_energies_that_are_not_known(tmp_path):
     ase.io.write(tmp_path / "water.traj", images)
     assert load_records(tmp_path / "water.traj")[0].frame_fs == 0.0005
     (record,) = load_records(tmp_path / "water.traj", frame_fs=0.5)
-    assert record.frame_fs == 0.5 and record.energy is None
+    assert record.frame_fs == 0.5 and record.energy is None and record.dipole is None
     for atoms in images:
         atoms.info["time"] = "12:30:00"
     ase.io.write(tmp_path / "clock.traj", images)

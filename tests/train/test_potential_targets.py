@@ -1,4 +1,4 @@
-"""What trainings of all potentials have in common."""
+"""What trainings of potentials and of dipoles have in common."""
 
 import dataclasses
 
@@ -13,10 +13,12 @@ from mdtrajnet_fast.train import fit as train
 SIZES = {
     "potential": {"radial": 12, "products": 16, "hidden": 32},
     "window_potentials": {"layers": 1, "radial": 12, "channels": 8, "products": 8, "hidden": 16},
+    "dipole": {"layers": 1, "radial": 12, "channels": 8, "products": 8, "hidden": 16},
 }
 OPTIONS = {
     "potential": {"max_lag_fs": 30.0},
     "window_potentials": {"optimizer": "soap", "mass_power": 1.0, "time_reversal": True},
+    "dipole": {"optimizer": "soap"},
 }
 
 
