@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from ..analysis.normal_modes import NormalModes, mode_temperatures, normal_modes
-from ..analysis.observables import peaks, vibrational_density_of_states
+from ..analysis.observables import infrared_spectrum, peaks, vibrational_density_of_states
 from ..analysis.trust import trust_summary
 from ..data.generate import teacher
 from ..data.records import Record, as_trajectory
@@ -60,6 +60,7 @@ FIGURES = {
     "temperature": ("T", ".2f", "from 1"),
     "element_error": ("element", ".0%", "largest"),
     "mode_error": ("modes", ".0%", "largest"),
+    "r_ir": ("r IR", ".2f", "smallest"),
 }
 _SAID = {
     "r": "spectra: correlation",
@@ -70,6 +71,7 @@ _SAID = {
     "temperature": "temperature, relative",
     "element_error": "  of the element farthest off",
     "mode_error": "  of normal modes (rms)",
+    "r_ir": "infrared spectra: correlation",
 }
 
 
@@ -154,6 +156,16 @@ def spectrum(run: Trajectory) -> tuple[Array, Array]:
     return w, intensity / intensity.sum()
 
 
+def infrared(dipoles: Array, dt: float) -> Array:
+    """Infrared intensities on the wavenumbers of :func:`spectrum`; they add up to 1.
+
+    dipoles: [frames, 3] e Å, dt fs apart.
+    """
+    how = {"resolution": RESOLUTION, "max_wavenumber": HIGHEST}
+    _, intensity = infrared_spectrum(dipoles, dt, **how)
+    return intensity / intensity.sum()
+
+
 def wasserstein(w: Array, a: Array, b: Array) -> float:
     """Wasserstein-1 distance (cm^-1) of two spectra on the same wavenumbers, even from 0 on.
 
@@ -213,17 +225,18 @@ class Seen:
     """What is compared of a run, or the means over several.
 
     spectrum: [bins]. temperature: K. elements: K by symbol. modes: [modes] K, softest first; None
-    where no modes are known.
+    where no modes are known. infrared: [bins]; None where no dipoles are known.
     """
 
     spectrum: Array
     temperature: float
     elements: dict[str, float]
     modes: Array | None
+    infrared: Array | None
 
     @classmethod
-    def of(cls, run: Trajectory, modes: NormalModes | None) -> Seen:
-        """Of one run."""
+    def of(cls, run: Trajectory, modes: NormalModes | None, dipoles: Array | None) -> Seen:
+        """Of one run; dipoles: [frames, 3] e Å."""
         v, m, z = run.velocities, run.atoms.get_masses(), run.atoms.numbers
         freedom = atomic_degrees_of_freedom(run[0])
         elements = temperature_per_element(v, m, z, freedom)
@@ -232,6 +245,7 @@ class Seen:
             float(kinetic_temperature(v, m, freedom.sum()).mean()),
             {symbol: float(kelvin.mean()) for symbol, kelvin in elements.items()},
             None if modes is None else mode_temperatures(run, modes),
+            None if dipoles is None else infrared(dipoles, float(run.times[1] - run.times[0])),
         )
 
     @classmethod
@@ -242,11 +256,13 @@ class Seen:
             each = [run.modes for run in runs if run.modes is not None]
             least = min(map(len, each))
             modes = np.mean([one[len(one) - least :] for one in each], axis=0)
+        lines = [run.infrared for run in runs if run.infrared is not None]
         return cls(
             np.mean([run.spectrum for run in runs], axis=0),
             float(np.mean([run.temperature for run in runs])),
             {e: float(np.mean([run.elements[e] for run in runs])) for e in runs[0].elements},
             modes,
+            np.mean(lines, axis=0) if len(lines) == len(runs) else None,
         )
 
 
@@ -265,6 +281,9 @@ def difference(w: Array, seen: Seen, reference: Seen) -> dict[str, Any]:
     if seen.modes is not None and reference.modes is not None:
         apart_K = seen.modes - reference.modes
         modes = float(np.sqrt(np.mean(apart_K**2)) / reference.modes.mean())
+    r_ir = None
+    if seen.infrared is not None and reference.infrared is not None:
+        r_ir = float(np.corrcoef(seen.infrared, reference.infrared)[0, 1])
     return {
         "r": float(np.corrcoef(seen.spectrum, reference.spectrum)[0, 1]),
         "W1_cm-1": apart,
@@ -275,6 +294,7 @@ def difference(w: Array, seen: Seen, reference: Seen) -> dict[str, Any]:
         "element": farthest,
         "element_error": errors[farthest],
         "mode_error": modes,
+        "r_ir": r_ir,
     }
 
 
@@ -426,7 +446,8 @@ def compare_runs(
     the intensity. Shifts are those of the reference's ten strongest peaks to the nearest ones of
     the prediction. Temperatures are relative to the reference's. Drifts are slopes of the total
     energy, meV per atom and ps, by single points of the data's own method where it is installed;
-    beside them those of the energies in the data.
+    beside them those of the energies in the data. Infrared spectra are those of the dipoles in the
+    data and of the model's, where both have any.
     """
     teachers: dict[str | None, Calculator | str] = {}
     for record in records:
@@ -506,11 +527,15 @@ class _Pair:
     ) -> _Pair:
         modes = None if model.window_potentials is None else modes_near(model, reference[0])
         whole = len(predicted) == len(reference)
+        every = round(float(reference.times[1]) / record.frame_fs)
+        own = predicted_own = None
+        if record.dipole is not None and model.dipole is not None:
+            own = record.dipole[::every][: len(reference)]
+            predicted_own = model.dipoles(predicted)
         drift = drift_reference = np.nan
         if whole and not isinstance(calculator, str):
             drift = energy_drift(predicted, calculator)
         if record.energy is not None:
-            every = round(float(reference.times[1]) / record.frame_fs)
             energies = record.energy[::every][: len(reference)]
             drift_reference = slope(reference.times, energies, len(reference.atoms))
         trust = predicted.trust or trust_summary(predicted, model.config.radial_cutoff)
@@ -522,8 +547,8 @@ class _Pair:
         if model.has_energies:
             potential = partial(potential_energies, model, reference.atoms)
         return cls(
-            Seen.of(reference, modes),
-            Seen.of(predicted, modes) if whole else None,
+            Seen.of(reference, modes, own),
+            Seen.of(predicted, modes, predicted_own) if whole else None,
             modes,
             drift,
             drift_reference,
