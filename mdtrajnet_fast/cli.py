@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import functools
 import io
+import itertools
 import json
 import platform
 import re
@@ -15,7 +16,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable
-from itertools import combinations_with_replacement
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -41,8 +42,9 @@ from .analysis.observables import (
 from .data.generate import TEMPERATURES_K, generate
 from .data.pairs import Pairs
 from .data.records import Record, as_trajectory, load_records
+from .io.lock import Lock
 from .io.structures import read_structure
-from .io.trajectory import Trajectory
+from .io.trajectory import Trajectory, description, last_time, set_description
 from .md.export import export_model
 from .md.rollout import ENERGY_RATE, RolloutError
 from .md.simulation import check_run, method_begun, model_hash, simulate
@@ -101,10 +103,24 @@ _NOT_SETTINGS = ("model", "temperature", "output", "format")
 # What `evaluate` takes only without --rollout, with its defaults, and only with it.
 EVALUATE: dict[str, Any] = {"pairs": 5000, "times": None, "seed": 0}
 EVALUATE_ROLLOUT = ("method", "window", "energy_rate", "duration", "spacing")
+# What a run cannot go on without; runs of before there was the rest go on.
+_NEEDED = {"model", "dtype", "device", "dt", "duration", "window", "temperature_K", "seed"}
 # A segment of the spectrum lasts this over its resolution (fs cm^-1), see analysis.
 _SEGMENT = 1.45 * WAVENUMBER
 _COARSEST = 500.0  # cm^-1, a resolution that still tells stretches from bends
 _HIGHEST = {True: 4000.0, False: 2500.0}  # cm^-1, what vibrates with and without hydrogen
+
+
+# Errors whose message says it all; others are faults of this package, and come with a traceback.
+_SAID = (
+    ValueError,
+    TypeError,
+    OSError,
+    ImportError,
+    RolloutError,
+    FloatingPointError,
+    MemoryError,
+)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -116,8 +132,9 @@ def main(arguments: list[str] | None = None) -> int:
     options.arguments = sys.argv[1:] if arguments is None else arguments
     try:
         options.run(options)
-    except (ValueError, TypeError, OSError, ImportError, RolloutError, FloatingPointError) as error:
-        print(f"mdtrajnet {options.command}: {error}", file=sys.stderr)
+    except _SAID as error:
+        said = str(error) or type(error).__name__
+        print(f"mdtrajnet {options.command}: {said}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(f"mdtrajnet {options.command}: interrupted; what is written stays", file=sys.stderr)
@@ -346,7 +363,23 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _simulate(options: argparse.Namespace) -> None:
-    folder, run, atoms = _continued(options) if options.resume else _new_run(options)
+    with ExitStack() as stack:
+        if options.resume:
+            stack.enter_context(Lock(_run_json(options.resume)))
+            folder, run, atoms = _continued(options)
+        else:
+            folder, run, atoms = _new_run(options)
+        _run(options, folder, run, atoms, stack)
+
+
+def _run(
+    options: argparse.Namespace,
+    folder: Path,
+    run: dict[str, Any],
+    atoms: ase.Atoms,
+    stack: ExitStack,
+) -> None:
+    """Predict the trajectory that run.json says, in a folder that is locked in the meantime."""
     settings = run["settings"]
     model = load_model(settings["model"], dtype=settings["dtype"], device=settings["device"])
     if run.setdefault("model_hash", model_hash(model)) != model_hash(model):
@@ -359,7 +392,9 @@ def _simulate(options: argparse.Namespace) -> None:
     system, times = System.from_atoms(atoms), (settings["dt"], settings["duration"])
     check_run(model, system, *times, settings["window"], method)
     thermostat = _thermostat(settings)
-    folder.mkdir(parents=True, exist_ok=True)
+    if not options.resume:
+        folder = _made(folder, numbered=options.output is None)
+        stack.enter_context(Lock(folder / "run.json"))
     _write_json(folder / "run.json", run)
     print(
         f"{atoms.get_chemical_formula()} ({run['structure']['name']}), {settings['duration']:g} fs "
@@ -431,7 +466,7 @@ def _new_run(options: argparse.Namespace) -> tuple[Path, dict[str, Any], ase.Ato
         thermal_velocities(atoms, temperature, chosen["seed"])
     label = f"-{temperature:g}K" if temperature is not None else ""
     slug = re.sub(r"[^A-Za-z0-9.+-]+", "_", name).strip("_") or "run"
-    folder = _new_folder(chosen["output"], f"{slug}{label}")
+    folder = _new_folder(chosen["output"] or Path(f"{slug}{label}"), chosen["output"] is None)
     run = {
         "command": ["mdtrajnet", *options.arguments],
         "structure": {
@@ -444,6 +479,7 @@ def _new_run(options: argparse.Namespace) -> tuple[Path, dict[str, Any], ase.Ato
             "pbc": atoms.pbc.tolist(),
             "positions_A": atoms.positions.tolist(),
             "momenta_ase": atoms.get_momenta().tolist(),
+            "described": description(atoms),
         },
         "settings": {
             "model": _absolute(chosen["model"]),
@@ -464,28 +500,50 @@ def _continued(options: argparse.Namespace) -> tuple[Path, dict[str, Any], ase.A
             "--resume takes the structure and all settings but --duration from its folder, got "
             + ", ".join(given or [options.structure])
         )
-    folder = options.resume
-    run = _run_of(folder)
-    if options.duration is not None:
-        run["settings"]["duration"] = options.duration
-    run["versions"] = _versions()
-    start = run["structure"]
-    atoms = ase.Atoms(
-        start["numbers"],
-        positions=start["positions_A"],
-        masses=start["masses_amu"],
-        cell=start["cell_A"],
-        pbc=start["pbc"],
-        momenta=start["momenta_ase"],
-    )
-    return folder, run, atoms
+    file = _run_json(options.resume)
+    try:
+        run = json.loads(file.read_text())
+        if options.duration is not None:
+            run["settings"]["duration"] = options.duration
+        if missing := sorted(_NEEDED - run["settings"].keys()):
+            raise ValueError(f"its settings lack {', '.join(missing)}")
+        run["versions"] = _versions()
+        start, name = run["structure"], str(run["trajectory"])
+        if name != Path(name).name or name.startswith("."):
+            raise ValueError(f"expected a trajectory in the folder itself, got {name!r}")
+        atoms = ase.Atoms(
+            start["numbers"],
+            positions=start["positions_A"],
+            masses=start["masses_amu"],
+            cell=start["cell_A"],
+            pbc=start["pbc"],
+            momenta=start["momenta_ase"],
+        )
+        set_description(atoms, start.get("described", {}))
+    except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError) as error:
+        raise ValueError(
+            f"{file} does not describe a run ({type(error).__name__}: {error}); restore it from a "
+            "copy"
+        ) from error
+    held = last_time(options.resume / name)
+    if options.duration is not None and options.duration < held:
+        raise ValueError(
+            f"{options.resume} holds frames up to {held:g} fs already, got --duration "
+            f"{options.duration:g}; nothing is cut: give a longer one"
+        )
+    return options.resume, run, atoms
+
+
+def _run_json(folder: Path) -> Path:
+    file = folder / "run.json"
+    if not file.is_file():
+        raise FileNotFoundError(f"{folder} holds no run.json: it is not the folder of a run")
+    return file
 
 
 def _run_of(folder: Path) -> dict[str, Any]:
     """What the run.json in the folder of a run says."""
-    if not (folder / "run.json").is_file():
-        raise FileNotFoundError(f"{folder} holds no run.json: it is not the folder of a run")
-    return json.loads((folder / "run.json").read_text())
+    return json.loads(_run_json(folder).read_text())
 
 
 def _train(options: argparse.Namespace) -> None:
@@ -532,7 +590,7 @@ def _evaluate(options: argparse.Namespace) -> None:
         trajectories=options.trajectories,
         frame_fs=options.frame,
     )
-    folder = _new_folder(options.output, "")
+    folder = options.output and _new_folder(options.output)
     if options.rollout:
         _evaluate_rollout(options, model, records, folder)
         return
@@ -571,7 +629,7 @@ def _evaluate(options: argparse.Namespace) -> None:
             f"\nDipole moments are wrong by {dipole['dipole']:.4f} e Å a component (root mean "
             f"square; they themselves {dipole['zero']:.4f} e Å)"
         )
-    if options.output:
+    if folder:
         write_tables(folder, {"errors": table, **groups})
         plot_errors(table, model.name, folder / "errors.png")
         plot_groups(groups, model.name, folder / "groups.png")
@@ -603,7 +661,7 @@ def _evaluate_rollout(
 
 
 def _print_written(folder: Path) -> None:
-    print(f"Written: {folder}/ ({', '.join(sorted(p.name for p in folder.iterdir()))})")
+    print(f"Written: {folder}/ ({', '.join(sorted(p.name for p in folder.glob('[!.]*')))})")
 
 
 def _said_of_windows(model: MDtrajNet, pairs: Pairs, count: int, seed: int) -> str:
@@ -738,7 +796,9 @@ def _analyze(options: argparse.Namespace) -> None:
     apply = kinds if trajectory.atoms.pbc.all() else ("vdos", "kinetic")
     wanted = [name for name in kinds if getattr(options, name)] or list(apply)
     place = options.trajectory
-    folder = _new_folder(options.output, str(place.with_name(f"{place.stem}-analysis")))
+    numbered = options.output is None
+    folder = _new_folder(options.output or place.with_name(f"{place.stem}-analysis"), numbered)
+    folder = _made(folder, numbered)
     for name in wanted:
         kinds[name](trajectory, folder / name)
 
@@ -746,7 +806,7 @@ def _analyze(options: argparse.Namespace) -> None:
 def _write_rdf(trajectory: Trajectory, prefix: Path, farthest: float | None) -> None:
     elements = Counter(sorted(trajectory.atoms.get_chemical_symbols()))
     curves: dict[str, np.ndarray] = {}
-    for a, b in combinations_with_replacement(elements, 2):
+    for a, b in itertools.combinations_with_replacement(elements, 2):
         if a != b or elements[a] > 1:
             r, g = radial_distribution(trajectory, (a, b), farthest=farthest)
             curves[f"{a}-{b}"] = g
@@ -846,18 +906,24 @@ def _write_spectrum(
     _say(paths)
 
 
-def _new_folder(wanted: Path | None, default: str) -> Path:
-    """The path of a new folder; a default name gets a number where there is one already."""
-    if wanted is None:
-        folder, k = Path(default), 1
-        while folder.exists():
-            k += 1
-            folder = Path(f"{default}-{k}")
-    else:
-        folder = wanted
-        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-            raise FileExistsError(f"{folder} exists and is never overwritten: choose another name")
-    return folder
+def _new_folder(wanted: Path, numbered: bool = False) -> Path:
+    """The path of a new folder. Raises FileExistsError where it is in use, unless numbered."""
+    if not numbered and wanted.exists() and not (wanted.is_dir() and not any(wanted.iterdir())):
+        raise FileExistsError(f"{wanted} exists and is never overwritten: choose another name")
+    return wanted
+
+
+def _made(folder: Path, numbered: bool) -> Path:
+    """Make a new folder; numbered: with a number where others, started beside, have made it."""
+    if not numbered:
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
+    for k in itertools.count(1):
+        made = folder if k == 1 else folder.with_name(f"{folder.name}-{k}")
+        with suppress(FileExistsError):
+            made.mkdir()  # of two processes one makes it
+            return made
+    raise AssertionError
 
 
 def _absolute(model: str) -> str:

@@ -13,14 +13,13 @@ The HDF5 format has a group for each molecule or periodic system, and in it one 
             energy     [frames]             potential + kinetic, eV; optional
             dipole     [frames, 3]          e Å; optional
 
-Positions of periodic systems are unwrapped. A group whose name starts with an underscore is
-unfinished and is not read.
+Positions of periodic systems are unwrapped. A group whose name starts with an underscore is not
+read.
 """
 
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +33,7 @@ from ase.data import atomic_masses
 from ase.io.formats import filetype
 from ase.io.trajectory import TrajectoryReader as AseReader
 
+from ..io.hdf5_files import changing, reading
 from ..io.trajectory import Trajectory, is_hdf5_trajectory
 from ..mechanics import check_even, momenta_from_velocities
 from ..system import check_unconstrained
@@ -201,44 +201,46 @@ def _complete(cell: np.ndarray, pbc: np.ndarray) -> np.ndarray:
     return cell
 
 
-def _open(path: Path, mode: str) -> h5py.File:
-    """The file, after up to a minute of waiting: others lock it while they read or write."""
-    for _ in range(600):
-        try:
-            return h5py.File(path, mode)
-        except BlockingIOError:
-            time.sleep(0.1)
-    return h5py.File(path, mode)
-
-
 def _read_hdf5(path: Path, frame_fs: float | None) -> Iterator[_Entry]:
     """Every trajectory of an HDF5 file."""
     if is_hdf5_trajectory(path):
         yield path.stem, None, "traj00", lambda: _from_trajectory(path, frame_fs)
         return
     try:
-        file = _open(path, "r")
-    except OSError as error:
-        raise ValueError(f"{path}: not a readable HDF5 file ({error})") from None
-    with file:
-        for molecule in file:
-            group = file[molecule]
-            if molecule.startswith("_"):
-                continue
-            if not isinstance(group, h5py.Group):
-                raise ValueError(
-                    f"{path}: {molecule} is a data set, expected one group per molecule"
-                )
-            common = _read_common(path, group)
-            for trajectory, node in group.items():
-                if not isinstance(node, h5py.Group) or trajectory.startswith("_"):
+        with reading(path) as file:
+            for molecule in file:
+                if molecule.startswith("_"):
                     continue
-                smiles = common["smiles"]
+                _check_own(path, file, molecule)
+                group = file[molecule]
+                if not isinstance(group, h5py.Group):
+                    raise ValueError(
+                        f"{path}: {molecule} is a data set, expected one group per molecule"
+                    )
+                common = _read_common(path, group)
+                for trajectory in group:
+                    _check_own(path, group, trajectory)
+                    node = group[trajectory]
+                    if not isinstance(node, h5py.Group) or trajectory.startswith("_"):
+                        continue
+                    smiles = common["smiles"]
 
-                def make(node: h5py.Group = node, common: dict = common) -> Record:
-                    return _read_trajectory(node, common)
+                    def make(node: h5py.Group = node, common: dict = common) -> Record:
+                        return _read_trajectory(path, node, common)
 
-                yield molecule, smiles, trajectory, make
+                    yield molecule, smiles, trajectory, make
+    except (OSError, RuntimeError, LookupError, TypeError, MemoryError, UnicodeError) as error:
+        raise ValueError(f"{path}: not a readable HDF5 file, or damaged ({error})") from error
+
+
+def _check_own(path: Path, group: h5py.Group, name: str) -> None:
+    """Refuse what is not in the file itself: it would be read from anywhere on this machine."""
+    where = f"{path}: {group.name.rstrip('/')}/{name}"
+    if not isinstance(group.get(name, getlink=True), h5py.HardLink):
+        raise ValueError(f"{where} is a link; expected the data themselves")
+    node = group[name]
+    if isinstance(node, h5py.Dataset) and (node.external or node.is_virtual):
+        raise ValueError(f"{where} is stored in other files; expected the data themselves")
 
 
 def _read_common(path: Path, group: h5py.Group) -> dict[str, Any]:
@@ -273,7 +275,9 @@ def _text(value: str | bytes | None) -> str | None:
     return value.decode() if isinstance(value, bytes) else value
 
 
-def _read_trajectory(node: h5py.Group, common: dict[str, Any]) -> Record:
+def _read_trajectory(path: Path, node: h5py.Group, common: dict[str, Any]) -> Record:
+    for name in node:
+        _check_own(path, node, name)
     fields = {k: v for k, v in common.items() if k != "scales"}
     trajectory = node.name.rsplit("/", 1)[1]
     where = f"{common['molecule']}/{trajectory}"
@@ -470,10 +474,9 @@ def unwrap(positions: np.ndarray, cell: np.ndarray, pbc: np.ndarray) -> np.ndarr
 class Writer:
     """Appends trajectories to one HDF5 file, each of them whole or not at all.
 
-    The file is open only while something is written, and a group or trajectory gets its name after
-    all of it is written: an interrupted run leaves a readable file of complete trajectories. (HDF5
-    keeps no journal: a kill or power loss within the few milliseconds of a write could still
-    damage it.) One writer a file at a time.
+    The file is open only while something is written (:func:`~mdtrajnet_fast.io.hdf5_files.changing`
+    says how): a run that is interrupted or killed, or finds no room on the disk, leaves a readable
+    file of complete trajectories. One writer a file at a time.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -484,14 +487,14 @@ class Writer:
             )
         if not self.path.parent.is_dir():
             raise ValueError(f"{self.path}: there is no folder {self.path.parent}; make it first")
-        if self.path.exists() and not h5py.is_hdf5(self.path):
+        if self.path.exists() and not _is_hdf5(self.path):
             raise ValueError(f"{self.path}: exists and is not an HDF5 file; choose another name")
 
     def contents(self) -> dict[str, set[str]]:
         """Names of the complete trajectories of every group."""
         if not self.path.exists():
             return {}
-        with _open(self.path, "r") as file:
+        with reading(self.path) as file:
             return {
                 name: {
                     k
@@ -504,7 +507,7 @@ class Writer:
 
     def check(self, name: str, numbers: np.ndarray, **attributes: Any) -> None:
         """Raises ValueError, saying what differs, unless group `name` has these attributes."""
-        with _open(self.path, "r") as file:
+        with reading(self.path) as file:
             stored = {**file[name].attrs, "numbers": file[name]["numbers"][()]}
         for key, new in {**attributes, "numbers": numbers}.items():
             old = stored.get(key)
@@ -544,15 +547,13 @@ class Writer:
         if pbc is not None and np.any(pbc):
             arrays["cell"] = np.asarray(cell, np.float64)
             attributes["pbc"] = np.asarray(pbc, bool)
-        with _open(self.path, "a") as file:
+        with changing(self.path) as file:
             if name in file:
                 raise ValueError(f"{self.path}: group {name} exists already")
-            group = _unfinished(file)
+            group = file.create_group(name)
             group.attrs.update(attributes)
             for key, value in arrays.items():
                 group[key] = value
-            file.flush()
-            file.move("_unfinished", name)
 
     def append(
         self,
@@ -571,7 +572,7 @@ class Writer:
         value is not finite or does not fit the group's int16 counts.
         """
         check_name(trajectory)
-        with _open(self.path, "a") as file:
+        with changing(self.path) as file:
             if name not in file:
                 raise ValueError(f"{self.path}: no group {name}; make it with add_group first")
             group = file[name]
@@ -592,19 +593,18 @@ class Writer:
                 arrays["energy"] = _encode(f"{where}: energy", energy, (frames,), "f8")
             if dipole is not None:
                 arrays["dipole"] = _encode(f"{where}: dipole", dipole, (frames, 3), "f4")
-            node = _unfinished(group)
+            node = group.create_group(trajectory)
             node.attrs.update(attributes)
             for key, value in arrays.items():
                 node.create_dataset(key, data=value, compression="gzip", shuffle=True)
-            file.flush()
-            group.move("_unfinished", trajectory)
 
 
-def _unfinished(parent: h5py.Group) -> h5py.Group:
-    """A new group for what is being written, in place of one that an interruption left."""
-    if parent.get("_unfinished", getlink=True) is not None:  # `in` misses a link to nothing
-        del parent["_unfinished"]
-    return parent.create_group("_unfinished")
+def _is_hdf5(path: Path) -> bool:
+    try:
+        with reading(path):
+            return True
+    except OSError:
+        return False
 
 
 def check_name(name: str) -> None:

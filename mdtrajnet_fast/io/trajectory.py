@@ -23,23 +23,28 @@ Formats, chosen by suffix
         masses      float64 [atoms]             amu
         cell        float64 [3, 3]              Å, rows are the cell vectors (zeros: no cell)
         pbc         bool    [3]
-        attributes of the file: format, version, metadata (JSON)
+        arrays/...  [atoms, ...]                what else the atoms have, such as tags
+        attributes of the file: format, version, metadata (JSON), info (ASE's JSON)
 
 The run's metadata (any JSON object) is stored once: in ``info["metadata"]`` of frame 0, which
-``ase.io.read`` returns, or in the HDF5 attribute. Masses, thus isotopes, are in every format.
+``ase.io.read`` returns, or in the HDF5 attribute. Masses, thus isotopes, are in every format, and
+so is what describes the atoms whatever they do (:func:`described`): tags, initial charges and
+magnetic moments, residue names and other arrays, and ``info``.
 
-What survives an interruption
------------------------------
-Each ``write`` call is handed to the operating system before it returns. A killed process loses at
-most the frames of the call it was in; earlier frames stay readable in all three formats:
+What survives
+-------------
+Each ``write`` call is handed to the operating system before it returns. A killed process, or a
+disk that is full, loses at most the frames of the call it was in; earlier frames stay readable,
+and the file can be continued, in all three formats:
 
 * ``.traj``: ASE writes the data of a frame, then its place in the index, then the number of frames.
 * ``.extxyz``: a frame counts when all its lines are there; a torn last frame is left out.
-* ``.h5`` is written in HDF5's single-writer mode (SWMR), which orders its own bookkeeping so that
-  the file is valid at every moment; ``times`` is written last, and a frame counts once its time is
-  there. The file can be read during the run with ``h5py.File(path, swmr=True)``. After a kill it
-  still carries the mark "open for writing", which other programs refuse (``h5clear`` removes
-  it); :func:`truncate` and ``open_writer(append=True)`` remove the mark by rewriting the file.
+* ``.h5``: a call is a commit of :mod:`.hdf5_files`, whole or not at all; other programs can read
+  the file during the run (``h5py.File(path, swmr=True)``) and after a kill. One within a commit,
+  a matter of microseconds, leaves a ``.journal`` beside the file that belongs to it.
+
+A file has one writer at a time (:class:`.lock.Lock`). Writers share a quarter of the descriptors
+that a process may have; those of more files than that open them for each write.
 """
 
 from __future__ import annotations
@@ -47,21 +52,28 @@ from __future__ import annotations
 import json
 import os
 import re
+import resource
+import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, overload
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, overload
 
 import ase
 import ase.io
 import h5py
 import numpy as np
+from ase.calculators.calculator import all_properties
+from ase.io.jsonio import decode, encode
 from ase.io.trajectory import TrajectoryReader as AseReader
 from ase.io.trajectory import TrajectoryWriter as AseWriter
 from numpy.typing import ArrayLike, NDArray
 
 from ..mechanics import velocities_from_momenta
+from . import hdf5_files
+from .interruptions import uninterrupted
+from .lock import Lock
 
 if TYPE_CHECKING:
     from ..analysis.trust import TrustSummary
@@ -77,7 +89,8 @@ class Trajectory:
     """Frames of one system.
 
     Arguments
-        atoms: numbers, masses, cell and pbc are taken from it; nothing else is kept.
+        atoms: numbers, masses, cell and pbc are taken from it, and what else describes it
+            (:func:`described`): tags, info and the like, which all frames have.
         times: [frames] fs.
         positions: [frames, atoms, 3] Å, not wrapped into the cell.
         momenta: [frames, atoms, 3] sqrt(eV amu), ASE's unit; see :func:`momenta_from_velocities`.
@@ -170,10 +183,55 @@ class Trajectory:
         return cls(*fmt.read(path, frames))
 
 
+# Of one moment: positions and momenta are kept elsewhere, the rest would be wrong in other frames.
+_OF_A_STATE = frozenset(
+    ("numbers", "positions", "momenta", "masses", "metadata", "time", "time_fs", *all_properties)
+)
+
+
+def described(atoms: ase.Atoms) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """Copies of what describes atoms whatever they do: entries of info, and arrays [atoms, ...].
+
+    Left out are times, results of calculators, and vectors of float [atoms, 3] such as forces.
+    """
+    copy = atoms.copy()
+    info = {k: v for k, v in copy.info.items() if k not in _OF_A_STATE}
+    arrays = {
+        k: v.astype(str) if v.dtype == object and all(isinstance(x, str) for x in v.flat) else v
+        for k, v in copy.arrays.items()
+        if k not in _OF_A_STATE and not (v.dtype.kind == "f" and v.shape[1:] == (3,))
+    }
+    return info, arrays
+
+
+def description(atoms: ase.Atoms) -> dict[str, Any]:
+    """What :func:`described` finds as a JSON object; what JSON cannot hold is left out."""
+    info, arrays = described(atoms)
+    kept = {"info": info, "arrays": {k: _plain(v) for k, v in arrays.items()}}
+    texts = {name: _as_text(Path("JSON"), entries) for name, entries in kept.items()}
+    return {k: {name: json.loads(text) for name, text in v.items()} for k, v in texts.items()}
+
+
+def set_description(atoms: ase.Atoms, said: dict[str, Any]) -> None:
+    """Give atoms what :func:`description` said. Raises ValueError, TypeError for anything else."""
+    kept = decode(json.dumps(said), always_array=False)
+    atoms.info.update(kept.get("info", {}))
+    for name, values in kept.get("arrays", {}).items():
+        atoms.set_array(name, np.asarray(values))
+
+
+def _plain(values: np.ndarray) -> Any:
+    """ASE's JSON has no arrays of texts: a list of them."""
+    return values.tolist() if values.dtype.kind == "U" else values
+
+
 def _template(atoms: ase.Atoms) -> ase.Atoms:
-    return ase.Atoms(
+    template = ase.Atoms(
         numbers=atoms.numbers, masses=atoms.get_masses(), cell=atoms.cell, pbc=atoms.pbc
     )
+    template.info, arrays = described(atoms)
+    template.arrays.update(arrays)
+    return template
 
 
 def _frame(template: ase.Atoms, time: float, positions: Array, momenta: Array) -> ase.Atoms:
@@ -227,39 +285,61 @@ def open_writer(
         raise FileNotFoundError(
             f"cannot write {path.name}: there is no folder {path.parent}; make it first"
         )
-    frames, last = 0, -np.inf
-    if path.exists():
-        if not append:
-            raise FileExistsError(
-                f"{path} exists and is never overwritten: choose another name, remove it, or "
-                "continue it with append=True"
-            )
-        frames = fmt.count(path)
-    if frames:
-        end = Trajectory.read(path, slice(frames - 1, frames))
-        _same_system(path, end.atoms, atoms)
-        _same_metadata(path, end.metadata, metadata)
-        last = float(end.times[0])
-        fmt.truncate(path, frames)
-    else:
-        path.unlink(missing_ok=True)  # append to a file without a frame: begin it again
-    return TrajectoryWriter(fmt.sink(path, atoms, metadata or {}), len(atoms), frames, last)
+    lock = Lock(path)
+    try:
+        frames, last = 0, -np.inf
+        if path.exists():
+            if not append:
+                raise FileExistsError(
+                    f"{path} exists and is never overwritten: choose another name, remove it, or "
+                    "continue it with append=True"
+                )
+            frames = fmt.count(path)
+        if frames:
+            end = Trajectory.read(path, slice(frames - 1, frames))
+            _same_system(path, end.atoms, atoms)
+            _same_metadata(path, end.metadata, metadata)
+            atoms, last = end.atoms, float(end.times[0])
+            fmt.truncate(path, frames)
+        else:
+            path.unlink(missing_ok=True)  # append to a file without a frame: begin it again
+        return TrajectoryWriter(path, atoms, metadata or {}, lock, frames, last)
+    except BaseException:
+        lock.close()
+        raise
 
 
 class TrajectoryWriter:
     """What :func:`open_writer` returns. ``frames`` counts the frames in the file."""
 
-    def __init__(self, sink: Any, atoms: int, frames: int, last_time: float) -> None:
-        self._sink, self._atoms, self.frames, self._last = sink, atoms, frames, last_time
+    def __init__(
+        self,
+        path: Path,
+        atoms: ase.Atoms,
+        metadata: Metadata,
+        lock: Lock,
+        frames: int,
+        last_time: float,
+    ) -> None:
+        self._path, self._system, self._metadata = path, atoms, metadata
+        self._lock: Lock | None = lock
+        self.frames, self._last = frames, last_time
+        self._state: tuple[int, int] | None = None  # of the file, while it is closed
+        self._sink: Any = None
+        try:
+            self._open()
+        except BaseException as error:
+            self._give_up(error)
 
     def write(self, times: ArrayLike, positions: ArrayLike, momenta: ArrayLike) -> None:
         """Append frames and hand them to the operating system: times [k] fs, positions
         [k, atoms, 3] Å, momenta [k, atoms, 3] sqrt(eV amu).
 
         Raises ValueError for wrong shapes or times that are not finite and increasing: a restart
-        cannot write a frame twice.
+        cannot write a frame twice. Raises OSError where the file cannot be written (a full disk) or
+        another process changed it; the writer is closed then, and what the file had is in it.
         """
-        t, x, p = frame_arrays(self._atoms, times, positions, momenta)
+        t, x, p = frame_arrays(len(self._system), times, positions, momenta)
         if len(t) == 0:
             return
         steps = np.diff(t, prepend=self._last)
@@ -269,19 +349,79 @@ class TrajectoryWriter:
                 "finite, increasing times (on a restart, truncate() drops the frames written "
                 "after the state it continues from)"
             )
-        self._sink.write(self.frames, t, x, p)
-        self.frames += len(t)
-        self._last = float(t[-1])
+        with uninterrupted():
+            try:
+                if self._sink is None:
+                    self._open()
+                self._sink.write(self.frames, t, x, p)
+            except BaseException as error:
+                self._give_up(error)
+            self.frames += len(t)
+            self._last = float(t[-1])
 
     def close(self) -> None:
         """Close the file; all that was written is in it already."""
-        self._sink.close()
+        with uninterrupted():
+            self._rest()
+
+    def _open(self) -> None:
+        """Open the file, in place of another one where too many are."""
+        if self._lock is None:
+            self._lock = Lock(self._path)
+        if self._state is not None and self._state != _state(self._path):
+            raise OSError(f"{self._path} was changed by another program since it was last written")
+        while len(_opened) >= max(1, _descriptors() // 4):
+            next(iter(_opened))._rest()
+        sink = _FORMATS[self._path.suffix.lower()].sink
+        self._sink = sink(self._path, self._system, self._metadata)
+        _opened[self] = None
+
+    def _rest(self) -> None:
+        """Close the file until there is more to write."""
+        _opened.pop(self, None)
+        if self._sink is not None:
+            sink, self._sink = self._sink, None
+            sink.close()
+            self._state = _state(self._path)
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
+
+    def _give_up(self, error: BaseException) -> NoReturn:
+        """Close what a write was broken in, with the frames before it."""
+        if self._sink is not None:
+            self._sink.abandon(self.frames)
+            self._sink = None
+        self._rest()
+        if isinstance(error, OSError) and error.errno is not None:
+            raise OSError(
+                error.errno,
+                f"{error.strerror}: the {self.frames} frames before this are complete; the run can "
+                "be continued from them",
+                str(self._path),
+            ) from error
+        raise error
 
     def __enter__(self) -> TrajectoryWriter:
         return self
 
     def __exit__(self, *exc: object) -> None:
         self.close()
+
+
+_opened: dict[TrajectoryWriter, None] = {}  # writers whose files are open, the oldest first
+
+
+def _descriptors() -> int:
+    """How many files this process may have open at once."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return 1_000_000 if soft == resource.RLIM_INFINITY else soft
+
+
+def _state(path: Path) -> tuple[int, int]:
+    """What tells whether somebody else has changed a file: size and time of the last change."""
+    found = path.stat()
+    return found.st_size, found.st_mtime_ns
 
 
 def count_frames(path: str | Path) -> int:
@@ -296,11 +436,21 @@ def count_frames(path: str | Path) -> int:
     return fmt.count(path)
 
 
+def last_time(path: str | Path) -> float:
+    """The time (fs) of the last complete frame of a file; minus infinity where there is none.
+
+    Raises ValueError as :func:`count_frames`.
+    """
+    if not Path(path).exists() or (frames := count_frames(path)) == 0:
+        return -np.inf
+    return float(Trajectory.read(path, slice(frames - 1, frames)).times[0])
+
+
 def truncate(path: str | Path, frames: int) -> None:
     """Keep the first ``frames`` frames of a trajectory file and drop the rest.
 
-    A kill at any moment leaves either the old file or the new one. Dropping frames of a .h5 file
-    rewrites what is kept; the other two are cut in place.
+    A kill at any moment leaves either the old file or the new one, and so does a full disk.
+    Dropping frames of a .h5 file rewrites what is kept; the other two are cut in place.
 
     Raises ValueError if the file has fewer complete frames; otherwise as :func:`count_frames`.
     """
@@ -314,7 +464,7 @@ def truncate(path: str | Path, frames: int) -> None:
 def is_hdf5_trajectory(path: str | Path) -> bool:
     """Whether a file is a .h5 trajectory of this package, and not, say, training data."""
     try:
-        with h5py.File(path, "r", swmr=_h5_left_open(Path(path))) as file:
+        with hdf5_files.reading(Path(path)) as file:
             return file.attrs.get("format") == _H5_FORMAT
     except (OSError, RuntimeError, ValueError):  # no HDF5 file, or damaged
         return False
@@ -375,13 +525,37 @@ def _foreign(path: Path, lack: str) -> ValueError:
     )
 
 
-# Each format: a sink opened on a new file or on one cut to its complete frames; `count` complete
-# frames; `read` some of them; `truncate`.
+def _as_text(path: Path, info: dict[str, Any]) -> dict[str, str]:
+    """Entries of info in ASE's JSON; what that cannot hold stays out of files, with a warning."""
+    texts = {}
+    for key, value in info.items():
+        try:
+            if not isinstance(key, str):
+                raise TypeError("its name is not a text")
+            texts[key] = encode(value)
+        except (TypeError, ValueError) as error:
+            _stays_out(path, f"info[{key!r}]", str(error))
+    return texts
+
+
+def _stays_out(path: Path, what: str, why: str) -> None:
+    warnings.warn(f"{path.name} cannot hold {what} of the atoms: {why}", stacklevel=2)
+
+
+# Each format: a sink opened on a new file or on one cut to its complete frames, which `abandon`
+# closes after a write that failed; `count` complete frames; `read` some of them; `truncate`.
 
 
 class _TrajSink:
+    # Arrays that ASE does not write are in info["more_arrays"] of frame 0.
+    _HELD = frozenset(("tags", "initial_charges", "initial_magmoms"))
+
     def __init__(self, path: Path, atoms: ase.Atoms, metadata: Metadata) -> None:
-        self.atoms, self.metadata = atoms, metadata
+        self.path, self.atoms, self.metadata = path, atoms.copy(), metadata
+        held = _as_text(path, atoms.info)
+        self.atoms.info = {k: v for k, v in atoms.info.items() if k in held}
+        _, arrays = described(atoms)
+        self.more = {k: _plain(v) for k, v in arrays.items() if k not in self._HELD}
         self.file = AseWriter(str(path), "a")
 
     def write(self, start: int, times: Array, positions: Array, momenta: Array) -> None:
@@ -389,10 +563,21 @@ class _TrajSink:
             frame = _frame(self.atoms, t, x, p)
             if k == 0:
                 frame.info["metadata"] = self.metadata
+                if self.more:
+                    frame.info["more_arrays"] = self.more
             self.file.write(frame)
 
     def close(self) -> None:
         self.file.close()
+
+    def abandon(self, frames: int) -> None:
+        with suppress(OSError):  # again that of the write
+            self.file.backend.fd.close()  # ASE's close would count what is half written
+        _traj_truncate(self.path, frames)
+
+
+# What ASE raises for damaged files.
+_DAMAGE = (OSError, ValueError, LookupError, AttributeError, TypeError, AssertionError, MemoryError)
 
 
 def _traj_count(path: Path) -> int:
@@ -400,16 +585,19 @@ def _traj_count(path: Path) -> int:
         return 0
     try:
         reader = AseReader(str(path))
-    except (OSError, ValueError, KeyError) as error:
+    except _DAMAGE as error:
+        if path.stat().st_size < 56:  # killed before the header was whole
+            return 0
         raise ValueError(f"{path} is not a readable ASE trajectory: {error}") from error
     with reader:
         # The index may be ahead of the data only if the file was cut (a full disk, a broken copy).
         for n in range(len(reader), 0, -1):
             try:
-                reader[n - 1]
-                return n
-            except (OSError, ValueError, KeyError, IndexError):
+                frame = reader[n - 1]
+            except _DAMAGE:
                 continue
+            if n < len(reader) or n == 1 or (frame.has("momenta") and "time_fs" in frame.info):
+                return n
     return 0
 
 
@@ -421,7 +609,12 @@ def _traj_read(
     with AseReader(str(path)) as reader:
         first = reader[0]
         for i in range(n)[frames]:
-            atoms = reader[i]
+            try:
+                atoms = reader[i]
+            except _DAMAGE as error:
+                raise ValueError(
+                    f"{path} is damaged: frame {i} cannot be read ({error}); restore it from a copy"
+                ) from error
             if "time_fs" not in atoms.info or not atoms.has("momenta"):
                 raise _foreign(path, f"frame {i} lacks info['time_fs'] or momenta")
             times.append(atoms.info["time_fs"])
@@ -429,6 +622,8 @@ def _traj_read(
             momenta.append(atoms.arrays["momenta"])
     # ASE's JSON turns keys such as "8" into integers; JSON again makes them text.
     metadata = _as_json(first.info.get("metadata", {}))
+    for name, values in first.info.pop("more_arrays", {}).items():
+        first.set_array(name, np.asarray(values))
     shape = (len(times), len(first), 3)
     return first, times, _stack(positions, shape), _stack(momenta, shape), metadata
 
@@ -440,30 +635,52 @@ def _stack(arrays: list[Array], shape: tuple[int, ...]) -> Any:
 def _traj_truncate(path: Path, frames: int) -> None:
     # The count of frames is the little-endian int64 at byte 32 (layout: ase.io.ulm). What lies
     # beyond stays as dead space; the index has room for the frames to come.
-    if path.stat().st_size:
+    if frames == 0:
+        os.truncate(path, 0)
+    else:
         with path.open("r+b") as file:
             file.seek(32)
             file.write(np.int64(frames).astype("<i8").tobytes())
 
 
 _XYZ_COLUMNS = "Properties=species:S:1:pos:R:3:momenta:R:3:masses:R:1"
+_XYZ_KINDS = {"i": "I", "u": "I", "f": "R", "b": "L", "U": "S"}
+_XYZ_NAME = re.compile(r"[A-Za-z_]\w*")
 
 
 class _ExtxyzSink:
     def __init__(self, path: Path, atoms: ase.Atoms, metadata: Metadata) -> None:
-        self.metadata = metadata
-        self.header = f"{_XYZ_COLUMNS} " + 'pbc="{} {} {}"'.format(
+        self.path, self.metadata = path, metadata
+        info, arrays = described(atoms)
+        columns, cells = _XYZ_COLUMNS, [[repr(mass)] for mass in atoms.get_masses().tolist()]
+        for name, values in arrays.items():
+            table = values.reshape(len(atoms), -1) if values.ndim < 3 else None
+            texts = [] if table is None else [[*map(_xyz_cell, row)] for row in table.tolist()]
+            if (
+                table is None
+                or values.dtype.kind not in _XYZ_KINDS
+                or not _XYZ_NAME.fullmatch(name)
+                or any(len(cell.split()) != 1 for row in texts for cell in row)
+            ):
+                _stays_out(path, f"the array {name!r}", "it does not fit columns of text")
+                continue
+            columns += f":{name}:{_XYZ_KINDS[values.dtype.kind]}:{table.shape[1]}"
+            cells = [[*row, *more] for row, more in zip(cells, texts, strict=True)]
+        self.header = f"{columns} " + 'pbc="{} {} {}"'.format(
             *("T" if on else "F" for on in atoms.pbc)
         )
         if atoms.cell.any():
             cell = " ".join(repr(float(c)) for c in atoms.cell[:].ravel())
             self.header = f'Lattice="{cell}" {self.header}'
+        for key, text in _as_text(path, info).items():
+            if _XYZ_NAME.fullmatch(key):
+                self.header += f" {key}={_xyz_json(text)}"
+            else:
+                _stays_out(path, f"info[{key!r}]", "its name is not one word")
         self.count = f"{len(atoms)}\n"
         self.body = "".join(
-            f"{symbol:<2}" + 6 * " % .16e" + f" {mass!r}\n"
-            for symbol, mass in zip(
-                atoms.get_chemical_symbols(), atoms.get_masses().tolist(), strict=True
-            )
+            f"{symbol:<2}" + 6 * " % .16e" + " " + " ".join(row).replace("%", "%%") + "\n"
+            for symbol, row in zip(atoms.get_chemical_symbols(), cells, strict=True)
         )
         self.file = path.open("ab")
 
@@ -471,15 +688,28 @@ class _ExtxyzSink:
         for k, (t, x, p) in enumerate(zip(times, positions, momenta, strict=True), start):
             comment = f"{self.header} time_fs={float(t)!r}"
             if k == 0:
-                # ASE's reader undoes one level of backslashes, then parses after "_JSON ".
-                text = json.dumps(self.metadata).replace("\\", "\\\\").replace('"', '\\"')
-                comment += f' metadata="_JSON {text}"'
+                comment += f" metadata={_xyz_json(json.dumps(self.metadata))}"
             body = self.body % tuple(np.concatenate((x, p), axis=1).ravel().tolist())
             self.file.write(f"{self.count}{comment}\n{body}".encode())
         self.file.flush()
 
     def close(self) -> None:
         self.file.close()
+
+    def abandon(self, frames: int) -> None:
+        with suppress(OSError):  # again that of the write
+            self.file.close()
+        _extxyz_truncate(self.path, frames)
+
+
+def _xyz_cell(value: Any) -> str:
+    return ("F", "T")[value] if isinstance(value, bool) else str(value)
+
+
+def _xyz_json(text: str) -> str:
+    # ASE's reader undoes one level of backslashes, then parses after "_JSON ".
+    text = text.replace("\\", "\\\\").replace('"', '\\"')
+    return f'"_JSON {text}"'
 
 
 def _extxyz_ends(path: Path) -> list[int]:
@@ -488,7 +718,7 @@ def _extxyz_ends(path: Path) -> list[int]:
     place = 0
     with path.open("rb") as file:
         while (head := file.readline()).endswith(b"\n"):
-            if not head.strip().isdigit():
+            if not head.strip().isdigit() or len(head) > 12:
                 raise ValueError(
                     f"{path} is damaged after frame {len(ends)}: expected a number of atoms at "
                     f"byte {place}, got {head[:20]!r}"
@@ -523,8 +753,15 @@ def _extxyz_read(
             if time is None or _XYZ_COLUMNS.encode() not in comment:
                 raise _foreign(path, f"frame {i} lacks time_fs or '{_XYZ_COLUMNS}'")
             times.append(float(time[1]))
-            table = np.array(body.split()).reshape(atoms, 8)
-            values[k] = table[:, 1:7].astype(np.float64)
+            try:
+                table = np.array(body.split()).reshape(atoms, -1)
+                values[k] = table[:, 1:7].astype(np.float64)
+            except ValueError as error:
+                raise ValueError(
+                    f"{path} is damaged in frame {i} ({error}); restore it from a copy"
+                ) from error
+    for key in described(first)[0]:
+        first.info[key] = decode(json.dumps(first.info[key]), always_array=False)
     return first, times, values[..., :3], values[..., 3:], first.info.get("metadata", {})
 
 
@@ -537,7 +774,6 @@ _H5_VERSION = 1
 _H5_SERIES = {
     "times": "fs", "positions": "Å", "momenta": "sqrt(eV amu)", "velocities": "Å/fs"
 }  # fmt: skip
-_H5_LIBVER = ("v110", "v110")  # the oldest file format that has the single-writer mode
 
 
 class _H5Sink:
@@ -545,36 +781,58 @@ class _H5Sink:
         if not path.exists():
             _h5_create(path, atoms, metadata, (np.empty(0), *np.empty((2, 0, len(atoms), 3))))
         self.masses = atoms.get_masses()
-        self.file = h5py.File(path, "r+", libver=_H5_LIBVER)
-        self.file.swmr_mode = True
+        self.file = hdf5_files.Hdf5File(path)
 
     def write(self, start: int, times: Array, positions: Array, momenta: Array) -> None:
-        columns = {
-            "positions": positions,
-            "momenta": momenta,
-            "velocities": velocities_from_momenta(momenta, self.masses),
-            "times": times,  # last: a frame counts once its time is there
-        }
-        for name, values in columns.items():
-            dataset = self.file[name]
-            dataset.resize(start + len(times), axis=0)
-            dataset[start:] = values
-            dataset.flush()
+        _h5_append(self.file.file, start, times, positions, momenta, self.masses)
+        self.file.commit()
 
     def close(self) -> None:
         self.file.close()
+
+    def abandon(self, frames: int) -> None:
+        self.file.close(commit=False)
+
+
+def _h5_append(
+    file: h5py.File, start: int, times: Array, positions: Array, momenta: Array, masses: Array
+) -> None:
+    columns = {
+        "times": times,
+        "positions": positions,
+        "momenta": momenta,
+        "velocities": velocities_from_momenta(momenta, masses),
+    }
+    for name, values in columns.items():
+        file[name].resize(start + len(times), axis=0)
+        file[name][start:] = values
 
 
 def _h5_create(
     path: Path, atoms: ase.Atoms, metadata: Metadata, frames: tuple[Any, Any, Any]
 ) -> None:
-    """Write a whole file under another name, then move it in place: there is never half of it."""
+    """Write a whole file in place of one that there may be."""
     times, positions, momenta = frames
-    fresh = path.with_name(path.name + ".tmp")
-    with h5py.File(fresh, "w", libver=_H5_LIBVER) as file:
+    # Chunks of about 16 KiB: each write goes through the last one again.
+    per_chunk = int(np.clip(16384 // (24 * max(len(atoms), 1)), 1, 1024))
+
+    def fill(made: hdf5_files.Hdf5File) -> None:
+        file = made.file
         file.attrs["format"] = _H5_FORMAT
         file.attrs["version"] = _H5_VERSION
         file.attrs["metadata"] = json.dumps(metadata)
+        info, arrays = described(atoms)
+        texts = _as_text(path, info)
+        file.attrs["info"] = encode({k: v for k, v in info.items() if k in texts})
+        for name, values in arrays.items():
+            try:
+                text = values.dtype.kind == "U"
+                kind = h5py.string_dtype() if text else None
+                file.create_dataset(
+                    f"arrays/{name}", data=values.tolist() if text else values, dtype=kind
+                )
+            except (TypeError, ValueError) as error:
+                _stays_out(path, f"the array {name!r}", str(error))
         for name, value, unit in (
             ("numbers", atoms.numbers.astype(np.int64), "1"),
             ("masses", atoms.get_masses(), "amu"),
@@ -582,13 +840,11 @@ def _h5_create(
             ("pbc", atoms.pbc, "1"),
         ):
             file.create_dataset(name, data=value).attrs["unit"] = unit
-        # Chunks of about 64 KiB: each flush writes the last one again.
-        per_chunk = int(np.clip(65536 // (24 * max(len(atoms), 1)), 1, 1024))
         for name, unit in _H5_SERIES.items():
             tail = () if name == "times" else (len(atoms), 3)
             file.create_dataset(
                 name,
-                shape=(len(times), *tail),
+                shape=(0, *tail),
                 maxshape=(None, *tail),
                 chunks=(per_chunk, *tail),
                 dtype=np.float64,
@@ -596,30 +852,26 @@ def _h5_create(
             ).attrs["unit"] = unit
         for start in range(0, len(times), 16 * per_chunk):
             part = slice(start, min(start + 16 * per_chunk, len(times)))
-            p = momenta[part]
-            file["times"][part] = times[part]
-            file["positions"][part] = positions[part]
-            file["momenta"][part] = p
-            file["velocities"][part] = velocities_from_momenta(p, atoms.get_masses())
-    os.replace(fresh, path)
+            x, p = positions[part], momenta[part]
+            _h5_append(file, start, times[part], x, p, atoms.get_masses())
+            made.commit()
+
+    hdf5_files.make(path, fill)
 
 
 @contextmanager
 def _h5_open(path: Path) -> Iterator[h5py.File]:
     """A trajectory to read from; what is wrong with it comes as ValueError."""
-    swmr = _h5_left_open(path)
     try:
-        file = h5py.File(path, "r", libver=_H5_LIBVER, swmr=swmr)
-    except OSError as error:
-        raise ValueError(f"{path} is not a readable HDF5 trajectory: {error}") from error
-    try:
-        with file:
+        with hdf5_files.reading(path) as file:
             _h5_check(path, file)
             yield file
-    except (OSError, RuntimeError, KeyError) as error:
+    except (OSError, RuntimeError, LookupError, AttributeError, TypeError) as error:
         if isinstance(error, OSError) and error.errno:  # of another file, as on a full disk
             raise
-        raise ValueError(f"{path} is damaged: {error}; restore it from a copy") from error
+        raise ValueError(
+            f"{path} is damaged, or not a readable HDF5 trajectory: {error}; restore it from a copy"
+        ) from error
 
 
 def _h5_check(path: Path, file: h5py.File) -> None:
@@ -640,24 +892,6 @@ def _h5_check(path: Path, file: h5py.File) -> None:
         )
 
 
-def _h5_left_open(path: Path) -> bool:
-    """Whether an HDF5 file carries the mark "open for writing".
-
-    Only then is it to be opened in SWMR mode, in which HDF5 does not look whether the file was cut
-    short but tries to read what is missing again and again. Raises ValueError if that is to fear.
-    """
-    with path.open("rb") as raw:
-        head = raw.read(36)
-    # The superblock, of version 3: the mark in byte 11, the size when it was opened in byte 28.
-    marked = head[:9] == b"\x89HDF\r\n\x1a\n\x03" and len(head) == 36 and head[11] != 0
-    if marked and path.stat().st_size < (size := int.from_bytes(head[28:], "little")):
-        raise ValueError(
-            f"{path} is damaged: it has {path.stat().st_size} bytes of at least {size}; restore it "
-            "from a copy"
-        )
-    return marked
-
-
 def _h5_complete(file: h5py.File) -> int:
     n = min(len(file[name]) for name in _H5_SERIES)
     missing = np.flatnonzero(np.isnan(file["times"][:n]))
@@ -674,6 +908,10 @@ def _h5_header(file: h5py.File) -> tuple[ase.Atoms, Metadata]:
         numbers=file["numbers"][:], masses=file["masses"][:], cell=file["cell"][:],
         pbc=file["pbc"][:],
     )  # fmt: skip
+    atoms.info = decode(file.attrs.get("info", "{}"), always_array=False)
+    for name, node in file.get("arrays", {}).items():
+        values = node.asstr()[()].astype(str) if node.dtype.kind == "O" else node[()]
+        atoms.set_array(name, values)
     return atoms, json.loads(file.attrs["metadata"])
 
 
@@ -689,9 +927,8 @@ def _h5_read(path: Path, frames: slice) -> tuple[ase.Atoms, Array, Array, Array,
 
 
 def _h5_truncate(path: Path, frames: int) -> None:
-    left_open = _h5_left_open(path)
     with _h5_open(path) as file:
-        if not left_open and all(len(file[name]) == frames for name in _H5_SERIES):
+        if all(len(file[name]) == frames for name in _H5_SERIES):
             return
         atoms, metadata = _h5_header(file)
         columns = file["times"][:frames], file["positions"], file["momenta"]

@@ -240,8 +240,6 @@ def test_interrupted_writing_leaves_whole_trajectories(tmp_path, monkeypatch):
         patch.setattr(h5py.Group, "create_dataset", interrupted)
         with pytest.raises(KeyboardInterrupt):
             writer.append("mol", "traj01", *motion(seed=1))
-    with h5py.File(path) as file:
-        assert "_unfinished" in file["mol"]  # so the interruption was in the middle
     assert writer.contents() == {"mol": {"traj00"}}
     assert [r.trajectory for r in load_records(path)] == ["traj00"]
 
@@ -250,33 +248,33 @@ def test_interrupted_writing_leaves_whole_trajectories(tmp_path, monkeypatch):
     np.testing.assert_allclose(load_records(path)[1].positions, motion(seed=1)[0], atol=1.001e-4)
 
 
-def test_writer_waits_for_readers(tmp_path, monkeypatch):
-    writer = Writer(tmp_path / "out.h5")
-    writer.add_group("mol", NUMBERS, frame_fs=1.0)
-    reader = h5py.File(tmp_path / "out.h5", "r")
-    naps = []
-
-    def nap(seconds):
-        naps.append(seconds)
-        reader.close()
-
-    monkeypatch.setattr("mdtrajnet_fast.data.records.time.sleep", nap)
-    monkeypatch.setattr(
-        "mdtrajnet_fast.data.records.h5py.File", _locked_while(reader, h5py.File), raising=True
-    )
-    writer.append("mol", "traj00", *motion())
-    assert len(naps) == 1 and writer.contents() == {"mol": {"traj00"}}
-
-
-def _locked_while(reader, real):
-    """h5py.File that behaves as in another process than the reader's."""
-
-    def open_(path, mode):
-        if reader:
-            raise BlockingIOError(11, "unable to lock file")
-        return real(path, mode)
-
-    return open_
+@pytest.mark.parametrize("target", ["file", "group", "data", "virtual", "stored"])
+def test_what_is_elsewhere_is_refused(tmp_path, target):
+    """A file from somebody else cannot make this read other files of this machine."""
+    path = reference_file(tmp_path / "a.h5")
+    secret = reference_file(tmp_path / "secret.h5")
+    with h5py.File(path, "r+") as file:
+        molecule = next(iter(file))
+        group = file[molecule]
+        trajectory = group[next(k for k, v in group.items() if isinstance(v, h5py.Group))]
+        shape = trajectory["positions"].shape
+        if target == "file":
+            file["zz"] = h5py.ExternalLink(secret, "/")
+        elif target == "group":
+            group["zz"] = h5py.SoftLink(trajectory.name)
+        else:
+            del trajectory["positions"]
+        if target == "data":
+            trajectory["positions"] = h5py.ExternalLink(secret, "/x")
+        elif target == "virtual":
+            layout = h5py.VirtualLayout(shape, "f4")
+            layout[...] = h5py.VirtualSource(secret, "x", shape)
+            trajectory.create_virtual_dataset("positions", layout)
+        elif target == "stored":
+            stored = [("secret.h5", 0, h5py.h5f.UNLIMITED)]
+            trajectory.create_dataset("positions", shape, "f4", external=stored)
+    with pytest.raises(ValueError, match="is a link|in other files"):
+        load_records(path)
 
 
 def test_write_records_keeps_everything(tmp_path):

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
+import resource
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import ase.io
@@ -17,6 +20,7 @@ import numpy as np
 import pytest
 from ase import Atoms, units
 from ase.build import bulk, molecule
+from ase.io.trajectory import TrajectoryWriter as AseWriter
 
 from mdtrajnet_fast.io.trajectory import (
     Trajectory,
@@ -289,26 +293,188 @@ def test_file_cut_at_any_byte_of_the_last_frame(tmp_path: Path, suffix: str) -> 
     assert_same_bits(Trajectory.read(path), whole)
 
 
+@contextmanager
+def limit(kind: int, value: int) -> Iterator[None]:
+    before = resource.getrlimit(kind)
+    resource.setrlimit(kind, (value, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(kind, before)
+
+
 @pytest.mark.parametrize("suffix", SUFFIXES)
-def test_an_interrupted_write_call_is_not_a_frame(tmp_path: Path, suffix: str, monkeypatch) -> None:
-    """An exception halfway through a write (Ctrl-C, a full disk) leaves the frames before it."""
+@pytest.mark.parametrize("room", [0, 10, 1000, 5000, 20_000])
+def test_full_disk(tmp_path: Path, suffix: str, room: int) -> None:
+    """Where a write finds no room, the frames before it stay, and the file can be continued."""
+    path = tmp_path / f"run{suffix}"
+    whole = made_up(ethanol(), 300)
+    writer = open_writer(path, ethanol(), metadata=METADATA)
+    writer.write(whole.times[:2], whole.positions[:2], whole.momenta[:2])
+    with limit(resource.RLIMIT_FSIZE, path.stat().st_size + room):
+        with pytest.raises(OSError, match=r"the \d+ frames before this are complete"):
+            for k in range(2, 300):
+                part = whole[k : k + 1]
+                writer.write(part.times, part.positions, part.momenta)
+        writer.close()
+    held = writer.frames
+    assert_same_bits(Trajectory.read(path), whole[:held])
+    assert sorted(p.name for p in tmp_path.iterdir()) == [path.name]
+    with open_writer(path, ethanol(), append=True) as writer:
+        writer.write(whole.times[held:], whole.positions[held:], whole.momenta[held:])
+    assert_same_bits(Trajectory.read(path), whole)
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_full_disk_on_continuing(tmp_path: Path, suffix: str) -> None:
+    """Nothing that is held is written again: no room is needed for it, and it cannot be lost."""
+    path = tmp_path / f"run{suffix}"
+    whole = made_up(ethanol(), 250)
+    whole.write(path)
+    with limit(resource.RLIMIT_FSIZE, path.stat().st_size // 2):
+        open_writer(path, ethanol(), append=True).close()
+        if suffix == ".h5":
+            with pytest.raises(OSError):
+                truncate(path, 249)
+    assert_same_bits(Trajectory.read(path), whole)
+    assert [p.name for p in tmp_path.iterdir()] == [path.name]
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_interruptions_wait_for_the_end_of_a_write(
+    tmp_path: Path, suffix: str, monkeypatch
+) -> None:
+    path = tmp_path / f"run{suffix}"
+    whole = made_up(ethanol(), 4)
+    writer = open_writer(path, ethanol(), metadata=METADATA)
+    write = type(writer._sink).write
+
+    def interrupted(sink, start, times, *columns) -> None:
+        signal.raise_signal(signal.SIGINT)
+        write(sink, start, times, *columns)
+
+    monkeypatch.setattr(type(writer._sink), "write", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        writer.write(whole.times[:2], whole.positions[:2], whole.momenta[:2])
+    writer.close()
+    assert_same_bits(Trajectory.read(path), whole[:2])
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_a_broken_write_call_is_not_a_frame(tmp_path: Path, suffix: str, monkeypatch) -> None:
     path = tmp_path / f"run{suffix}"
     whole = made_up(ethanol(), 4)
     writer = open_writer(path, ethanol(), metadata=METADATA)
     writer.write(whole.times[:2], whole.positions[:2], whole.momenta[:2])
-    if suffix == ".h5":
-        dataset = writer._sink.file["positions"]
-        dataset.resize(4, axis=0)
-        dataset[2:] = 99.0
-    elif suffix == ".extxyz":
-        writer._sink.file.write(b"9\nProperties=spec")
-    else:
-        writer._sink.file.backend.fd.write(b"half a frame")
-    writer.close()
+
+    def broken(sink, *_) -> None:
+        if suffix == ".h5":
+            sink.file.file["positions"].resize(4, axis=0)
+            sink.file.file["positions"][2:] = 99.0
+        elif suffix == ".extxyz":
+            sink.file.write(b"9\nProperties=spec")
+        else:
+            sink.file.backend.write(positions=whole.positions[2])
+        raise MemoryError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(type(writer._sink), "write", broken)
+        with pytest.raises(MemoryError):
+            writer.write(whole.times[2:], whole.positions[2:], whole.momenta[2:])
     assert_same_bits(Trajectory.read(path), whole[:2])
     with open_writer(path, ethanol(), append=True) as writer:
         writer.write(whole.times[2:], whole.positions[2:], whole.momenta[2:])
     assert_same_bits(Trajectory.read(path), whole)
+
+
+def test_traj_with_a_frame_half_written_at_its_end(tmp_path: Path) -> None:
+    """As ASE's own close leaves it, in a program that was interrupted while it wrote."""
+    path = tmp_path / "run.traj"
+    whole = made_up(ethanol(), 4)
+    whole[:3].write(path)
+    with AseWriter(str(path), "a") as file:
+        file.backend.write(positions=whole.positions[3])
+    assert_same_bits(Trajectory.read(path), whole[:3])
+    with open_writer(path, ethanol(), append=True) as writer:
+        writer.write(whole.times[3:], whole.positions[3:], whole.momenta[3:])
+    assert_same_bits(Trajectory.read(path), whole)
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_one_writer_at_a_time(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"run{suffix}"
+    whole = made_up(ethanol(), 3)
+    with open_writer(path, ethanol(), append=True) as writer:
+        writer.write(whole.times[:2], whole.positions[:2], whole.momenta[:2])
+        with pytest.raises(BlockingIOError, match=f"being written by process {os.getpid()} on"):
+            open_writer(path, ethanol(), append=True)
+        assert len(Trajectory.read(path)) == 2
+    (tmp_path / f".{path.name}.lock").write_text("process 1 on a host that is down\n")
+    with open_writer(path, ethanol(), append=True) as writer:
+        writer.write(whole.times[2:], whole.positions[2:], whole.momenta[2:])
+    assert len(Trajectory.read(path)) == 3 and len(list(tmp_path.iterdir())) == 1
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_more_writers_than_descriptors(tmp_path: Path, suffix: str) -> None:
+    whole = made_up(ethanol(), 6)
+    paths = [tmp_path / f"{k}{suffix}" for k in range(40)]
+    opened = len(os.listdir("/proc/self/fd"))
+    with limit(resource.RLIMIT_NOFILE, 64), ExitStack() as stack:
+        writers = [stack.enter_context(open_writer(p, ethanol(), metadata=METADATA)) for p in paths]
+        for k in range(0, 6, 2):
+            part = whole[k : k + 2]
+            for writer in writers:
+                writer.write(part.times, part.positions, part.momenta)
+        assert len(os.listdir("/proc/self/fd")) <= opened + 2 * 16
+        paths[0].write_bytes(paths[0].read_bytes() + b"x")
+        with pytest.raises(OSError, match="changed by another"):
+            writers[0].write([1e6], whole.positions[:1], whole.momenta[:1])
+    for path in paths[1:]:
+        assert_same_bits(Trajectory.read(path), whole)
+    assert len(os.listdir("/proc/self/fd")) == opened
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_what_describes_the_atoms_is_kept(tmp_path: Path, suffix: str) -> None:
+    """Through files, restarts and conversions; not what is true of one state only."""
+    atoms = molecule("H2O")
+    atoms.set_tags([1, 2, 2])
+    atoms.set_initial_charges([-0.8, 0.4, 0.4])
+    atoms.set_initial_magnetic_moments([[0, 0, 1.5]] * 3)
+    atoms.set_array("residuenames", np.array(["HOH", "HOH", "W%s"]))
+    atoms.set_array("chosen", np.array([True, False, True]))
+    atoms.set_array("forces", np.ones((3, 3)))
+    atoms.info = {"name": "007", "smiles": "[H]\\O", "k": {"a": [1, 2.5]}, "axis": np.arange(3.0)}
+    atoms.info |= {"energy": -1.0, "time": 3.0}
+
+    def check(found: Atoms) -> None:
+        assert found.info.keys() - {"time_fs", "metadata"} == {"name", "smiles", "k", "axis"}
+        assert [found.info[k] for k in ("name", "smiles")] == ["007", "[H]\\O"]
+        assert found.info["k"] == {"a": [1, 2.5]}
+        np.testing.assert_array_equal(found.info["axis"], np.arange(3.0))
+        assert not found.has("forces")
+        for name in ("tags", "initial_charges", "residuenames", "chosen"):
+            np.testing.assert_array_equal(found.arrays[name], atoms.arrays[name])
+            assert found.arrays[name].dtype.kind == atoms.arrays[name].dtype.kind
+
+    x = np.stack([atoms.positions] * 2)
+    whole = Trajectory(atoms, [0.0, 1.0], x, x)
+    check(whole[1])
+    path = tmp_path / f"run{suffix}"
+    whole[:1].write(path)
+    with open_writer(path, molecule("H2O"), append=True) as writer:
+        writer.write([1.0], x[:1], x[:1])
+    check(Trajectory.read(path)[1])
+    for other in SUFFIXES:
+        Trajectory.read(path).write(tmp_path / f"other{other}")
+        check(Trajectory.read(tmp_path / f"other{other}")[0])
+    if suffix != ".h5":
+        assert list(ase.io.read(path, ":")[1].get_tags()) == [1, 2, 2]
+    atoms.info = {"name": "w", "odd": lambda: None}
+    with pytest.warns(UserWarning, match=r"cannot hold info\['odd'\]"):
+        Trajectory(atoms, [0.0], x[:1], x[:1]).write(tmp_path / f"odd{suffix}")
+    assert Trajectory.read(tmp_path / f"odd{suffix}").atoms.info == {"name": "w"}
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
@@ -414,5 +580,5 @@ def test_damaged_h5_is_named(tmp_path: Path) -> None:
             assert not is_hdf5_trajectory(part)
     with h5py.File(part, "w") as file:
         file.attrs.update({"format": "mdtrajnet_fast trajectory", "version": 1})
-    with pytest.raises(ValueError, match="part.h5 is damaged: .*'times'"):
+    with pytest.raises(ValueError, match="part.h5 is damaged.*'times'"):
         count_frames(part)
