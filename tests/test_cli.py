@@ -4,7 +4,9 @@ import csv
 import io
 import json
 import re
+import resource
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import ase.io
@@ -19,6 +21,7 @@ from mdtrajnet_fast import Trajectory, load_model, read_structure, save_model, s
 from mdtrajnet_fast.analysis.observables import WAVENUMBER, infrared_spectrum
 from mdtrajnet_fast.cli import main
 from mdtrajnet_fast.data.records import load_records
+from mdtrajnet_fast.io.lock import Lock
 from mdtrajnet_fast.md.thermostats import Langevin
 from mdtrajnet_fast.mechanics import momenta_from_velocities
 from mdtrajnet_fast.model.checkpoint import BUNDLED
@@ -126,6 +129,83 @@ def test_runs_of_before_reversible_windows_go_on_with_the_plain_map(tmp_path, ca
     np.testing.assert_array_equal(parts.momenta, whole.momenta)
     assert abs(other.momenta[-1] - whole.momenta[-1]).max() > 1e-6
     assert "plain map" in refused("simulate NH3 --method plain --energy-rate 0.1", capsys)
+
+
+def test_folders_of_runs_have_one_writer(tmp_path, capsys):
+    run("simulate NH3 --dt 3 --duration 20 --output a --quiet")
+    before = (tmp_path / "a" / "run.json").read_bytes()
+    with Lock(tmp_path / "a" / "run.json"):
+        assert "being written by process" in refused("simulate --resume a --duration 50", capsys)
+    assert (tmp_path / "a" / "run.json").read_bytes() == before
+    assert "run.json" in {p.name for p in (tmp_path / "a").iterdir() if not p.suffix == ".lock"}
+    assert "already" in refused("simulate --resume a --duration 10", capsys)
+    assert (tmp_path / "a" / "run.json").read_bytes() == before
+
+
+def test_default_folders_are_made_by_one_process_each(tmp_path, monkeypatch):
+    """Another process makes the folder between the look for a free name and mkdir."""
+    mkdir = Path.mkdir
+
+    def late(path, *args, **kwargs):
+        if path.name == "NH3-300K":
+            with suppress(FileExistsError):
+                mkdir(path)
+        mkdir(path, *args, **kwargs)
+
+    monkeypatch.setattr(Path, "mkdir", late)
+    run("simulate NH3 --dt 3 --duration 6 --equilibration 0 --quiet")
+    assert list((tmp_path / "NH3-300K").iterdir()) == []
+    assert len(Trajectory.read(tmp_path / "NH3-300K-2" / "trajectory.traj")) == 3
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda r: r.pop("trajectory"),
+        lambda r: r.update(trajectory="../a.traj"),
+        lambda r: r.update(trajectory="/tmp/a.traj"),
+        lambda r: r["settings"].pop("seed"),
+        lambda r: r.update(settings=[]),
+        lambda r: r["structure"].update(numbers=["x"]),
+        lambda r: r["structure"].pop("positions_A"),
+        lambda r: r["structure"].update(described=7),
+    ],
+)
+def test_damaged_runs_are_refused(tmp_path, capsys, spoil):
+    run("simulate NH3 --dt 3 --duration 20 --output a --quiet")
+    file = tmp_path / "a" / "run.json"
+    content = json.loads(file.read_text())
+    spoil(content)
+    file.write_text(json.dumps(content))
+    assert "a/run.json does not describe a run" in refused("simulate --resume a", capsys)
+    assert json.loads(file.read_text()) == content
+
+
+def test_runs_begin_again_with_all_that_describes_the_atoms(tmp_path):
+    atoms = molecule("NH3")
+    atoms.set_tags([7, 0, 0, 0])
+    atoms.info["batch"] = "b1"
+    ase.io.write(tmp_path / "start.extxyz", atoms)
+    run("simulate start.extxyz --dt 3 --duration 6 --equilibration 0 --output a --quiet")
+    (tmp_path / "a" / "trajectory.traj").unlink()
+    run("simulate --resume a --quiet")
+    last = Trajectory.read(tmp_path / "a" / "trajectory.traj")[-1]
+    assert list(last.get_tags()) == [7, 0, 0, 0] and last.info["batch"] == "b1"
+
+
+def test_a_full_disk_is_said_and_waited_out(tmp_path, capsys):
+    arguments = "simulate NH3 --dt 0.1 --duration 60 --equilibration 0 --format h5 --quiet --output"
+    run(f"{arguments} whole")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, before[1]))
+    try:
+        said = refused(f"{arguments} a", capsys)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert "a/trajectory.h5" in said and "frames before this are complete" in said
+    run("simulate --resume a --quiet")
+    a, whole = (Trajectory.read(tmp_path / name / "trajectory.h5") for name in ("a", "whole"))
+    np.testing.assert_array_equal(a.momenta, whole.momenta)
 
 
 def test_no_folded_spectrum(tmp_path, capsys):

@@ -9,7 +9,7 @@ same settings adds what is missing.
 from __future__ import annotations
 
 import hashlib
-import importlib
+import importlib.util
 import json
 import multiprocessing
 import os
@@ -22,6 +22,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import islice
+from types import ModuleType
 from typing import Any
 
 import ase.units
@@ -33,6 +34,7 @@ from numpy.typing import ArrayLike
 from tqdm import tqdm
 
 from ..analysis.observables import bond_changes
+from ..io.lock import Lock
 from ..io.structures import conformers as rdkit_conformers
 from ..io.structures import read_structure
 from ..io.trajectory import Trajectory
@@ -149,7 +151,9 @@ def generate(
     Processes are started with the spawn method, one thread each, so a script that calls this needs
     `if __name__ == "__main__":`. Ctrl-C or an exception leaves a valid file of complete
     trajectories. Raises ValueError for settings that make no sense, systems that cannot be read or
-    share a name, an unknown calculator, and an existing file with other settings.
+    share a name, an unknown calculator, and an existing file with other settings; BlockingIOError
+    where another process writes the file; OSError where it cannot be written (a full disk), with
+    the trajectories before that in it.
     """
     _positive(trajectories=trajectories, conformers=conformers, processes=processes, draws=draws)
     _positive(step_fs=step_fs, frame_fs=frame_fs, duration_fs=duration_fs)
@@ -192,6 +196,20 @@ def generate(
     }
 
     writer = Writer(out)
+    with Lock(writer.path):
+        return _complete(writer, settings, found, common, temperatures_K, trajectories, processes)
+
+
+def _complete(
+    writer: Writer,
+    settings: _Settings,
+    found: list[_System],
+    common: dict[str, Any],
+    temperatures_K: Sequence[float],
+    trajectories: int,
+    processes: int,
+) -> Summary:
+    """Make the trajectories that a file lacks."""
     contents = writer.contents()
     summary = Summary()
     tasks: list[tuple[int, int]] = []
@@ -256,8 +274,6 @@ def make_calculator(name: str, arguments: str = "{}") -> Calculator:
     Raises ValueError where there is none of that name or it refuses the arguments.
     """
     kwargs = json.loads(arguments)
-    folder = os.getcwd()
-    sys.path.insert(0, folder)  # as `python -m` does; an installed command does not
     try:
         if name in _METHODS:
             from tblite.ase import TBLite
@@ -266,11 +282,7 @@ def make_calculator(name: str, arguments: str = "{}") -> Calculator:
                 **{"method": _METHODS[name][0], "accuracy": 0.1, "verbosity": 0, **kwargs}
             )
         module, colon, attribute = name.partition(":")
-        kind = (
-            getattr(importlib.import_module(module), attribute)
-            if colon
-            else get_calculator_class(name)
-        )
+        kind = getattr(_module(module), attribute) if colon else get_calculator_class(name)
         made = kind(**kwargs)
     except Exception as error:  # constructors of calculators raise anything
         raise ValueError(
@@ -278,8 +290,6 @@ def make_calculator(name: str, arguments: str = "{}") -> Calculator:
             f"({type(error).__name__}: {error}); expected {', '.join(_METHODS)} "
             '(pip install "mdtrajnet_fast[data]"), module:Class, or a name that ASE knows'
         ) from error
-    finally:
-        sys.path.remove(folder)
     if not isinstance(made, Calculator):
         raise ValueError(f"{name!r} makes a {type(made).__name__}, expected an ASE Calculator")
     return made
@@ -298,6 +308,20 @@ def teacher(method: str | None) -> Calculator:
             f"{', '.join(known)}"
         )
     return make_calculator(known[method])
+
+
+def _module(name: str) -> ModuleType:
+    """A module by its name, installed or else in the current folder.
+
+    Only what is named comes from there: a folder that was downloaded may have modules of any name.
+    """
+    if importlib.util.find_spec(name.partition(".")[0]) is not None:
+        return importlib.import_module(name)
+    sys.path.append(os.getcwd())
+    try:
+        return importlib.import_module(name)
+    finally:
+        sys.path.remove(os.getcwd())
 
 
 def _as_json(arguments: Mapping[str, Any]) -> str:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
 
+from .archive import build, checksum
 from .config import ModelConfig
 from .mlatom import load_mlatom
 from .network import MDtrajNet
@@ -50,7 +53,8 @@ def save_model(
         "provenance": provenance or {},
     }
     state = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
-    save_file(state, folder / "weights.safetensors.part")
+    said = {"sha256": checksum(state)}
+    save_file(state, folder / "weights.safetensors.part", metadata=said)
     (folder / "config.json.part").write_text(json.dumps(description, indent=2) + "\n")
     for name in ("weights.safetensors", "config.json"):
         (folder / f"{name}.part").replace(folder / name)
@@ -113,16 +117,55 @@ def _load_folder(folder: Path) -> MDtrajNet:
                 f"format version {description['version']} is newer than this package knows "
                 f"({VERSION}): update mdtrajnet_fast"
             )
+        if missing := sorted(_SAID - description["config"].keys()):  # defaults name other functions
+            raise ValueError(f"config.json lacks {', '.join(missing)}")
         config = ModelConfig.from_dict(description["config"])
-        model = MDtrajNet(config, members=description["members"], name=description["name"])
-        weights = load_file(folder / "weights.safetensors")
+        weights = _weights(folder / "weights.safetensors")
+        name = description["name"]
+        if not isinstance(name, str):
+            raise ValueError(f"its name is {name!r}, expected a text")
+        model = build(config, description["members"], name, weights)
         # in the precision they were saved in: a model of float64 is not rounded
-        kinds = {w.dtype for w in weights.values() if w.is_floating_point()}
-        model = model.to(torch.float64 if torch.float64 in kinds else torch.float32)
+        model = model.to(next(iter(weights.values())).dtype)
         model.load_state_dict(weights)
-    except (ValueError, KeyError, TypeError, RuntimeError, OSError, SafetensorError) as error:
+    except _UNREADABLE as error:
         raise ValueError(f"{folder} cannot be read as a model: {error}") from error
     return model
+
+
+_UNREADABLE = (
+    ValueError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    RuntimeError,
+    OSError,
+    ArithmeticError,
+    SafetensorError,
+)
+# The sizes and options that config.json always has; others came later, or may be None.
+_SAID = {f.name for f in dataclasses.fields(ModelConfig)} - {
+    "longest_lag",
+    "window_potentials",
+    "potential",
+    "window",
+}
+
+
+def _weights(path: Path) -> dict[str, Tensor]:
+    """Tensors of one kind of float from a file. Raises ValueError where its checksum is wrong."""
+    with safe_open(path, "pt") as file:
+        weights = {name: file.get_tensor(name) for name in file.keys()}
+        said = (file.metadata() or {}).get("sha256")
+    kinds = {x.dtype for x in weights.values()}
+    if len(kinds) != 1 or not kinds <= set(_DTYPES.values()):
+        raise ValueError(
+            f"{path.name} has tensors of {', '.join(sorted(map(str, kinds))) or 'no kind'}; "
+            "expected all of float32 or all of float64"
+        )
+    if said is not None and said != checksum(weights):
+        raise ValueError(f"{path.name} is damaged: its checksum is wrong; restore it from a copy")
+    return weights
 
 
 def provenance(name_or_path: str | Path) -> dict[str, Any]:

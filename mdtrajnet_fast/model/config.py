@@ -169,29 +169,28 @@ class ModelConfig:
             raise ValueError(f"species must be distinct element symbols, got {self.species}")
         for name in ("irreps_key", "irreps_query", "irreps_value"):
             irreps_channels(getattr(self, name), name)
-        if self.lmax < 2:
+        if not isinstance(self.lmax, int) or self.lmax < 2:
             raise ValueError(
                 f"lmax = {self.lmax} is not supported: the closed forms need the harmonics "
                 "up to l = 2; use lmax >= 2"
             )
-        for name in ("num_attn_blocks", "sp_embed_dim", "num_heads"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        for name in ("t_embed_dim", "d_embed_dim"):
-            if getattr(self, name) < 2:
-                raise ValueError(f"{name} must be at least 2, got {getattr(self, name)}")
+        _check_whole(self, {"num_attn_blocks": 1, "sp_embed_dim": 1, "num_heads": 1})
+        _check_whole(self, {"t_embed_dim": 2, "d_embed_dim": 2})
         for name in ("key_weight_hidden_neurons", "value_weight_hidden_neurons"):
             layers = getattr(self, name)
-            if not layers or min(layers) < 1:
+            if not layers or not all(isinstance(n, int) and n >= 1 for n in layers):
                 raise ValueError(f"{name} needs at least one layer of one neuron, got {layers}")
-        if not (self.time_cutoff > 0 and self.radial_cutoff > 0):
-            raise ValueError("time_cutoff (fs) and radial_cutoff (Å) must be positive")
+        if not (0 < self.time_cutoff < math.inf and 0 < self.radial_cutoff < math.inf):
+            raise ValueError("time_cutoff (fs) and radial_cutoff (Å) must be positive numbers")
         if not 0 < self.window <= self.time_cutoff:  # type: ignore[operator]
             raise ValueError(
                 f"window = {self.window} fs must lie in (0, time_cutoff = {self.time_cutoff} fs]"
             )
         if self.residual not in ("input", "running"):
             raise ValueError(f'residual must be "input" or "running", got {self.residual!r}')
+        for name in ("envelope", "velocity_readout"):
+            if not isinstance(given := getattr(self, name), bool):
+                raise ValueError(f"{name} must be true or false, got {given!r}")
         if self.head not in ("published", "conserving"):
             raise ValueError(f'head must be "published" or "conserving", got {self.head!r}')
 

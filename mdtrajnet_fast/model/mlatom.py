@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .archive import build, load_archive
 from .config import ModelConfig, irreps_channels
 from .network import AttentionBlock, MDtrajNet, Network
 
@@ -48,16 +49,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
 
     Raises ValueError if the file holds anything else.
     """
-    try:
-        with torch.serialization.safe_globals(_numpy_globals()):
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise
-    except Exception as error:
-        raise ValueError(
-            f"{path} is not a checkpoint of the published implementation that can be read safely: "
-            f"{str(error).splitlines()[0] if str(error) else type(error).__name__}"
-        ) from error
+    content = load_archive(path, safe=_numpy_globals())
     if not (isinstance(content, dict) and {"state", "args"} <= set(content)):
         raise ValueError(
             f'{path} holds no "state" and "args": not a published MDtrajNet checkpoint'
@@ -66,11 +58,16 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
 
 
 def _config(args: dict[str, Any], path: str | Path) -> ModelConfig:
+    if not isinstance(args, dict):
+        raise ValueError(f'{path}: "args" is no dictionary of sizes')
     missing = [name for name in ("species", *_SIZES) if name not in args]
     if missing:
         raise ValueError(f"{path}: the checkpoint's args lack {missing}")
-    species = tuple(str(s) for s in np.asarray(args["species"]).tolist())
-    return ModelConfig(species=species, **{name: args[name] for name in _SIZES})
+    try:
+        species = tuple(str(s) for s in np.asarray(args["species"]).tolist())
+        return ModelConfig(species=species, **{name: args[name] for name in _SIZES})
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{path}: {error}") from error
 
 
 def _split(flat: Tensor, shapes: Sequence[tuple[int, ...]]) -> list[Tensor]:
@@ -160,6 +157,12 @@ def _load_network(network: Network, state: dict[str, Tensor], path: str | Path) 
         ) from error
 
 
+def _state(state: Any, path: str | Path) -> dict[str, Tensor]:
+    if not isinstance(state, dict) or not all(isinstance(x, Tensor) for x in state.values()):
+        raise ValueError(f'{path}: "state" holds other things than tensors')
+    return state
+
+
 def load_mlatom(paths: str | Path | Sequence[str | Path], name: str | None = None) -> MDtrajNet:
     """A model from one published checkpoint, or the collection of several equal ones.
 
@@ -174,7 +177,15 @@ def load_mlatom(paths: str | Path | Sequence[str | Path], name: str | None = Non
     for path, config in zip(files, configs, strict=True):
         if config != configs[0]:
             raise ValueError(f"{path} differs in species or sizes from {files[0]}")
-    model = MDtrajNet(configs[0], members=len(files), name=name or Path(files[0]).stem)
+    weights = {
+        f"{k}.{key}": x
+        for k, (content, path) in enumerate(zip(contents, files, strict=True))
+        for key, x in _state(content["state"], path).items()
+    }
+    try:
+        model = build(configs[0], len(files), name or Path(files[0]).stem, weights)
+    except (RuntimeError, ValueError) as error:
+        raise ValueError(f"{files[0]}: {error}") from error
     for member, content, path in zip(model.members, contents, files, strict=True):
         _load_network(member, content["state"], path)  # type: ignore[arg-type]
     return model

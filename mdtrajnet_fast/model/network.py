@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
+import threading
 import warnings
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -45,6 +46,10 @@ _T = TypeVar("_T")
 _SERIAL_EDGES = 1 << 14
 # Atoms whose dipoles are computed together: bounds memory for long trajectories.
 _DIPOLE_ATOMS = 1 << 14
+
+
+# torch has one level of forward mode in a process: threads take turns.
+_FORWARD_MODE = threading.Lock()
 
 
 @contextmanager
@@ -454,7 +459,7 @@ class MDtrajNet(nn.Module):
             return displacement, velocity
         if torch.is_grad_enabled() and self._first.requires_grad:
             blocks = self.prepare("reference")
-        with forward_ad.dual_level():
+        with _FORWARD_MODE, forward_ad.dual_level():
             dual = forward_ad.make_dual(t, torch.ones_like(t))
             primal, tangent = forward_ad.unpack_dual(self(graph, dual, blocks).displacement)
         return primal, torch.zeros_like(primal) if tangent is None else tangent

@@ -6,7 +6,9 @@ the one that the environment variable MDTRAJNET_INSTRUCTION_SET names (avx512, a
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -14,6 +16,9 @@ from torch import Tensor
 from .. import _C
 from .graph import CSR
 from .reference import FoldedWeights
+
+# A forked process has none of the threads that OpenMP believes to have, and would wait for them.
+os.register_at_fork(after_in_child=partial(torch.set_num_threads, 1))
 
 
 def addresses(tensors: Sequence[Tensor | None]) -> list[int]:

@@ -121,7 +121,7 @@ class TrainConfig:
         counts = ("steps", "batch_size", "processes", "own_windows", "validate_every")
         for name in (*counts, "validation_pairs"):
             value = getattr(self, name)
-            if not isinstance(value, int) or value < 1:
+            if not _is_number(value, whole=True) or value < 1:
                 raise ValueError(f"{name} must be a whole number, at least 1, got {value!r}")
         if self.processes > 1 and torch.device(self.device).type != "cpu":
             raise ValueError(
@@ -133,9 +133,32 @@ class TrainConfig:
                 f"{self.processes} processes cannot share a batch of {self.batch_size} pairs; "
                 "choose a larger batch_size"
             )
-        for name in ("learning_rate", "gradient_clip"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
+        for name in ("warmup_steps", "seed"):
+            value = getattr(self, name)
+            if not _is_number(value, whole=True) or value < 0:
+                raise ValueError(f"{name} must be a whole number, at least 0, got {value!r}")
+        if self.threads is not None and not (_is_number(self.threads, True) and self.threads >= 1):
+            raise ValueError(f"threads must be a whole number, at least 1, got {self.threads!r}")
+        for name in ("learning_rate", "gradient_clip", "checkpoint_minutes"):
+            if not _is_number(value := getattr(self, name)) or value <= 0:
+                raise ValueError(f"{name} must be a positive number, got {value!r}")
+        for name in ("frame_fs", "window"):
+            value = getattr(self, name)
+            if value is not None and not (_is_number(value) and value > 0):
+                raise ValueError(f"{name} must be a positive number of fs, got {value!r}")
+        for name in (
+            "final_learning_rate",
+            "weight_decay",
+            "velocity_weight_fs",
+            "lag_power",
+            "mass_power",
+            "own_starts",
+            "ema_decay",
+        ):
+            if not _is_number(value := getattr(self, name)) or value < 0:
+                raise ValueError(f"{name} must not be negative, but a number, got {value!r}")
+        if not isinstance(self.time_reversal, bool):
+            raise ValueError(f"time_reversal must be true or false, got {self.time_reversal!r}")
         if self.optimizer not in OPTIMIZERS:
             raise ValueError(
                 f"optimizer must be one of {', '.join(OPTIMIZERS)}, got {self.optimizer!r}"
@@ -156,9 +179,6 @@ class TrainConfig:
                 "window is that of a model to start from, initial; that of a new model stands in "
                 f"[model]: got window = {self.window} without initial"
             )
-        for name in ("lag_power", "mass_power"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
         if not 0 <= self.own_starts <= 1:
             raise ValueError(f"own_starts must lie in [0, 1], got {self.own_starts}")
         if not 0 <= self.ema_decay < 1:
@@ -185,11 +205,15 @@ class TrainConfig:
 
         for name in {"data", "more_data"} & set(values):
             values[name] = beside(values[name])
+        if not isinstance(values["output"], str):
+            raise ValueError(f"{path}: output must be a folder, got {values['output']!r}")
         values["output"] = beside(values["output"])[0]
         if values.get("initial", "molecules-nve") not in bundled_models():
             values["initial"] = beside(values["initial"])[0]
-        for one in values.get("validation", {}).values():
-            if "data" in one:
+        if not isinstance(sets := values.get("validation", {}), dict):
+            raise ValueError(f"{path}: validation must be sets by name, got {sets!r}")
+        for one in sets.values():
+            if isinstance(one, dict) and "data" in one:
                 one["data"] = beside(one["data"])
         try:
             return cls(**values)
@@ -203,9 +227,16 @@ OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
 }
 
 
+def _is_number(value: Any, whole: bool = False) -> bool:
+    kinds = (int,) if whole else (int, float)
+    return isinstance(value, kinds) and not isinstance(value, bool) and math.isfinite(value)
+
+
 def _validation_sets(sets: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
     """The sets, complete and without unknown keys."""
     for name, one in sets.items():
+        if not isinstance(one, dict):
+            raise ValueError(f"validation set {name!r} must have data, got {one!r}")
         if unknown := sorted(set(one) - {"data", "molecules", "trajectories"}):
             raise ValueError(
                 f"validation set {name!r} has unknown keys {unknown}; known are data, molecules, "

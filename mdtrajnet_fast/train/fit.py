@@ -28,6 +28,8 @@ from tqdm import tqdm
 from .. import __version__
 from ..data.pairs import Pairs
 from ..data.records import load_records
+from ..io.lock import Lock
+from ..model.archive import load_archive
 from ..model.checkpoint import load_model, provenance, save_model
 from ..model.config import DipoleConfig, ModelConfig, PotentialConfig, WindowPotentialsConfig
 from ..model.network import MDtrajNet
@@ -71,10 +73,18 @@ def fit(config: TrainConfig, *, progress: bool = True, stop_after: int | None = 
 
     Returns the model with averaged weights. Raises ValueError for data that do not fit the model or
     where the checkpoint in the folder belongs to another configuration, and FloatingPointError when
-    the loss is not finite.
+    the loss is not finite; BlockingIOError where another process trains in the folder.
     """
     _set_threads(config)
     run = _Run(config)
+    run.folder.mkdir(parents=True, exist_ok=True)
+    with Lock(run.checkpoint):
+        run.begin()
+        return _train(run, progress, stop_after)
+
+
+def _train(run: _Run, progress: bool, stop_after: int | None) -> MDtrajNet:
+    config = run.config
     end = config.steps if stop_after is None else min(config.steps, stop_after)
     gradients = 1 + sum(x.numel() for x in run.weights)  # and the loss
     work = (run.model.dtype, _take_part, config)
@@ -103,6 +113,7 @@ def _take_part(member: Member, config: TrainConfig) -> None:
     """What the other processes of a run do, until the first one ends them."""
     _set_threads(config)
     run = _Run(config, member)
+    run.begin()
     with suppress(FloatingPointError):  # the first process reports it
         while run.step < config.steps:
             run.advance()
@@ -171,13 +182,15 @@ class _Run:
         self.step, self.seconds = 0, 0.0
         self.losses: list[float] = []
         self.settings = dataclasses.asdict(config) | {"model": self.model.config.to_dict()}
-        self.folder.mkdir(parents=True, exist_ok=True)
         self.checkpoint = self.folder / "checkpoint.pt"
+
+    def begin(self) -> None:
+        """Go on from the checkpoint, if there is one."""
         if self.checkpoint.exists():
             self._restore()
         columns = ["step", "samples", "seconds", "lr", "loss"]
         columns += [f"val_{name}{x}" for name in self.checks for x in self.task.columns]
-        if member.rank == 0:
+        if self.member.rank == 0:
             self.log = _Log(self.folder / "log.csv", columns, self.step)
 
     def advance(self) -> None:
@@ -240,12 +253,19 @@ class _Run:
         os.replace(part, self.checkpoint)
 
     def _restore(self) -> None:
-        saved = torch.load(self.checkpoint, map_location=self.config.device, weights_only=True)
-        _same_run(saved["settings"], self.settings, self.checkpoint)
-        self.model.load_state_dict(saved["model"])
-        self.average.load_state_dict(saved["average"])
-        self.optimizer.load_state_dict(saved["optimizer"])
-        self.step, self.seconds, self.losses = saved["step"], saved["seconds"], saved["losses"]
+        saved = load_archive(self.checkpoint, self.config.device)
+        try:
+            _same_run(saved["settings"], self.settings, self.checkpoint)
+            self.model.load_state_dict(saved["model"])
+            self.average.load_state_dict(saved["average"])
+            self.optimizer.load_state_dict(saved["optimizer"])
+            self.step, self.seconds = int(saved["step"]), float(saved["seconds"])
+            self.losses = [float(loss) for loss in saved["losses"]]
+        except (LookupError, TypeError, AttributeError, RuntimeError) as error:
+            raise ValueError(
+                f"{self.checkpoint} does not hold the state of this training ({error}); restore it "
+                "from a copy, or delete it to start over"
+            ) from error
 
     def finish(self) -> None:
         """Write the averaged weights and the curves."""

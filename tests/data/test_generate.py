@@ -22,6 +22,7 @@ from ase.optimize import BFGS
 
 from mdtrajnet_fast.data.generate import _bond_change, generate, make_calculator
 from mdtrajnet_fast.data.records import Writer, load_records
+from mdtrajnet_fast.io.lock import Lock
 
 WATER = hashlib.sha1(b"O").hexdigest()[:10]
 SHORT = {"duration_fs": 8.0, "equilibration_fs": 4.0, "seed": 3}
@@ -227,6 +228,28 @@ def test_calculators_by_name():
     assert make_calculator("gfn1-xtb").parameters["method"] == "GFN1-xTB"
     assert make_calculator("gfn2-xtb").parameters["accuracy"] == 0.1
     assert make_calculator("gfn2-xtb", '{"accuracy": 1.0}').parameters["accuracy"] == 1.0
+
+
+def test_nothing_else_comes_from_the_current_folder(tmp_path, monkeypatch):
+    (tmp_path / "tblite").mkdir()
+    (tmp_path / "tblite" / "__init__.py").write_text("raise RuntimeError('of the folder')")
+    for name in ("json5x", "zipfile"):
+        (tmp_path / f"{name}.py").write_text("raise RuntimeError('of the folder')")
+    monkeypatch.chdir(tmp_path)
+    for name in [n for n in sys.modules if n.partition(".")[0] == "tblite"]:
+        monkeypatch.delitem(sys.modules, name)
+    before = list(sys.path)
+    make_calculator("gfn2-xtb")
+    with pytest.raises(ValueError, match="of the folder"):
+        make_calculator("json5x:Calculator")
+    with pytest.raises(ValueError, match="has no attribute"):
+        make_calculator("zipfile:Calculator")
+    assert sys.path == before
+
+
+def test_one_process_writes_a_file(tmp_path):
+    with Lock(tmp_path / "a.h5"), pytest.raises(BlockingIOError, match="being written by process"):
+        generate(["O"], tmp_path / "a.h5", calculator="emt", trajectories=1)
 
 
 def test_calculator_in_the_current_folder(tmp_path, monkeypatch):

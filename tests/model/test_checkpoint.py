@@ -100,3 +100,63 @@ def test_bundled_models_load_and_say_where_they_come_from():
             assert 0 < errors["position_A"] < 0.3 * min(errors["static_A"], errors["ballistic_A"])
         card = (BUNDLED / name / "README.md").read_text()
         assert f"{about['errors']['unseen']['position_A']:.4f}" in card
+
+
+def test_damaged_weights_are_refused(tmp_path):
+    """safetensors has no checksum: a changed bit would be another function."""
+    save_model(cases.model(), tmp_path / "m")
+    file = tmp_path / "m" / "weights.safetensors"
+    raw = bytearray(file.read_bytes())
+    raw[-100] ^= 1
+    file.write_bytes(raw)
+    with pytest.raises(ValueError, match="checksum is wrong"):
+        load_model(tmp_path / "m")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("num_attn_blocks", 10**9),
+        ("sp_embed_dim", 10**9),
+        ("num_heads", 10**6),
+        ("num_attn_blocks", 2.0),
+        ("envelope", float("nan")),
+        ("radial_cutoff", float("inf")),
+        ("head", None),
+        ("window_potentials", {"layers": 10**9}),
+        ("potential", {"hidden": 10**12}),
+    ],
+)
+def test_sizes_are_those_of_the_weights(tmp_path, name, value):
+    """Before memory is taken: sizes of config.json could ask for all that there is."""
+    save_model(cases.model(), tmp_path / "m")
+    file = tmp_path / "m" / "config.json"
+    about = json.loads(file.read_text())
+    about["config"][name] = value
+    file.write_text(json.dumps(about))
+    with pytest.raises(ValueError, match="m cannot be read as a model"):
+        load_model(tmp_path / "m")
+
+
+def test_what_config_lacks_is_not_guessed(tmp_path):
+    save_model(cases.model(**cases.OWN), tmp_path / "m")
+    file = tmp_path / "m" / "config.json"
+    about = json.loads(file.read_text())
+    for name in ("envelope", "residual", "lmax"):
+        less = {k: v for k, v in about["config"].items() if k != name}
+        file.write_text(json.dumps(about | {"config": less}))
+        with pytest.raises(ValueError, match=f"config.json lacks {name}"):
+            load_model(tmp_path / "m")
+
+
+def test_damaged_published_checkpoints_are_refused(tmp_path):
+    raw = bytearray((cases.DATA / "tiny.pt").read_bytes())
+    raw[len(raw) // 2] ^= 1
+    (tmp_path / "bad.pt").write_bytes(raw)
+    with pytest.raises(ValueError, match="bad.pt is damaged"):
+        load_model(tmp_path / "bad.pt")
+    content = torch.load(cases.DATA / "tiny.pt", weights_only=False)
+    for name in ("num_attn_blocks", "sp_embed_dim"):
+        torch.save(content | {"args": content["args"] | {name: 10**9}}, tmp_path / "bomb.pt")
+        with pytest.raises(ValueError, match="bomb.pt.*(do not fit|suits the)"):
+            load_model(tmp_path / "bomb.pt")

@@ -1,5 +1,8 @@
 """A whole network in one native call against the plain torch code that defines it."""
 
+import multiprocessing
+from concurrent.futures import ThreadPoolExecutor
+
 import ase
 import cases
 import numpy as np
@@ -177,3 +180,34 @@ def test_a_collection_takes_one_call(monkeypatch):
     monkeypatch.setattr(predictor, "native", Counted())
     model.predict(cases.mixture(), [1.0, 2.0])
     assert len(calls) == 1
+
+
+def test_threads_take_turns_in_forward_mode():
+    """torch has one level of it in a process."""
+    model, system = cases.model(), cases.state(cases.hot("H2O"))[0]
+    graph = model.graph(system)
+    t = torch.full((len(system.numbers),), 3.0, dtype=torch.float64)
+    with torch.no_grad():
+        blocks = model.prepare("reference")
+        alone = model.motion(graph, t, blocks)
+        with ThreadPoolExecutor(8) as pool:
+            jobs = [pool.submit(torch.no_grad()(model.motion), graph, t, blocks) for _ in range(32)]
+    for job in jobs:
+        for a, b in zip(job.result(), alone, strict=True):
+            torch.testing.assert_close(a, b)
+
+
+def test_forks_do_not_wait_for_threads_that_they_have_not():
+    """OpenMP would, in a child of a process that has computed on several threads."""
+    torch.set_num_threads(2)
+    try:
+        big = torch.ones(1 << 22)
+        big.sum()
+        with multiprocessing.get_context("fork").Pool(1) as pool:
+            assert pool.apply_async(_sum, (1 << 22,)).get(timeout=60) == (1 << 22, 1)
+    finally:
+        torch.set_num_threads(1)
+
+
+def _sum(count: int) -> tuple[float, int]:
+    return torch.ones(count).sum().item(), torch.get_num_threads()

@@ -17,6 +17,7 @@ from mdtrajnet_fast import TrainConfig, fit, load_model, simulate
 from mdtrajnet_fast.data.generate import generate
 from mdtrajnet_fast.data.pairs import Pairs
 from mdtrajnet_fast.data.records import Record, load_records, write_records
+from mdtrajnet_fast.io.lock import Lock
 from mdtrajnet_fast.system import System
 from mdtrajnet_fast.train import fit as train
 from mdtrajnet_fast.train.evaluate import (
@@ -539,6 +540,65 @@ def test_other_settings_are_refused_on_resume(config):
     with pytest.raises(ValueError, match="other settings .*learning_rate"):
         fit(dataclasses.replace(config, learning_rate=0.02), progress=False)
     fit(dataclasses.replace(config, checkpoint_minutes=1.0), progress=False, stop_after=4)
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda raw: raw[: len(raw) // 2],
+        lambda raw: raw[:2000] + bytes([raw[2000] ^ 1]) + raw[2001:],
+        lambda raw: b"",
+        lambda raw: b"not a checkpoint",
+    ],
+)
+def test_damaged_checkpoints_are_refused(config, spoil):
+    fit(config, progress=False, stop_after=2)
+    file = Path(config.output) / "checkpoint.pt"
+    file.write_bytes(spoil(file.read_bytes()))
+    with pytest.raises(ValueError, match="checkpoint.pt is damaged, or cannot be read safely"):
+        fit(config, progress=False)
+
+
+def test_checkpoints_of_other_content_are_refused(config):
+    fit(config, progress=False, stop_after=2)
+    file = Path(config.output) / "checkpoint.pt"
+    held = torch.load(file, weights_only=True)
+    for wrong in ([1], held | {"step": "x"}, held | {"model": {}}, held | {"optimizer": 3}):
+        torch.save(wrong, file)
+        with pytest.raises(ValueError, match="checkpoint.pt does not hold|invalid literal"):
+            fit(config, progress=False)
+
+
+def test_one_process_trains_in_a_folder(config):
+    Path(config.output).mkdir(parents=True, exist_ok=True)
+    with Lock(Path(config.output) / "checkpoint.pt"):
+        with pytest.raises(BlockingIOError, match="being written by process"):
+            fit(config, progress=False)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("final_learning_rate", -0.05),
+        ("final_learning_rate", float("nan")),
+        ("final_learning_rate", "x"),
+        ("velocity_weight_fs", float("nan")),
+        ("velocity_weight_fs", -1),
+        ("warmup_steps", -1),
+        ("lag_power", float("inf")),
+        ("lag_power", float("nan")),
+        ("steps", True),
+        ("seed", float("inf")),
+        ("threads", -1),
+        ("learning_rate", float("inf")),
+        ("frame_fs", -1.0),
+        ("time_reversal", "yes"),
+        ("validation", {"a": 0}),
+    ],
+)
+def test_nonsense_in_recipes_is_refused(config, name, value):
+    with pytest.raises(ValueError, match=name):
+        dataclasses.replace(config, **{name: value})
 
 
 def test_divergence_is_reported(config):
