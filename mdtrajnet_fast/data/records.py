@@ -161,6 +161,8 @@ def load_records(
                 records.append(make())
             except ValueError as error:
                 raise ValueError(f"{path}: {error}") from None
+            except _DAMAGE as error:
+                raise ValueError(f"{path}: {trajectory} is damaged ({error})") from error
     listing = ", ".join(str(p) for p in files)
     if wanted is not None and wanted - seen:
         raise ValueError(
@@ -201,6 +203,10 @@ def _complete(cell: np.ndarray, pbc: np.ndarray) -> np.ndarray:
     return cell
 
 
+# What HDF5 raises for damaged files.
+_DAMAGE = (OSError, RuntimeError, LookupError, TypeError, AttributeError, MemoryError, UnicodeError)
+
+
 def _read_hdf5(path: Path, frame_fs: float | None) -> Iterator[_Entry]:
     """Every trajectory of an HDF5 file."""
     if is_hdf5_trajectory(path):
@@ -229,7 +235,7 @@ def _read_hdf5(path: Path, frame_fs: float | None) -> Iterator[_Entry]:
                         return _read_trajectory(path, node, common)
 
                     yield molecule, smiles, trajectory, make
-    except (OSError, RuntimeError, LookupError, TypeError, MemoryError, UnicodeError) as error:
+    except _DAMAGE as error:
         raise ValueError(f"{path}: not a readable HDF5 file, or damaged ({error})") from error
 
 

@@ -56,9 +56,10 @@ import resource
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import wraps
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, overload
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, TypeVar, overload
 
 import ase
 import ase.io
@@ -80,6 +81,7 @@ if TYPE_CHECKING:
 
 Array = NDArray[np.float64]
 Metadata = dict[str, Any]
+_T = TypeVar("_T")
 
 
 # ------------------------------------------------------------------------------- in memory
@@ -175,12 +177,21 @@ class Trajectory:
         path, fmt = _known(path)
         if not path.exists():
             raise FileNotFoundError(f"no trajectory file {path}")
-        if fmt.count(path) == 0:
+        with _damage_named(path):
+            if fmt.count(path) == 0:
+                raise ValueError(
+                    f"{path} holds no complete frame (the run ended before its first write); "
+                    "remove it, or begin it again with open_writer(path, atoms, append=True)"
+                )
+            trajectory = cls(*fmt.read(path, frames))
+        steps = np.diff(trajectory.times) * (frames.step or 1)
+        whole = np.isfinite(trajectory.positions) & np.isfinite(trajectory.momenta)
+        if not (np.isfinite(trajectory.times).all() and (steps > 0).all() and whole.all()):
             raise ValueError(
-                f"{path} holds no complete frame (the run ended before its first write); "
-                "remove it, or begin it again with open_writer(path, atoms, append=True)"
+                f"{path} is damaged: its times do not increase, or positions or momenta are not "
+                "finite; restore it from a copy"
             )
-        return cls(*fmt.read(path, frames))
+        return trajectory
 
 
 # Of one moment: positions and momenta are kept elsewhere, the rest would be wrong in other frames.
@@ -294,16 +305,17 @@ def open_writer(
                     f"{path} exists and is never overwritten: choose another name, remove it, or "
                     "continue it with append=True"
                 )
-            frames = fmt.count(path)
-        if frames:
-            end = Trajectory.read(path, slice(frames - 1, frames))
-            _same_system(path, end.atoms, atoms)
-            _same_metadata(path, end.metadata, metadata)
-            atoms, last = end.atoms, float(end.times[0])
-            fmt.truncate(path, frames)
-        else:
-            path.unlink(missing_ok=True)  # append to a file without a frame: begin it again
-        return TrajectoryWriter(path, atoms, metadata or {}, lock, frames, last)
+            frames = count_frames(path)
+        with _damage_named(path):
+            if frames:
+                end = Trajectory.read(path, slice(frames - 1, frames))
+                _same_system(path, end.atoms, atoms)
+                _same_metadata(path, end.metadata, metadata)
+                atoms, last = end.atoms, float(end.times[0])
+                fmt.truncate(path, frames)
+            else:
+                path.unlink(missing_ok=True)  # append to a file without a frame: begin it again
+            return TrajectoryWriter(path, atoms, metadata or {}, lock, frames, last)
     except BaseException:
         lock.close()
         raise
@@ -424,6 +436,32 @@ def _state(path: Path) -> tuple[int, int]:
     return found.st_size, found.st_mtime_ns
 
 
+# What ASE and HDF5 raise for damaged files.
+_DAMAGE = (
+    OSError,
+    ValueError,
+    LookupError,
+    AttributeError,
+    TypeError,
+    ArithmeticError,
+    AssertionError,
+    MemoryError,
+    RuntimeError,
+)
+
+
+@contextmanager
+def _damage_named(path: Path) -> Iterator[None]:
+    """What goes wrong in reading a file comes as a ValueError that names it."""
+    try:
+        yield
+    except _DAMAGE as error:
+        if str(path) in str(error) or (isinstance(error, OSError) and error.errno):
+            raise  # it says it already, or is not of the content
+        said = f"{type(error).__name__}: {error}"
+        raise ValueError(f"{path} is damaged ({said}); restore it from a copy") from error
+
+
 def count_frames(path: str | Path) -> int:
     """The number of complete frames in a trajectory file; an unfinished last one is not counted.
 
@@ -433,7 +471,8 @@ def count_frames(path: str | Path) -> int:
     path, fmt = _known(path)
     if not path.exists():
         raise FileNotFoundError(f"no trajectory file {path}")
-    return fmt.count(path)
+    with _damage_named(path):
+        return fmt.count(path)
 
 
 def last_time(path: str | Path) -> float:
@@ -466,7 +505,7 @@ def is_hdf5_trajectory(path: str | Path) -> bool:
     try:
         with hdf5_files.reading(Path(path)) as file:
             return file.attrs.get("format") == _H5_FORMAT
-    except (OSError, RuntimeError, ValueError):  # no HDF5 file, or damaged
+    except _DAMAGE:  # no HDF5 file, or damaged
         return False
 
 
@@ -576,10 +615,6 @@ class _TrajSink:
         _traj_truncate(self.path, frames)
 
 
-# What ASE raises for damaged files.
-_DAMAGE = (OSError, ValueError, LookupError, AttributeError, TypeError, AssertionError, MemoryError)
-
-
 def _traj_count(path: Path) -> int:
     if path.stat().st_size == 0:
         return 0
@@ -609,12 +644,7 @@ def _traj_read(
     with AseReader(str(path)) as reader:
         first = reader[0]
         for i in range(n)[frames]:
-            try:
-                atoms = reader[i]
-            except _DAMAGE as error:
-                raise ValueError(
-                    f"{path} is damaged: frame {i} cannot be read ({error}); restore it from a copy"
-                ) from error
+            atoms = reader[i]
             if "time_fs" not in atoms.info or not atoms.has("momenta"):
                 raise _foreign(path, f"frame {i} lacks info['time_fs'] or momenta")
             times.append(atoms.info["time_fs"])
@@ -753,13 +783,8 @@ def _extxyz_read(
             if time is None or _XYZ_COLUMNS.encode() not in comment:
                 raise _foreign(path, f"frame {i} lacks time_fs or '{_XYZ_COLUMNS}'")
             times.append(float(time[1]))
-            try:
-                table = np.array(body.split()).reshape(atoms, -1)
-                values[k] = table[:, 1:7].astype(np.float64)
-            except ValueError as error:
-                raise ValueError(
-                    f"{path} is damaged in frame {i} ({error}); restore it from a copy"
-                ) from error
+            table = np.array(body.split()).reshape(atoms, -1)
+            values[k] = table[:, 1:7].astype(np.float64)
     for key in described(first)[0]:
         first.info[key] = decode(json.dumps(first.info[key]), always_array=False)
     return first, times, values[..., :3], values[..., 3:], first.info.get("metadata", {})
@@ -866,8 +891,8 @@ def _h5_open(path: Path) -> Iterator[h5py.File]:
         with hdf5_files.reading(path) as file:
             _h5_check(path, file)
             yield file
-    except (OSError, RuntimeError, LookupError, AttributeError, TypeError) as error:
-        if isinstance(error, OSError) and error.errno:  # of another file, as on a full disk
+    except OSError as error:
+        if error.errno:  # of another file, as on a full disk
             raise
         raise ValueError(
             f"{path} is damaged, or not a readable HDF5 trajectory: {error}; restore it from a copy"
@@ -898,6 +923,23 @@ def _h5_complete(file: h5py.File) -> int:
     return int(missing[0]) if len(missing) else n
 
 
+def _whole(read: Callable[..., _T]) -> Callable[..., _T]:
+    """Read again what a writer changed in the meantime."""
+
+    @wraps(read)
+    def again(path: Path, *arguments: Any) -> _T:
+        while True:
+            before = _state(path)
+            try:
+                return read(path, *arguments)
+            except _DAMAGE:
+                if _state(path) == before:
+                    raise
+
+    return again
+
+
+@_whole
 def _h5_count(path: Path) -> int:
     with _h5_open(path) as file:
         return _h5_complete(file)
@@ -915,6 +957,7 @@ def _h5_header(file: h5py.File) -> tuple[ase.Atoms, Metadata]:
     return atoms, json.loads(file.attrs["metadata"])
 
 
+@_whole
 def _h5_read(path: Path, frames: slice) -> tuple[ase.Atoms, Array, Array, Array, Metadata]:
     with _h5_open(path) as file:
         atoms, metadata = _h5_header(file)

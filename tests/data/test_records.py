@@ -459,3 +459,23 @@ def test_unwraps(tmp_path, case):
     np.testing.assert_allclose(record.positions, positions, atol=1e-5)
     np.testing.assert_allclose(record.cell, cell, atol=1e-7)
     assert record.pbc.tolist() == pbc and record.frame_fs == 2.0
+
+
+def test_damage_anywhere_is_named(tmp_path):
+    """A bit of any byte: read as it is, where nothing checks, or refused with the file's name."""
+    path = tmp_path / "a.h5"
+    writer = Writer(path)
+    writer.add_group("mol", NUMBERS, frame_fs=1.0)
+    writer.append("mol", "traj00", *motion())
+    raw = path.read_bytes()
+    refused = 0
+    for place in np.random.default_rng(0).integers(0, len(raw), 200):
+        spoiled = bytearray(raw)
+        spoiled[place] ^= 16
+        path.write_bytes(spoiled)
+        try:
+            load_records(path)
+        except ValueError as error:
+            assert "a.h5" in str(error)
+            refused += 1
+    assert refused > 20

@@ -582,3 +582,37 @@ def test_damaged_h5_is_named(tmp_path: Path) -> None:
         file.attrs.update({"format": "mdtrajnet_fast trajectory", "version": 1})
     with pytest.raises(ValueError, match="part.h5 is damaged.*'times'"):
         count_frames(part)
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_damage_anywhere_is_named(tmp_path: Path, suffix: str) -> None:
+    """Another byte anywhere: read, where nothing checks it, or refused with the file's name."""
+    path = tmp_path / f"run{suffix}"
+    made_up(molecule("H2O"), 5).write(path)
+    raw = path.read_bytes()
+    rng = np.random.default_rng(0)
+    refused = 0
+    for place, value in zip(rng.integers(0, len(raw), 150), rng.integers(0, 256, 150), strict=True):
+        spoiled = bytearray(raw)
+        spoiled[place] = value
+        path.write_bytes(spoiled)
+        for read in (
+            Trajectory.read,
+            lambda p: open_writer(p, molecule("H2O"), append=True).close(),
+        ):
+            try:
+                read(path)
+            except ValueError as error:
+                assert path.name in str(error)
+                refused += 1
+    assert refused > 10
+    assert [p.name for p in tmp_path.iterdir()] == [path.name]
+
+
+def test_times_that_go_back_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "run.h5"
+    made_up(ethanol(), 5).write(path)
+    with h5py.File(path, "r+") as file:
+        file["times"][3] = file["times"][2]
+    with pytest.raises(ValueError, match="run.h5 is damaged: its times do not increase"):
+        Trajectory.read(path)

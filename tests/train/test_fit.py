@@ -456,7 +456,9 @@ def test_own_starts_are_the_windows_of_a_rollout(config, data, windows):
 
 def test_steps_leave_nothing_behind(config):
     """The averaged weights are values, not the end of a graph that grows with every step."""
+    Path(config.output).mkdir()
     run = train._Run(config)
+    run.begin()
     for _ in range(3):
         run.advance()
     assert not any(x.requires_grad for x in run.average.parameters())
