@@ -762,9 +762,7 @@ def _info(options: argparse.Namespace) -> None:
 def _spectrum(options: argparse.Namespace) -> None:
     if options.model is not None and not options.ir:
         raise ValueError("--model is of the dipoles that --ir asks for: give --ir, or leave it out")
-    path = options.trajectory
-    if path.is_dir():
-        path = path / _run_of(path)["trajectory"]
+    path = _trajectory_file(options.trajectory)
     trajectory = _any_trajectory(path, options.frame)
     trajectory = trajectory[int(np.searchsorted(trajectory.times, options.skip)) :]
     kind = "infrared" if options.ir else "spectrum"
@@ -785,7 +783,8 @@ def _spectrum(options: argparse.Namespace) -> None:
 
 def _analyze(options: argparse.Namespace) -> None:
     """All that applies, or what is asked for."""
-    trajectory = unwrapped(_any_trajectory(options.trajectory, options.frame))
+    path = _trajectory_file(options.trajectory)
+    trajectory = unwrapped(_any_trajectory(path, options.frame))
     trajectory = trajectory[int(np.searchsorted(trajectory.times, options.skip)) :]
     kinds: dict[str, Callable[[Trajectory, Path], None]] = {
         "rdf": functools.partial(_write_rdf, farthest=options.farthest),
@@ -845,13 +844,13 @@ def _say(written: Iterable[Path]) -> None:
     print(f"Written: {', '.join(map(str, written))}")
 
 
+def _trajectory_file(path: Path) -> Path:
+    """The file itself, or that of the run in a folder."""
+    return path / _run_of(path)["trajectory"] if path.is_dir() else path
+
+
 def _any_trajectory(path: Path, frame_fs: float | None) -> Trajectory:
-    """A trajectory of this package, or what :func:`load_records` reads as one; that of a run."""
-    if path.is_dir():
-        files = sorted(path.glob("trajectory.*"))
-        if len(files) != 1:
-            raise ValueError(f"{path} is no folder of a run: it holds {len(files)} trajectories")
-        (path,) = files
+    """A trajectory of this package, or what :func:`load_records` reads as one."""
     try:
         return Trajectory.read(path)
     except ValueError as own:

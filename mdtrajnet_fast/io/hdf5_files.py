@@ -229,7 +229,7 @@ class _Pages(io.RawIOBase):
         except BaseException:
             os.ftruncate(file, old)
             raise
-        for place, page in replaced:
+        for place, page in reversed(replaced):  # what says how much there is lies at the beginning
             _write_at(file, place, page)
         if os.fstat(file).st_size != self.size:
             os.ftruncate(file, self.size)

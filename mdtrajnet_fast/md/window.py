@@ -114,6 +114,9 @@ class Broke(Exception):
         self.system, self.windows = system, windows
         self.positions, self.momenta = positions, momenta
 
+    def __reduce__(self) -> tuple:
+        return type(self), (str(self), self.system, self.windows, self.positions, self.momenta)
+
 
 class Engine(Protocol):
     """Computes windows of some systems one after another, and holds the state between them.

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from ..model.checkpoint import bundled_models
+from ..model.checkpoint import bundled_models, provenance
 from .soap_optimizer import SOAP
 from .tasks import TASKS
 
@@ -36,7 +36,7 @@ class TrainConfig:
         eV^2, from data of constant energy; "dipole": its dipole moment, with the mean square error
         in (e Å)^2, from data that hold dipoles.
     initial: a model to start from (fine-tuning): a bundled name, or a path. Its sizes replace
-        `model`.
+        `model`, its potentials stay as they are, and the new model is named after `output`.
     initial_blocks: which of the attention blocks of `initial` to start with, in order; the others
         are dropped, for a smaller model. None: all.
     window: stride (fs) of the rollouts that the model `initial` is trained on for; None: as it was.
@@ -186,7 +186,12 @@ class TrainConfig:
 
     @classmethod
     def read(cls, path: str | Path) -> TrainConfig:
-        """The run that a TOML file describes; unknown names are refused."""
+        """The run that a TOML file describes; unknown names are refused.
+
+        What a recipe that fine-tunes the motion of `initial` does not say of the loss and the pairs
+        (velocity_weight_fs, mass_power, time_reversal, lag_power, max_lag_fs) is as that motion was
+        trained last: with the defaults, its velocities would get worse in silence.
+        """
         path = Path(path)
         try:
             values = tomllib.loads(path.read_text())
@@ -212,6 +217,8 @@ class TrainConfig:
             values["initial"] = beside(values["initial"])[0]
         if not isinstance(sets := values.get("validation", {}), dict):
             raise ValueError(f"{path}: validation must be sets by name, got {sets!r}")
+        if values.get("target", "motion") == "motion" and "initial" in values:
+            values = _trained_with(values["initial"]) | values
         for one in sets.values():
             if isinstance(one, dict) and "data" in one:
                 one["data"] = beside(one["data"])
@@ -225,6 +232,19 @@ OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "adamw": partial(torch.optim.AdamW, fused=True),
     "soap": SOAP,
 }
+
+
+_INHERITED = ("velocity_weight_fs", "mass_power", "time_reversal", "lag_power", "max_lag_fs")
+
+
+def _trained_with(initial: str) -> dict[str, Any]:
+    """Settings that the motion of a model was last trained with; none where it does not say."""
+    about: Any = provenance(initial)
+    while isinstance(about, dict) and isinstance(settings := about.get("settings"), dict):
+        if settings.get("target", "motion") == "motion":
+            return {k: settings[k] for k in _INHERITED if settings.get(k) is not None}
+        about = settings.get("initial")
+    return {}
 
 
 def _is_number(value: Any, whole: bool = False) -> bool:

@@ -13,6 +13,7 @@ import os
 import signal
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
@@ -148,6 +149,9 @@ class _Run:
         torch.manual_seed(config.seed)
         if config.initial is not None:
             self.model = load_model(config.initial).train().requires_grad_(True)
+            self.model.name = self.folder.name
+            if config.target == "motion":
+                _say_what_stays(self.model)
             if config.initial_blocks is not None:
                 self.model = _with_blocks(self.model, config.initial_blocks)
             if config.target == "potential" and self.model.potential is None:
@@ -313,6 +317,25 @@ def _same_run(saved: dict[str, Any], now: dict[str, Any], path: Path) -> None:
         raise ValueError(
             f"{path} belongs to a run with other settings ({', '.join(different)}); choose another "
             "output folder, or delete the checkpoint to start over"
+        )
+
+
+def _say_what_stays(model: MDtrajNet) -> None:
+    """Warn of potentials, which a training of the motion does not follow."""
+    stay = []
+    if model.window_potentials is not None:
+        stay.append(
+            'window potentials, which simulate uses unless method = "reversible" is said: train '
+            'them with target = "window_potentials"'
+        )
+    if model.potential is not None:
+        stay.append('potential energy: train it with target = "potential"')
+    if stay:
+        warnings.warn(
+            "this training changes the motion of the model only, not its "
+            + "; nor its ".join(stay),
+            RuntimeWarning,
+            stacklevel=4,
         )
 
 

@@ -178,4 +178,4 @@ def test_command(tmp_path, capsys):
     assert main(["analyze", str(tmp_path / "walk.h5"), "--msd", "--output", str(out)]) == 0
     assert sorted(path.name for path in out.iterdir()) == ["msd.csv", "msd.png"]
     assert main(["analyze", str(tmp_path)]) == 2
-    assert "is no folder of a run" in capsys.readouterr().err
+    assert "it is not the folder of a run" in capsys.readouterr().err

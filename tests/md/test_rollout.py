@@ -1,6 +1,7 @@
 """Rollout, simulate and the ASE dynamics: conservation, restart, batches, independence of dt."""
 
 import pickle
+import resource
 
 import ase
 import cases
@@ -16,7 +17,7 @@ from cases import gentle
 from mdtrajnet_fast import _C, MDtrajNetDynamics, RolloutError, Trajectory, load_model, simulate
 from mdtrajnet_fast.md import simulation
 from mdtrajnet_fast.md.rollout import rollout
-from mdtrajnet_fast.md.window import NEWTON_STEPS
+from mdtrajnet_fast.md.window import NEWTON_STEPS, Broke
 from mdtrajnet_fast.mechanics import (
     degrees_of_freedom,
     kinetic_temperature,
@@ -412,11 +413,42 @@ def test_what_atoms_say_is_not_passed_over():
     simulate(cold, temperature_K=300, **settings)
 
 
-def test_errors_reach_other_processes():
-    error = RolloutError("why", 1, 2, np.ones((3, 3)), np.zeros((3, 3)))
+@pytest.mark.parametrize("kind", [RolloutError, Broke])
+def test_errors_reach_other_processes(kind):
+    error = kind("why", 1, 2, np.ones((3, 3)), np.zeros((3, 3)))
     again = pickle.loads(pickle.dumps(error))
-    assert (str(again), again.system, again.window) == ("why", 1, 2)
-    np.testing.assert_array_equal(again.positions, error.positions)
+    assert str(again) == "why" and vars(again).keys() == vars(error).keys()
+    for name, value in vars(error).items():
+        np.testing.assert_array_equal(getattr(again, name), value)
+
+
+@pytest.mark.parametrize("suffix", [".traj", ".extxyz", ".h5"])
+def test_what_describes_the_atoms_goes_along(tmp_path, suffix):
+    atoms = cases.hot("H2O")
+    atoms.set_tags([1, 2, 2])
+    atoms.info["name"] = "w1"
+    path = tmp_path / f"a{suffix}"
+    simulate(atoms, 1.0, duration=5, model=OWN, trajectory=path)
+    bare = cases.hot("H2O")
+    for frames in (
+        simulate(atoms, 1.0, duration=5, model=OWN),
+        simulate(bare, 1.0, duration=9, model=OWN, trajectory=path, resume=True),
+        Trajectory.read(path)[2:4],
+    ):
+        assert list(frames[-1].get_tags()) == [1, 2, 2] and frames[-1].info["name"] == "w1"
+
+
+def test_more_files_than_descriptors(tmp_path):
+    many = [cases.hot("H2O", seed=k) for k in range(40)]
+    paths = [tmp_path / f"{k}.traj" for k in range(40)]
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (64, before[1]))
+    try:
+        frames = simulate(many, 2.0, duration=20, model=OWN, trajectory=paths)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+    same(Trajectory.read(paths[-1]), frames[-1])
+    assert len(list(tmp_path.iterdir())) == 40
 
 
 def test_unknown_element_is_refused_before_the_run(tmp_path):

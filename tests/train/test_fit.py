@@ -13,11 +13,12 @@ import numpy as np
 import pytest
 import torch
 
-from mdtrajnet_fast import TrainConfig, fit, load_model, simulate
+from mdtrajnet_fast import TrainConfig, fit, load_model, save_model, simulate
 from mdtrajnet_fast.data.generate import generate
 from mdtrajnet_fast.data.pairs import Pairs
 from mdtrajnet_fast.data.records import Record, load_records, write_records
 from mdtrajnet_fast.io.lock import Lock
+from mdtrajnet_fast.model.config import PotentialConfig
 from mdtrajnet_fast.system import System
 from mdtrajnet_fast.train import fit as train
 from mdtrajnet_fast.train.evaluate import (
@@ -511,9 +512,31 @@ def test_fine_tuning_starts_from_the_model(config, tmp_path):
         final_learning_rate=1e-9,
     )
     second = fit(tuned, progress=False)
-    assert second.config == first.config
+    assert second.config == first.config and second.name == "tuned"
     for name, value in weights(first).items():
         torch.testing.assert_close(weights(second)[name], value, rtol=0, atol=1e-6)
+
+
+def test_fine_tuning_inherits_what_it_is_not_told(config, tmp_path):
+    """With the defaults, whose loss has no velocities, a trained read-out would get worse."""
+    whole = dataclasses.replace(config, steps=1, velocity_weight_fs=8.0, time_reversal=True)
+    fit(whole, progress=False)
+    recipe = tmp_path / "tune.toml"
+    recipe.write_text('output = "tuned"\ndata = "a.h5"\ninitial = "run/model"\nlag_power = 2.0\n')
+    tuned = TrainConfig.read(recipe)
+    assert (tuned.velocity_weight_fs, tuned.time_reversal, tuned.lag_power) == (8.0, True, 2.0)
+    recipe.write_text('output = "tuned"\ndata = "a.h5"\ninitial = "molecules-nve"\n')
+    assert TrainConfig.read(recipe).velocity_weight_fs == 8.0  # of the motion, not of what followed
+    recipe.write_text('output = "tuned"\ndata = "a.h5"\n')
+    assert TrainConfig.read(recipe).velocity_weight_fs == 0.0
+
+
+def test_fine_tuning_says_what_it_leaves(config, tmp_path):
+    own = cases.model(potential=PotentialConfig(), species=("H", "N", "O"), **cases.OWN)
+    save_model(own, tmp_path / "own")
+    tuned = dataclasses.replace(config, initial=str(tmp_path / "own"), model={}, steps=1)
+    with pytest.warns(RuntimeWarning, match='not its potential energy: .*target = "potential"'):
+        fit(tuned, progress=False)
 
 
 def test_fine_tuning_for_another_window(config, tmp_path):
