@@ -395,6 +395,7 @@ def _run(
     if not options.resume:
         folder = _made(folder, numbered=options.output is None)
         stack.enter_context(Lock(folder / "run.json"))
+        _new_folder(folder)  # still, now that no other process can begin in it
     _write_json(folder / "run.json", run)
     print(
         f"{atoms.get_chemical_formula()} ({run['structure']['name']}), {settings['duration']:g} fs "
@@ -905,9 +906,15 @@ def _write_spectrum(
     _say(paths)
 
 
+# What a run that was killed before it began leaves in its folder.
+_LEFT = {".run.json.lock", "run.part"}
+
+
 def _new_folder(wanted: Path, numbered: bool = False) -> Path:
     """The path of a new folder. Raises FileExistsError where it is in use, unless numbered."""
-    if not numbered and wanted.exists() and not (wanted.is_dir() and not any(wanted.iterdir())):
+    if numbered or not wanted.exists():
+        return wanted
+    if not wanted.is_dir() or {p.name for p in wanted.iterdir()} - _LEFT:
         raise FileExistsError(f"{wanted} exists and is never overwritten: choose another name")
     return wanted
 

@@ -142,6 +142,15 @@ def test_folders_of_runs_have_one_writer(tmp_path, capsys):
     assert (tmp_path / "a" / "run.json").read_bytes() == before
 
 
+def test_folders_of_runs_that_did_not_begin_are_free(tmp_path, capsys):
+    (tmp_path / "a").mkdir()
+    for name in (".run.json.lock", "run.part"):
+        (tmp_path / "a" / name).touch()
+    run("simulate NH3 --dt 3 --duration 6 --equilibration 0 --output a --quiet")
+    assert {"run.json", "trajectory.traj"} <= {p.name for p in (tmp_path / "a").iterdir()}
+    assert "exists" in refused("simulate NH3 --dt 3 --duration 6 --output a", capsys)
+
+
 def test_default_folders_are_made_by_one_process_each(tmp_path, monkeypatch):
     """Another process makes the folder between the look for a free name and mkdir."""
     mkdir = Path.mkdir

@@ -108,7 +108,8 @@ def changing(path: Path) -> Iterator[h5py.File]:
         make(path, lambda file: None)
     with Hdf5File(path) as changed:
         _wait_for(changed.raw, fcntl.LOCK_EX)
-        yield changed.file
+        with uninterrupted():  # HDF5 does not bear it within
+            yield changed.file
 
 
 def make(path: Path, fill: Callable[[Hdf5File], None]) -> None:

@@ -195,7 +195,7 @@ class TrainConfig:
         path = Path(path)
         try:
             values = tomllib.loads(path.read_text())
-        except tomllib.TOMLDecodeError as error:
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise ValueError(f"{path} is not valid TOML: {error}") from error
         known = {f.name for f in dataclasses.fields(cls)}
         if unknown := sorted(set(values) - known):
