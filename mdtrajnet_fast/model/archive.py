@@ -47,9 +47,13 @@ def build(config: ModelConfig, members: int, name: str, weights: Mapping[str, Te
 
     Raises ValueError, before memory is taken, where the sizes ask for more than there is.
     """
-    parts = {"members": members, "num_attn_blocks": config.num_attn_blocks}
+    parts: dict[str, Any] = {}
+    if config.window_potentials is None or members != 0:  # these can be all of a model
+        parts |= {"members": members, "num_attn_blocks": config.num_attn_blocks}
     if config.window_potentials is not None:
         parts["layers of the window potentials"] = config.window_potentials.layers
+    if config.dipole is not None:
+        parts["layers of the dipole"] = config.dipole.layers
     for what, count in parts.items():
         if isinstance(count, bool) or not isinstance(count, int) or not 1 <= count <= len(weights):
             raise ValueError(

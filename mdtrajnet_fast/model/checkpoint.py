@@ -147,6 +147,7 @@ _UNREADABLE = (
 _SAID = {f.name for f in dataclasses.fields(ModelConfig)} - {
     "longest_lag",
     "window_potentials",
+    "dipole",
     "potential",
     "window",
 }

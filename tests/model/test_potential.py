@@ -243,7 +243,8 @@ def test_training(config, water_and_ammonia, tmp_path):
 
 def test_bad_settings_are_refused(config):
     with pytest.raises(
-        ValueError, match="target must be one of motion, potential, window_potentials, got .energy"
+        ValueError,
+        match="target must be one of motion, potential, window_potentials, dipole, got .energy",
     ):
         dataclasses.replace(config, target="energy")
     with pytest.raises(ValueError, match="needs the model that it is of: initial"):
