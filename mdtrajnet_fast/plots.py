@@ -99,12 +99,8 @@ def write_curves(
     """
     prefix = Path(prefix)
     table, picture = prefix.with_name(prefix.name + ".csv"), prefix.with_name(prefix.name + ".png")
-    prefix.parent.mkdir(parents=True, exist_ok=True)
-    with table.open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow([x[0], *curves])
-        for row in zip(x[1], *curves.values(), strict=True):
-            writer.writerow([f"{value:.8g}" for value in row])
+    columns = {name: values.tolist() for name, values in {x[0]: x[1], **curves}.items()}
+    write_tables(prefix.parent, {prefix.name: columns})
     figure, (axes,) = _figure(1, width=8.0, height=4.0)
     for k, (name, values) in enumerate(curves.items()):
         axes.plot(
