@@ -491,13 +491,15 @@ def truncate(path: str | Path, frames: int) -> None:
     A kill at any moment leaves either the old file or the new one, and so does a full disk.
     Dropping frames of a .h5 file rewrites what is kept; the other two are cut in place.
 
-    Raises ValueError if the file has fewer complete frames; otherwise as :func:`count_frames`.
+    Raises ValueError if the file has fewer complete frames, BlockingIOError while another process
+    writes it; otherwise as :func:`count_frames`.
     """
+    path, fmt = _known(path)
     held = count_frames(path)
     if not 0 <= frames <= held:
         raise ValueError(f"cannot keep {frames} frames of {path}: it holds {held} complete ones")
-    path, fmt = _known(path)
-    fmt.truncate(path, frames)
+    with Lock(path), _damage_named(path):
+        fmt.truncate(path, frames)
 
 
 def is_hdf5_trajectory(path: str | Path) -> bool:

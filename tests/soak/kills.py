@@ -61,7 +61,7 @@ def simulations(folder: Path, kind: str, rng: random.Random) -> int:
     for _ in range(20):
         begun = (folder / "parts" / "run.json").exists()
         go = ["simulate", "--resume", "parts", "--quiet"] if begun else [*new, "parts"]
-        if kills == 4 and begun:
+        if kills >= 4 and begun:
             break
         how = rng.choice([signal.SIGKILL, signal.SIGINT])
         kills += killed(go, folder, rng.uniform(3.0, 9.0), how) != 0
