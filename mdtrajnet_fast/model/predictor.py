@@ -7,6 +7,7 @@ knows nothing of rollouts.
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 _ROWS = 1 << 17
 
 
+_Csr = tuple[int, int, int, int, int]  # as graph_addresses has it
 _Sizes = tuple[int, int, int, int, float]
 _DensitySizes = tuple[int, int, int, int, int, int, int, float]
 
@@ -89,13 +91,7 @@ class NativePredictor:
 
     def energies(self, graph: Graph) -> Tensor:
         """Atomic energies [atoms] (eV), of a model with a potential."""
-        csr, species = CSR(*ready(graph.csr)), graph.species.contiguous()
-        check_tensors(self.dtype, (*csr, species))
-        energy = torch.empty(graph.atoms, dtype=self.dtype)
-        self.native.energies(
-            graph_addresses(csr), species.data_ptr(), energy.data_ptr(), threads_for(csr, 1)
-        )
-        return energy
+        return self._scalars(graph, self.native.energies)
 
     def slopes(self, graph: Graph, role: int) -> tuple[Tensor, Tensor]:
         """Atomic energies [atoms] (eV) and the slopes of their sum, float64 [atoms, 3] (eV/Å).
@@ -112,22 +108,24 @@ class NativePredictor:
 
     def charges(self, graph: Graph) -> Tensor:
         """Charges [atoms] (e) up to a constant of each component, of a model with a dipole."""
-        csr, species = CSR(*ready(graph.csr)), graph.species.contiguous()
-        check_tensors(self.dtype, (*csr, species))
-        charge = torch.empty(graph.atoms, dtype=self.dtype)
-        self.native.charges(
-            graph_addresses(csr), species.data_ptr(), charge.data_ptr(), threads_for(csr, 1)
-        )
-        return charge
+        return self._scalars(graph, self.native.charges)
 
     def _window_potential(self, graph: Graph, role: int, slopes: int) -> Tensor:
         """The energies; slopes: the address of memory for them, or 0."""
+
+        def kernel(csr: _Csr, species: int, energy: int, threads: int) -> None:
+            self.native.slopes(csr, species, role, energy, slopes, threads)
+
+        return self._scalars(graph, kernel)
+
+    def _scalars(self, graph: Graph, kernel: Callable[[_Csr, int, int, int], None]) -> Tensor:
+        """What a kernel writes for each atom [atoms]: it takes the addresses of the graph, of
+        species and of that, and how many threads."""
         csr, species = CSR(*ready(graph.csr)), graph.species.contiguous()
         check_tensors(self.dtype, (*csr, species))
-        energy = torch.empty(graph.atoms, dtype=self.dtype)
-        places = (species.data_ptr(), role, energy.data_ptr(), slopes)
-        self.native.slopes(graph_addresses(csr), *places, threads_for(csr, 1))
-        return energy
+        found = torch.empty(graph.atoms, dtype=self.dtype)
+        kernel(graph_addresses(csr), species.data_ptr(), found.data_ptr(), threads_for(csr, 1))
+        return found
 
 
 class TorchPredictor:

@@ -17,6 +17,7 @@ from ase.units import fs
 from ..data.pairs import MARGIN, Pairs
 from ..model.network import MDtrajNet
 from ..model.window_potentials import ENERGY
+from ..ops import Graph
 from .evaluate import AT_ONCE
 
 # Of the mean eigenvalue of the features' mean squares: directions that training data hardly have.
@@ -38,16 +39,17 @@ def calibrated(
         raise ValueError(f"model {model.name!r} has no window potentials")
     width, atoms = sizes.layers * sizes.hidden, 0
     mean = np.zeros((width, width))
-    for features, _ in _frames(model, training, count, seed):
+    for features, _, _ in _frames(model, training, count, seed):
         mean, atoms = mean + features.T @ features, atoms + len(features)
     mean /= atoms
     floor = _FLOOR * np.trace(mean) / width * np.eye(width)
     root = np.linalg.cholesky(np.linalg.inv(mean + floor))
     rigid, wrong = [], []
     for k, pairs in enumerate(validation):
-        for features, error in _frames(model, pairs, count, seed + 1 + k):
+        for features, graph, true in _frames(model, pairs, count, seed + 1 + k):
+            forces = -model.predictor().slopes(graph, ENERGY)[1].cpu().numpy()
             rigid.append(np.linalg.norm(features @ root, axis=1))
-            wrong.append(error)
+            wrong.append(np.sqrt(((forces - true) ** 2).mean(1)))
     uncertainty, error = np.concatenate(rigid), np.concatenate(wrong)
     factor = np.sqrt(np.mean((error / uncertainty) ** 2))  # the likeliest, for Gaussian errors
     usual = float(np.quantile(factor * uncertainty, _USUAL))
@@ -61,15 +63,15 @@ def calibrated(
 @torch.no_grad()
 def _frames(
     model: MDtrajNet, pairs: Pairs, count: int, seed: int
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Features of atoms, and errors of the forces on them: [atoms] eV/Å, rms of a component."""
+) -> Iterator[tuple[np.ndarray, Graph, np.ndarray]]:
+    """Random frames, some at a time: features of the atoms, their graph, and the true forces on
+    them, [atoms, 3] eV/Å."""
     assert model.window_potentials is not None and model.config.window_potentials is not None
     h, rng = model.config.window_potentials.window, np.random.default_rng(seed)
     for done in range(0, count, AT_ONCE):
         choice = pairs.choose(rng, min(AT_ONCE, count - done), h, lag_fs=h, margin=MARGIN)
         system = pairs.batch(choice).system
         graph = model.graph(system)
-        forces = -model.predictor().slopes(graph, ENERGY)[1].cpu().numpy()
         true = pairs.accelerations(choice) * system.masses[:, None] / fs**2
         features = model.window_potentials.features(graph).double().cpu().numpy()
-        yield features, np.sqrt(((forces - true) ** 2).mean(1))
+        yield features, graph, true
