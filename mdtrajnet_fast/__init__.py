@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .analysis.observables import infrared_spectrum, vibrational_density_of_states
-    from .analysis.trust import TrustSummary
+    from .analysis.summary import TrustSummary
     from .io.structures import read_structure
     from .io.trajectory import Trajectory
     from .md.ase_dynamics import MDtrajNetDynamics
@@ -35,7 +35,7 @@ _HOME = {
     "RolloutError": "md.rollout",
     "TrainConfig": "train.config",
     "Trajectory": "io.trajectory",
-    "TrustSummary": "analysis.trust",
+    "TrustSummary": "analysis.summary",
     "bundled_models": "model.checkpoint",
     "fit": "train.fit",
     "infrared_spectrum": "analysis.observables",

@@ -77,7 +77,7 @@ from .interruptions import uninterrupted
 from .lock import Lock
 
 if TYPE_CHECKING:
-    from ..analysis.trust import TrustSummary
+    from ..analysis.summary import TrustSummary
 
 Array = NDArray[np.float64]
 Metadata = dict[str, Any]
