@@ -589,22 +589,23 @@ def trace() -> Iterator[Row]:
     from torch.profiler import ProfilerActivity, profile, record_function
 
     from mdtrajnet_fast.md.rollout import engine_for
-    from mdtrajnet_fast.md.window import Method
+    from mdtrajnet_fast.md.window import Method, Plan
     from mdtrajnet_fast.system import System
 
     many = mixture()
     system = System.from_atoms(many)
     momenta = np.concatenate([one.get_momenta() for one in many])
-    engine, times = engine_for(on_device(scale=1e-3), system, Method()), np.array([5.0, 10.0])
+    engine = engine_for(on_device(scale=1e-3), system, Method())
+    plan = Plan(0, [[5.0, 10.0]], [[True, True]])
     engine.set_state(system.positions, momenta)
     for _ in range(2):
-        engine.begin(times, None)
+        engine.begin(plan)
         engine.end()
     activities = [ProfilerActivity.CPU] + ([] if DRY else [ProfilerActivity.CUDA])
     with profile(activities=activities) as profiler:
         for _ in range(3):
             with record_function("one window"):
-                engine.begin(times, None)
+                engine.begin(plan)
             engine.end()
         wait()
     with tempfile.TemporaryDirectory() as folder:

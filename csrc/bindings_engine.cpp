@@ -27,11 +27,20 @@ void expect(const py::array& array, const std::vector<py::ssize_t>& shape, const
                               " for the engine's systems, got " + py::str(array.attr("shape")).cast<std::string>());
 }
 
+Method method_named(const std::string& name) {
+    if (name == "plain") return Method::kPlain;
+    if (name == "reversible") return Method::kReversible;
+    if (name == "symplectic") return Method::kSymplectic;
+    throw py::value_error("method must be plain, reversible or symplectic, got " + name);
+}
+
 std::unique_ptr<Engine> make_engine(std::shared_ptr<Predictor> predictor, std::vector<std::int64_t> ptr,
                                     std::vector<std::int64_t> species, std::vector<double> masses,
                                     const std::optional<Array>& cell,
                                     const std::optional<py::array_t<bool, py::array::c_style | py::array::forcecast>>& pbc,
-                                    double skin, double fs, std::vector<double> back, double most, int steps) {
+                                    double skin, double fs, std::vector<double> back, double most, int steps,
+                                    double uncertain, const std::string& method, double pull, std::int64_t every,
+                                    std::int64_t needed) {
     Contents contents{std::move(ptr), std::move(species), std::move(masses), {}, {}};
     const auto atoms = static_cast<std::int64_t>(contents.species.size());
     bool sound = contents.ptr.size() > 1 && contents.ptr[0] == 0 && contents.ptr.back() == atoms &&
@@ -48,66 +57,62 @@ std::unique_ptr<Engine> make_engine(std::shared_ptr<Predictor> predictor, std::v
         contents.cells.assign(cell->data(), cell->data() + cell->size());
         contents.pbc.assign(pbc->data(), pbc->data() + pbc->size());
     }
-    return std::make_unique<Engine>(std::move(predictor), contents, Rules{skin, fs, std::move(back), most, steps});
-}
-
-Method method_named(const std::string& name) {
-    if (name == "plain") return Method::kPlain;
-    if (name == "reversible") return Method::kReversible;
-    if (name == "symplectic") return Method::kSymplectic;
-    throw py::value_error("method must be plain, reversible or symplectic, got " + name);
+    const Course course{method_named(method), pull, every, needed};
+    if (course.method == Method::kSymplectic && !predictor->has_window_potentials())
+        throw py::value_error("symplectic windows are of models with window potentials");
+    if (every < 1 || needed < 0 || (needed && !predictor->has_energies()))
+        throw py::value_error("energies are kept of models that have them, every so many windows");
+    return std::make_unique<Engine>(std::move(predictor), contents, Rules{skin, fs, std::move(back), most, steps, uncertain},
+                                    course);
 }
 
 py::object said(const std::optional<Broken>& broken) {
     return broken ? py::object(py::make_tuple(broken->system, broken->atom, broken->why)) : py::none();
 }
 
-// What `windows` windows lead to: the frames at times t of the last, the energies at the end or None (measured of a single
-// window, where asked for and no target is given), how many windows were done, and None or what broke in the next, as Broken says;
-// then the frame is the state before.
-py::tuple advance(Engine& engine, Array positions, Array momenta, const Array& t, std::int64_t windows,
-                  const std::string& name, double pull, const std::optional<Array>& total, const std::optional<Array>& near, bool measure,
-                  int threads) {
-    const py::ssize_t atoms = engine.atoms(), systems = engine.systems(), times = t.size();
+// What the windows from `number` on lead to, of which window w has counts[w] of the times t, the last of them its end:
+// positions and momenta of the wanted frames [wanted][atoms][3], their potential energies [wanted][systems] or None, the state
+// at the end, how many windows were done, and None or what broke in the next, as Broken says; then the frames and the end
+// are those of the windows that were done.
+py::tuple advance(Engine& engine, const Array& positions, const Array& momenta, std::int64_t number, const Array& t,
+                  const std::vector<std::int64_t>& counts, const std::vector<std::uint8_t>& wanted, int threads) {
+    const py::ssize_t atoms = engine.atoms(), systems = engine.systems();
     expect(positions, {atoms, 3}, "positions");
     expect(momenta, {atoms, 3}, "momenta");
-    if (times < 1 || windows < 1 || (windows > 1 && (times > 1 || measure)))
-        throw py::value_error("a call takes one window, with any times, or several with their end alone, unmeasured");
-    const Method method = method_named(name);
-    if (method == Method::kSymplectic && (!engine.has_window_potentials() || total || measure))
-        throw py::value_error("symplectic windows are of models with window potentials, and have no energy to keep");
-    EnergyTarget target{nullptr, nullptr, pull};
-    if (total && near) {
-        expect(*total, {systems}, "total");
-        expect(*near, {systems}, "near");
-        target.total = total->data();
-        target.near = near->data();
-    }
-    const bool measured = measure && engine.has_potential() && !target.total;
-    py::array_t<double> x(std::vector<py::ssize_t>{times, atoms, 3}), p(std::vector<py::ssize_t>{times, atoms, 3});
-    py::array_t<double> energies(std::vector<py::ssize_t>{2, measured ? systems : 0});
-    std::vector<double> before_x, before_p;
-    const double *from_x = positions.data(), *from_p = momenta.data();
-    const Window window{times,           t.data(), method, target, x.mutable_data(), p.mutable_data(),
-                        measured ? energies.mutable_data() : nullptr};
+    std::int64_t times = 0;
+    bool sound = !counts.empty();
+    for (const std::int64_t count : counts) sound = sound && count > 0, times += count;
+    if (!sound || times != t.size() || times != static_cast<std::int64_t>(wanted.size()))
+        throw py::value_error("a call takes at least one window, each with its times and which of them are wanted");
+    const py::ssize_t frames = std::count_if(wanted.begin(), wanted.end(), [](std::uint8_t w) { return w != 0; });
+    const bool measured = engine.has_energies();
+    py::array_t<double> x(std::vector<py::ssize_t>{frames, atoms, 3}), p(std::vector<py::ssize_t>{frames, atoms, 3}),
+        energies(std::vector<py::ssize_t>{measured ? frames : 0, systems});
+    std::vector<double> from_x(positions.data(), positions.data() + 3 * atoms),
+        from_p(momenta.data(), momenta.data() + 3 * atoms), to_x(3 * atoms), to_p(3 * atoms);
+    double *frame_x = x.mutable_data(), *frame_p = p.mutable_data(), *energy = measured ? energies.mutable_data() : nullptr;
     std::optional<Broken> broken;
-    std::int64_t done = 0;
-    for (;;) {
+    std::int64_t done = 0, at = 0, frame = 0;
+    for (const std::int64_t count : counts) {
+        if (done && PyErr_CheckSignals()) throw py::error_already_set();
         {
             const Computing computing;
-            broken = engine.window(from_x, from_p, window, threads);
+            broken = engine.window(from_x.data(), from_p.data(),
+                                   {number + done, count, t.data() + at, wanted.data() + at, frame_x + 3 * atoms * frame,
+                                    frame_p + 3 * atoms * frame, energy ? energy + systems * frame : nullptr, to_x.data(),
+                                    to_p.data()},
+                                   threads);
         }
-        if (broken || ++done == windows) break;
-        if (PyErr_CheckSignals()) throw py::error_already_set();
-        before_x.assign(x.data(), x.data() + x.size());
-        before_p.assign(p.data(), p.data() + p.size());
-        from_x = before_x.data(), from_p = before_p.data();
+        if (broken) break;
+        frame += std::count_if(wanted.begin() + at, wanted.begin() + at + count, [](std::uint8_t w) { return w != 0; });
+        at += count;
+        ++done;
+        from_x.swap(to_x), from_p.swap(to_p);
     }
-    if (broken) {  // the state that the last good window led to
-        x = py::array_t<double>(std::vector<py::ssize_t>{1, atoms, 3}, from_x);
-        p = py::array_t<double>(std::vector<py::ssize_t>{1, atoms, 3}, from_p);
-    }
-    return py::make_tuple(std::move(x), std::move(p), measured ? py::object(std::move(energies)) : py::none(), done,
+    const py::slice part(0, frame, 1);
+    const std::vector<py::ssize_t> state{atoms, 3};
+    return py::make_tuple(x[part], p[part], measured ? py::object(energies[part]) : py::none(),
+                          py::array_t<double>(state, from_x.data()), py::array_t<double>(state, from_p.data()), done,
                           said(broken));
 }
 
@@ -115,16 +120,29 @@ py::tuple energies(Engine& engine, const Array& positions, const Array& momenta,
     const py::ssize_t atoms = engine.atoms();
     expect(positions, {atoms, 3}, "positions");
     expect(momenta, {atoms, 3}, "momenta");
-    if (!engine.has_potential()) throw py::value_error("the engine's model has no potential");
+    if (!engine.has_energies()) throw py::value_error("the engine's model has no potential");
     py::array_t<double> energies(std::vector<py::ssize_t>{2, py::ssize_t(engine.systems())});
     const double *x = positions.data(), *p = momenta.data();
     double* to = energies.mutable_data();
     std::optional<Broken> broken;
     {
         const Computing computing;
-        broken = engine.energies(x, p, Method::kReversible, to, threads);
+        broken = engine.energies(x, p, to, threads);
     }
     return py::make_tuple(std::move(energies), said(broken));
+}
+
+py::tuple kept(const Engine& engine) {
+    const Kept& kept = engine.kept();
+    py::array_t<double> sums(std::vector<py::ssize_t>{2, py::ssize_t(engine.systems())});
+    if (kept.seen) std::copy(kept.sums.begin(), kept.sums.end(), sums.mutable_data());
+    else std::fill_n(sums.mutable_data(), sums.size(), 0.0);
+    return py::make_tuple(std::move(sums), kept.seen);
+}
+
+void keep(Engine& engine, const Array& sums, std::int64_t seen) {
+    expect(sums, {2, py::ssize_t(engine.systems())}, "sums");
+    engine.keep({{sums.data(), sums.data() + sums.size()}, seen});
 }
 
 }  // namespace
@@ -133,9 +151,11 @@ void bind_engine(py::module_& module) {
     py::class_<Engine>(module, "Engine", "See csrc/cpu/engine.hpp.")
         .def(py::init(&make_engine), py::arg("predictor"), py::kw_only(), py::arg("ptr"), py::arg("species"),
              py::arg("masses"), py::arg("cell"), py::arg("pbc"), py::arg("skin"), py::arg("fs"), py::arg("back"),
-             py::arg("most"), py::arg("steps"))
-        .def("advance", &advance, py::arg("positions"), py::arg("momenta"), py::kw_only(), py::arg("t"), py::arg("windows"),
-             py::arg("method"), py::arg("pull"), py::arg("total"), py::arg("near"), py::arg("measure"),
-             py::arg("threads"))
-        .def("energies", &energies, py::arg("positions"), py::arg("momenta"), py::arg("threads"));
+             py::arg("most"), py::arg("steps"), py::arg("uncertain"), py::arg("method"), py::arg("pull"), py::arg("every"),
+             py::arg("needed"))
+        .def("advance", &advance, py::arg("positions"), py::arg("momenta"), py::kw_only(), py::arg("number"), py::arg("t"),
+             py::arg("counts"), py::arg("wanted"), py::arg("threads"))
+        .def("energies", &energies, py::arg("positions"), py::arg("momenta"), py::arg("threads"))
+        .def("kept", &kept)
+        .def("keep", &keep, py::arg("sums"), py::arg("seen"));
 }

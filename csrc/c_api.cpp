@@ -149,29 +149,33 @@ struct mdtrajnet_rollout {
         : model(std::move(of)), contents(checked(*model, s)), method(method_of(*model, options.method)),
           window(options.window == 0 ? own_window(*model, method) : options.window),
           threads(options.threads ? options.threads : omp_get_max_threads()),
-          engine(std::shared_ptr<const mdtrajnet::Predictor>(model, &model->predictor()), contents, model->rules) {
+          engine(std::shared_ptr<const mdtrajnet::Predictor>(model, &model->predictor()), contents, model->rules,
+                 course(options)) {}
+
+    mdtrajnet::Course course(const mdtrajnet_options& options) const {
         const double longest = model->predictor().head().time_cutoff;
-        const double rate = options.energy_rate < 0 ? model->energy_rate : options.energy_rate;
-        const bool reversible = method == Method::kReversible;
-        const bool kicks = method == Method::kSymplectic;
+        const bool kicks = method == Method::kSymplectic, plain = method == Method::kPlain;
+        const double rate = options.energy_rate < 0 ? (kicks ? model->symplectic_energy_rate : model->energy_rate)
+                                                    : options.energy_rate;
         expect(kicks || (0 < window && window <= longest), kNowhere,
                "window must be 0, for the method's own, or a number up to ", longest, " fs, got ", options.window);
         expect(!kicks || window == model->symplectic, kNowhere, "window must be 0 or ", model->symplectic,
                " fs, which the model's symplectic windows are, got ", options.window,
                ": other windows are for MDTRAJNET_REVERSIBLE");
         expect(std::isfinite(rate), kNowhere, "energy_rate must be a number of 1/fs, got ", options.energy_rate);
-        expect(reversible || options.energy_rate < 0, kNowhere,
-               "energy_rate is for reversible windows, leave it at -1 with others, got ", options.energy_rate);
+        expect(!plain || options.energy_rate < 0, kNowhere,
+               "energy_rate is not for plain windows, leave it at -1 with them, got ", options.energy_rate);
         expect(threads > 0, kNowhere, "threads must be a number, or 0 for OpenMP's own, got ", options.threads);
-        pull = reversible ? rate * window : std::numeric_limits<double>::infinity();
-        if (engine.has_potential() && method != Method::kSymplectic)
-            needed = reversible ? 1 + static_cast<int64_t>(std::ceil(model->settling / window)) : 1;
-        restart();
+        const int64_t every = kicks ? std::max<int64_t>(1, std::lround(model->symplectic_energy_every / window)) : 1;
+        const double apart = static_cast<double>(every) * window;
+        const int64_t needed = plain ? 1 : 1 + static_cast<int64_t>(std::ceil(model->settling / apart));
+        return {method, plain ? std::numeric_limits<double>::infinity() : rate * apart, every,
+                model->predictor().has_energies() ? needed : 0};
     }
 
     void restart() {
-        seen = 0;
-        sums.assign(2 * engine.systems(), 0.0);
+        engine.keep({});
+        number = 0;
     }
 
     // The momenta of velocities: those that the last window led to, to the bit, if it also led to the velocities.
@@ -210,36 +214,26 @@ struct mdtrajnet_rollout {
                       {broken->system, broken->atom}};
     }
 
-    // Learns of the energies to keep.
-    void add(const Array& energies) {
-        for (std::size_t k = 0; k < sums.size(); ++k) sums[k] += energies[k];
-        ++seen;
-    }
-
     // Windows with frames at times t and at their end, from x and p, which become the state at the end of the last that
-    // was done.  Returns positions and momenta of the last one's frames.
+    // was done.  Returns positions and momenta of the last one's frames at t.
     std::pair<Array, Array> advance(int64_t windows, Array t, double* x, Array& p, int64_t& done) {
+        const std::vector<std::uint8_t> wanted = [&] {
+            std::vector<std::uint8_t> inner(t.size(), 1);
+            inner.push_back(0);
+            return inner;
+        }();
         t.push_back(window);
         const auto times = static_cast<int64_t>(t.size());
-        const int64_t systems = engine.systems(), numbers = 3 * engine.atoms(), end = (times - 1) * numbers;
-        Array next_x(times * numbers), next_p(times * numbers), energies(2 * systems), total(systems), near(systems);
+        const int64_t numbers = 3 * engine.atoms();
+        Array next_x((times - 1) * numbers), next_p((times - 1) * numbers), end_x(numbers), end_p(numbers);
         for (done = 0; done < windows; ++done) {
-            if (needed && !seen) {
-                check(engine.energies(x, p.data(), method, energies.data(), threads));
-                add(energies);
-            }
-            const bool settling = seen < needed, keep = needed && !settling;
-            for (int64_t s = 0; keep && s < systems; ++s) {
-                total[s] = sums[s] / seen;
-                near[s] = model->uncertain * (sums[systems + s] / seen);
-            }
-            const mdtrajnet::EnergyTarget target{keep ? total.data() : nullptr, keep ? near.data() : nullptr, pull};
-            const mdtrajnet::Window of{times, t.data(), method, target, next_x.data(), next_p.data(),
-                                       settling ? energies.data() : nullptr};
-            check(engine.window(x, p.data(), of, threads));
-            std::copy_n(next_x.begin() + end, numbers, x);
-            std::copy_n(next_p.begin() + end, numbers, p.begin());
-            if (settling) add(energies);
+            check(engine.window(x, p.data(),
+                                {number, times, t.data(), wanted.data(), next_x.data(), next_p.data(), nullptr,
+                                 end_x.data(), end_p.data()},
+                                threads));
+            std::copy(end_x.begin(), end_x.end(), x);
+            p = end_p;
+            ++number;
         }
         return {std::move(next_x), std::move(next_p)};
     }
@@ -250,10 +244,8 @@ struct mdtrajnet_rollout {
     const double window;
     const int threads;
     mdtrajnet::Engine engine;
-    double pull;
-    int64_t needed = 0, seen = 0;  // energies whose mean is kept: how many it takes (0: none is kept), and has
-    Array sums;                    // [2][systems] eV of these, total and relative to the centre of mass kinetic
-    Array momenta, velocities;     // that the last window led to
+    int64_t number = 0;         // of the next window
+    Array momenta, velocities;  // that the last window led to
 };
 
 namespace {
@@ -315,8 +307,7 @@ double mdtrajnet_own_window(const mdtrajnet_model* model) {
 }
 
 int mdtrajnet_has_potential(const mdtrajnet_model* model) {
-    const auto& of = model->it->predictor();
-    return of.has_potential() || of.has_window_potentials();
+    return model->it->predictor().has_energies();
 }
 
 int mdtrajnet_knows(const mdtrajnet_model* model, int atomic_number) {
@@ -354,14 +345,12 @@ int mdtrajnet_energies(mdtrajnet_rollout* rollout, const double* positions, cons
                        mdtrajnet_error* error) {
     return guarded(error, [&] {
         expect(rollout && energies, kNowhere, "expected a rollout and where to put energies, got NULL");
-        const bool kicks = rollout->engine.has_window_potentials();
-        expect(kicks || rollout->engine.has_potential(), kNowhere, "expected a model with a potential, this one has none");
+        expect(rollout->engine.has_energies(), kNowhere, "expected a model with a potential, this one has none");
         rollout->check_state(positions, velocities);
         const int64_t systems = rollout->engine.systems();
         Array both(2 * systems);
         rollout->check(rollout->engine.energies(positions, rollout->momenta_of(velocities).data(),
-                                                kicks ? Method::kSymplectic : Method::kReversible, both.data(),
-                                                rollout->threads));
+                                                both.data(), rollout->threads));
         std::copy_n(both.begin(), systems, energies);
     });
 }

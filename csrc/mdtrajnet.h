@@ -61,7 +61,7 @@ enum {
 typedef struct mdtrajnet_options {
     double window;       // length of a window, fs; 0: the method's own, the only one of symplectic windows
     int method;          // how windows come about
-    double energy_rate;  // how fast reversible windows return to the energy to keep, 1/fs; negative: the default
+    double energy_rate;  // how fast windows return to the energy to keep, 1/fs; negative: the default, the only one of plain ones
     int threads;         // 0: as many as OpenMP would take
 } mdtrajnet_options;
 #define MDTRAJNET_DEFAULTS {0, 0, -1, 0}
@@ -73,8 +73,8 @@ void mdtrajnet_free_rollout(mdtrajnet_rollout *rollout);  // or NULL
 
 // Replaces positions and velocities [atoms][3] by those `windows` windows later.  If a system breaks, by those after
 // the windows that were done; the others can go on from there in a rollout of their own.  How windows are shared out
-// among calls does not change a bit.  With a potential, reversible windows are drawn to the mean of the total energy over
-// the first ones, in which nothing draws; plain windows keep the energy of the start; symplectic ones need no such help.
+// among calls does not change a bit.  Of a model that knows energies, windows are drawn to the mean of the total energy
+// over the first ones, in which nothing draws; plain windows keep the energy of the start.
 int mdtrajnet_advance(mdtrajnet_rollout *rollout, int64_t windows, double *positions, double *velocities,
                       mdtrajnet_error *error);
 

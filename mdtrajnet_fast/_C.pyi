@@ -179,30 +179,36 @@ class Engine:
         back: tuple[float, ...],
         most: float,
         steps: int,
+        uncertain: float,
+        method: str,
+        pull: float,
+        every: int,
+        needed: int,
     ) -> None: ...
     def advance(
         self,
         positions: NDArray[np.float64],
         momenta: NDArray[np.float64],
         *,
-        t: NDArray[np.float64],
-        windows: int,
-        method: str,
-        pull: float,
-        total: NDArray[np.float64] | None,
-        near: NDArray[np.float64] | None,
-        measure: bool,
+        number: int,
+        t: list[float],
+        counts: list[int],
+        wanted: list[bool],
         threads: int,
     ) -> tuple[
         NDArray[np.float64],
         NDArray[np.float64],
         NDArray[np.float64] | None,
+        NDArray[np.float64],
+        NDArray[np.float64],
         int,
         tuple[int, int, str] | None,
     ]: ...
     def energies(
         self, positions: NDArray[np.float64], momenta: NDArray[np.float64], threads: int
     ) -> tuple[NDArray[np.float64], tuple[int, int, str] | None]: ...
+    def kept(self) -> tuple[NDArray[np.float64], int]: ...
+    def keep(self, sums: NDArray[np.float64], seen: int) -> None: ...
 
 class CudaSystems:
     def __init__(

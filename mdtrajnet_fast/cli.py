@@ -46,10 +46,10 @@ from .io.lock import Lock
 from .io.structures import read_structure
 from .io.trajectory import Trajectory, description, last_time, set_description
 from .md.export import export_model
-from .md.rollout import ENERGY_RATE, RolloutError
+from .md.rollout import RolloutError
 from .md.simulation import check_run, method_begun, model_hash, simulate
 from .md.thermostats import CSVR, THERMOSTATS, Langevin, Thermostat
-from .md.window import METHODS, method_of, stride_of
+from .md.window import ENERGY_RATES, METHODS, method_of, stride_of
 from .mechanics import centre_of_mass, check_even, thermal_velocities
 from .model.checkpoint import bundled_models, load_model, provenance, save_model, training_logs
 from .model.mlatom import load_mlatom
@@ -202,8 +202,9 @@ def _parser() -> argparse.ArgumentParser:
     add(
         "--energy-rate",
         type=float,
-        help="how fast reversible windows return to the energy of the start, 1/fs "
-        f"(default: {ENERGY_RATE})",
+        help="how fast windows return to the energy of the first 200 fs, 1/fs (default: "
+        + ", ".join(f"{rate} of {name} ones" for name, rate in ENERGY_RATES.items())
+        + ")",
     )
     add(
         "--thermostat",
@@ -292,7 +293,7 @@ def _parser() -> argparse.ArgumentParser:
     add = functools.partial(of_rollouts.add_argument, default=argparse.SUPPRESS)
     add("--method", choices=METHODS, help="as for simulate")
     add("--window", type=float, help="stride, fs (default: the model's own)")
-    add("--energy-rate", type=float, help=f"as for simulate (default: {ENERGY_RATE})")
+    add("--energy-rate", type=float, help="as for simulate")
     add("--duration", type=float, help="of the runs, fs (default: the trajectories')")
     add("--spacing", type=float, help="of frames, fs (default: the trajectories')")
 

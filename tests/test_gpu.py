@@ -25,7 +25,7 @@ from mdtrajnet_fast.md import device_engine
 from mdtrajnet_fast.md.device_engine import DeviceEngine
 from mdtrajnet_fast.md.device_graph import device_graph
 from mdtrajnet_fast.md.rollout import engine_for, rollout
-from mdtrajnet_fast.md.window import Method
+from mdtrajnet_fast.md.window import Method, Plan
 from mdtrajnet_fast.neighbors.device import (
     Cells,
     SkinNeighbors,
@@ -278,13 +278,13 @@ def test_no_window_waits_for_the_host():
     engine = engine_for(model, system, Method())
     assert isinstance(engine, DeviceEngine) and engine.ahead == 2
     engine.set_state(system.positions, momenta)
-    times = np.array([4.0, 10.0])
-    engine.begin(times, None)
+    plan = Plan(0, [[4.0, 10.0]], [[True, True]])
+    engine.begin(plan)
     engine.end()
     torch.cuda.set_sync_debug_mode("error")
     try:
         for _ in range(2):
-            engine.begin(times, None)
+            engine.begin(plan)
     finally:
         torch.cuda.set_sync_debug_mode("default")
     first, second = (engine.end().positions for _ in range(2))

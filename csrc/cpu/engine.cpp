@@ -20,14 +20,20 @@ void sum_to(double* to, double factor, const double* x, int64_t count) {
     for (int64_t n = 0; n < count; ++n) to[n] += factor * x[n];
 }
 
+// What a window does about the energies to keep at its end: nothing, measure them, or draw to a goal.
+struct Goal {
+    double* measured = nullptr;                        // [2][systems] eV, total and relative kinetic
+    const double *total = nullptr, *near = nullptr;    // [systems] eV, and the differences up to which the pull is weak
+};
+
 }  // namespace
 
 // Some of the systems, and memory for their windows.
 class Engine::Group {
   public:
-    Group(const Predictor& predictor, const Contents& all, const Rules& rules, int64_t from, int64_t to)
+    Group(const Predictor& predictor, const Contents& all, const Rules& rules, const Course& course, int64_t from, int64_t to)
         : first_system(from), first_atom(all.ptr[from]), atoms(all.ptr[to] - all.ptr[from]), systems(to - from),
-          predictor_(predictor), rules_(rules), list_(predictor.head().radial_cutoff, rules.skin) {
+          predictor_(predictor), rules_(rules), course_(course), list_(predictor.head().radial_cutoff, rules.skin) {
         for (int64_t s = from; s <= to; ++s) ptr_.push_back(all.ptr[s] - first_atom);
         const auto part = [&](const auto& x, auto& own, int64_t each, int64_t begin, int64_t end) {
             if (!x.empty()) own.assign(x.begin() + each * begin, x.begin() + each * end);
@@ -44,39 +50,43 @@ class Engine::Group {
     }
 
     // The group's share of a window of all `total` atoms and `all` systems.  Throws Broken.
-    void window(const double* positions, const double* momenta, const Window& of, int64_t total, int64_t all, int threads) {
+    void window(const double* positions, const double* momenta, const Window& of, const Goal& goal, int64_t total, int64_t all,
+                int threads) {
         threads_ = threads;
         start(positions, momenta);
-        EnergyTarget target = of.target;
-        if (target.total) target.total += first_system, target.near += first_system;
-        energies_.assign(of.energies ? 2 * systems : 0, 0.0);
-        switch (of.method) {
-            case Method::kPlain: plain(of.times, of.t, target); break;
-            case Method::kReversible: reversible(of.times, of.t, target); break;
+        goal_ = {};
+        if (goal.total) goal_.total = goal.total + first_system, goal_.near = goal.near + first_system;
+        energies_.assign(goal.measured ? 2 * systems : 0, 0.0);
+        if (goal.measured) goal_.measured = energies_.data();
+        switch (course_.method) {
+            case Method::kPlain: plain(of.times, of.t); break;
+            case Method::kReversible: reversible(of.times, of.t); break;
             case Method::kSymplectic: symplectic(of.times, of.t);
         }
-        for (int64_t k = 0; k < of.times; ++k) {
-            double *x = of.positions + 3 * (k * total + first_atom), *p = of.momenta + 3 * (k * total + first_atom);
-            for (int64_t n = 0; n < 3 * atoms; ++n) {
-                x[n] = x_[n] + path_.moved[3 * k * atoms + n];
-                p[n] = path_.velocity[3 * k * atoms + n] / rules_.fs * masses_[n / 3];
+        for (int64_t k = 0, frame = 0; k < of.times; ++k) {
+            if (of.wanted[k]) {
+                const int64_t at = 3 * (frame * total + first_atom);
+                write_state(k, of.positions + at, of.momenta + at);
+                if (of.energies) write_energies(k, of.energies + frame * all + first_system);
+                ++frame;
             }
         }
-        write(of.energies, all);
+        write_state(of.times - 1, of.end_positions + 3 * first_atom, of.end_momenta + 3 * first_atom);
+        write(goal.measured, all);
     }
 
-    void energies(const double* positions, const double* momenta, Method method, double* energies, int64_t all, int threads) {
+    void energies(const double* positions, const double* momenta, double* energies, int64_t all, int threads) {
         threads_ = threads;
         start(positions, momenta);
         energies_.assign(2 * systems, 0.0);
-        measure(potential(x_, method), v_);
+        measure(potential(x_), v_);
         write(energies, all);
     }
 
     const int64_t first_system, first_atom, atoms, systems;
 
   private:
-    struct Kept {
+    struct KeptAcceleration {
         Array x, acceleration;
     };
 
@@ -98,13 +108,28 @@ class Engine::Group {
             std::copy_n(energies_.data() + k * systems, systems, energies + k * all + first_system);
     }
 
-    void plain(int64_t times, const double* t, const EnergyTarget& target) {
-        forward(x_, v_, times, t, path_);
-        labels_ = component_;
-        if (target.total || !energies_.empty()) keep_energy(times, t, path_, target);
+    // The frame at time number k.
+    void write_state(int64_t k, double* x, double* p) const {
+        for (int64_t n = 0; n < 3 * atoms; ++n) {
+            x[n] = x_[n] + path_.moved[3 * k * atoms + n];
+            p[n] = path_.velocity[3 * k * atoms + n] / rules_.fs * masses_[n / 3];
+        }
     }
 
-    void reversible(int64_t times, const double* t, const EnergyTarget& target) {
+    void write_energies(int64_t k, double* energies) {
+        Array x = x_;
+        sum_to(x.data(), 1, path_.moved.data() + 3 * k * atoms, 3 * atoms);
+        const Array& energy = potential(x);
+        std::copy(energy.begin(), energy.end(), energies);
+    }
+
+    void plain(int64_t times, const double* t) {
+        forward(x_, v_, times, t, path_);
+        labels_ = component_;
+        keep_energy(times, t, path_);
+    }
+
+    void reversible(int64_t times, const double* t) {
         const int64_t inner = times - 1, numbers = 3 * atoms;
         const double* h = t + inner;
         forward(x_, v_, times, t, path_);
@@ -129,7 +154,7 @@ class Engine::Group {
         end_.moved.assign(moved, moved + numbers);
         end_.velocity.assign(velocity, velocity + numbers);
         conserve_momenta(1, h, end_);
-        if (target.total || !energies_.empty()) keep_energy(1, h, end_, target);
+        keep_energy(1, h, end_);
         if (inner) within(inner, t);
         std::copy(end_.moved.begin(), end_.moved.end(), path_.moved.end() - numbers);
         std::copy(end_.velocity.begin(), end_.velocity.end(), path_.velocity.end() - numbers);
@@ -173,6 +198,13 @@ class Engine::Group {
             const Array before = kept_acceleration(kEnergy, x_), after = kept_acceleration(kEnergy, x);
             for (int64_t k = 0; k < inner; ++k) interpolate(t[k], h, before, after, moved, velocity, k);
         }
+        if (!goal_.total && !goal_.measured) return;
+        end_.moved.assign(moved, moved + numbers);
+        end_.velocity.assign(velocity, velocity + numbers);
+        find_neighbors(x);
+        labels_ = component_;
+        keep_energy(1, &h, end_);
+        std::copy(end_.velocity.begin(), end_.velocity.end(), velocity);
     }
 
     // Moves x by v for a time; then it is so late in the window.  Throws for an atom where nobody should look for neighbours.
@@ -217,7 +249,7 @@ class Engine::Group {
 
     // The same, kept: the end of a window is the start of the next.
     const Array& kept_acceleration(WindowRole role, const Array& x) {
-        Kept& kept = kept_[role];
+        KeptAcceleration& kept = kept_[role];
         if (kept.x != x) {
             kept.acceleration = acceleration(role, x);
             kept.x = x;
@@ -328,27 +360,25 @@ class Engine::Group {
     }
 
     template <class T>
-    void add_potential(const Array& x, Method method, Array& energy) const {
+    void add_potential(const Array& x, Array& energy) const {
         Edges<T> edges;
         std::vector<T> atomic(atoms);
-        const AttentionGraph<T> of = graph(x, v_, edges);
-        const int threads = useful_threads(threads_, rows());
-        if (method == Method::kSymplectic)
-            predictor_.slopes<T>(of, species_.data(), kEnergy, atomic.data(), nullptr, threads);
-        else
-            predictor_.energies<T>(of, species_.data(), atomic.data(), threads);
+        predictor_.energies<T>(graph(x, v_, edges), species_.data(), atomic.data(), useful_threads(threads_, rows()));
         for (int64_t s = 0; s < systems; ++s)
             for (int64_t i = ptr_[s]; i < ptr_[s + 1]; ++i) energy[s] += static_cast<double>(atomic[i]);
     }
 
     int64_t rows() const { return atoms + static_cast<int64_t>(near_.size()); }
 
-    // Potential energies [systems] (eV) at x.
-    Array potential(const Array& x, Method method) {
-        find_neighbors(x);
-        Array energy(systems, 0.0);
-        predictor_.real() ? add_potential<double>(x, method, energy) : add_potential<float>(x, method, energy);
-        return energy;
+    // Potential energies [systems] (eV) at x; those of the last x are kept.
+    const Array& potential(const Array& x) {
+        if (energy_at_ != x) {
+            find_neighbors(x);
+            energy_.assign(systems, 0.0);
+            predictor_.real() ? add_potential<double>(x, energy_) : add_potential<float>(x, energy_);
+            energy_at_ = x;
+        }
+        return energy_;
     }
 
     // Kinetic energies [systems] (eV) of velocities v [atoms][3].
@@ -376,14 +406,15 @@ class Engine::Group {
         }
     }
 
-    // Draws the velocities at the end of a path from the start to the target; while that is not known, measures instead.
-    void keep_energy(int64_t times, const double* t, Path& path, const EnergyTarget& target) {
+    // Draws the velocities at the end of a path from the start to the goal, or measures the energies there.
+    void keep_energy(int64_t times, const double* t, Path& path) {
+        if (!goal_.total && !goal_.measured) return;
         const int64_t numbers = 3 * atoms;
         const double *moved = path.moved.data() + (times - 1) * numbers, *v = path.velocity.data() + (times - 1) * numbers;
         Array x = x_;
         sum_to(x.data(), 1, moved, numbers);
-        const Array energy = potential(x, Method::kReversible);
-        if (!target.total) {
+        const Array& energy = potential(x);
+        if (!goal_.total) {
             measure(energy, Array(v, v + numbers));
             return;
         }
@@ -395,10 +426,10 @@ class Engine::Group {
         const Array now = kinetic(v), own = kinetic(inner.velocity.data() + (times - 1) * numbers);
         for (int64_t s = 0; s < systems; ++s) {
             // rigid and internal energies add up
-            const double wanted = std::max(target.total[s] - energy[s] - (now[s] - own[s]), 0.0), more = wanted - own[s];
+            const double wanted = std::max(goal_.total[s] - energy[s] - (now[s] - own[s]), 0.0), more = wanted - own[s];
             if (!(own[s] > 0)) continue;
-            const double far = std::pow(more / target.near[s], 4);
-            const double share = std::isinf(target.pull) ? 1.0 : -std::expm1(-target.pull * (1 + far));
+            const double far = std::pow(more / goal_.near[s], 4);
+            const double share = std::isinf(course_.pull) ? 1.0 : -std::expm1(-course_.pull * (1 + far));
             const double scale = share * std::clamp(std::sqrt(wanted / own[s]) - 1, -rules_.most, rules_.most);
             for (int64_t k = 0; k < times; ++k)
                 sum_to(path.velocity.data() + k * numbers + 3 * ptr_[s], t[k] / t[times - 1] * scale,
@@ -408,6 +439,7 @@ class Engine::Group {
 
     const Predictor& predictor_;
     const Rules& rules_;
+    const Course& course_;
     VerletList list_;
     std::vector<int64_t> ptr_, species_;
     Array masses_, cells_;
@@ -415,21 +447,24 @@ class Engine::Group {
     std::unique_ptr<bool[]> isolated_;
     int threads_ = 1;
 
+    Goal goal_;                    // of the group's systems
     Array x_, v_, energies_;       // the start of the window; [2][systems] at its end
+    Array energy_at_, energy_;     // the x of the last potential energies, and these
     Path path_, end_, seen_;
     std::vector<int64_t> row_ptr_, neighbor_, component_;  // where neighbours were looked for last
     std::vector<std::int32_t> near_, shift_;
     std::vector<int64_t> labels_;  // components at the start of the window
-    Kept kept_[kRoles];            // by role
+    KeptAcceleration kept_[kRoles];  // by role
 };
 
-Engine::Engine(std::shared_ptr<const Predictor> predictor, const Contents& contents, const Rules& rules)
-    : predictor_(std::move(predictor)), rules_(rules), atoms_(contents.ptr.back()),
+Engine::Engine(std::shared_ptr<const Predictor> predictor, const Contents& contents, const Rules& rules,
+               const Course& course)
+    : predictor_(std::move(predictor)), rules_(rules), course_(course), atoms_(contents.ptr.back()),
       systems_(static_cast<int64_t>(contents.ptr.size()) - 1) {
     for (int64_t from = 0; from < systems_;) {
         int64_t to = from + 1;
         while (to < systems_ && contents.ptr[to] - contents.ptr[from] < kGroup) ++to;
-        groups_.push_back(std::make_unique<Group>(*predictor_, contents, rules_, from, to));
+        groups_.push_back(std::make_unique<Group>(*predictor_, contents, rules_, course_, from, to));
         from = to;
     }
 }
@@ -462,13 +497,38 @@ std::optional<Broken> Engine::each(int threads, const std::function<void(Group&,
 }
 
 std::optional<Broken> Engine::window(const double* positions, const double* momenta, const Window& window, int threads) {
-    return each(threads, [&](Group& group, int own) { group.window(positions, momenta, window, atoms_, systems_, own); });
+    Array measured(2 * systems_), total(systems_), near(systems_);
+    if (course_.needed && !kept_.seen) {
+        if (auto broken = energies(positions, momenta, measured.data(), threads)) return broken;
+        add(measured);
+    }
+    Goal goal;
+    if (course_.needed && (window.number + 1) % course_.every == 0) {
+        if (kept_.seen < course_.needed) {
+            goal.measured = measured.data();
+        } else {
+            for (int64_t s = 0; s < systems_; ++s) {
+                total[s] = kept_.sums[s] / static_cast<double>(kept_.seen);
+                near[s] = rules_.uncertain * (kept_.sums[systems_ + s] / static_cast<double>(kept_.seen));
+            }
+            goal.total = total.data(), goal.near = near.data();
+        }
+    }
+    auto broken = each(threads, [&](Group& group, int own) {
+        group.window(positions, momenta, window, goal, atoms_, systems_, own);
+    });
+    if (goal.measured && !broken) add(measured);
+    return broken;
 }
 
-std::optional<Broken> Engine::energies(const double* positions, const double* momenta, Method method, double* energies,
-                                       int threads) {
-    return each(threads,
-                [&](Group& group, int own) { group.energies(positions, momenta, method, energies, systems_, own); });
+std::optional<Broken> Engine::energies(const double* positions, const double* momenta, double* energies, int threads) {
+    return each(threads, [&](Group& group, int own) { group.energies(positions, momenta, energies, systems_, own); });
+}
+
+void Engine::add(const Array& energies) {
+    kept_.sums.resize(2 * systems_);
+    sum_to(kept_.sums.data(), 1, energies.data(), 2 * systems_);
+    ++kept_.seen;
 }
 
 }  // namespace mdtrajnet

@@ -12,7 +12,7 @@ namespace {
 using std::int64_t;
 
 constexpr char kMagic[] = "\x93MDTRAJ\n";
-constexpr std::uint32_t kVersion = 2;
+constexpr std::uint32_t kVersion = 3;
 // No size of a model is larger: products of some of them are still numbers.
 constexpr int64_t kLargest = 10000;
 
@@ -104,13 +104,15 @@ T* ModelFile::array(const std::string& name, int64_t count) const {
 Model::Model(const std::string& path) : file_(path) {
     species = file_.all<int64_t>("species");
     rules = {file_.one<double>("skin"), file_.one<double>("fs"), file_.all<double>("back"),
-             file_.one<double>("most_scaled"), static_cast<int>(file_.one<int64_t>("newton_steps"))};
+             file_.one<double>("most_scaled"), static_cast<int>(file_.one<int64_t>("newton_steps")),
+             file_.one<double>("uncertain")};
     window = file_.one<double>("window");
     symplectic = file_.one<double>("symplectic_window");
     farthest = file_.one<double>("farthest");
     energy_rate = file_.one<double>("energy_rate");
     settling = file_.one<double>("settling");
-    uncertain = file_.one<double>("uncertain");
+    symplectic_energy_rate = file_.one<double>("symplectic_energy_rate");
+    symplectic_energy_every = file_.one<double>("symplectic_energy_every");
     predictor_ = std::make_unique<Predictor>(file_.one<int64_t>("real") ? parts<double>() : parts<float>());
 }
 

@@ -55,9 +55,9 @@ class Model {
     double window;       // its own, fs
     double symplectic;   // that of its window potentials, fs; 0 without them
     double farthest;     // coordinates that are still sensible, Å
-    double energy_rate;  // the default, 1/fs
+    double energy_rate;  // the default of reversible windows, 1/fs
+    double symplectic_energy_rate, symplectic_energy_every;  // that of symplectic ones; fs from one pull to the next
     double settling;     // fs from the start, over which the energy to keep is a mean
-    double uncertain;    // part of the kinetic energy by which the energy may seem off
 
   private:
     template <class T>

@@ -133,15 +133,6 @@ void Predictor::motion(const AttentionGraph<T>& graph, const HeadAtoms<T>& atoms
     }
 }
 
-template <class T>
-void Predictor::energies(const AttentionGraph<T>& graph, const int64_t* species, T* energy, int threads) const {
-    PotentialWeights<T> w{};
-    std::size_t k = 0;
-    for (const T** p : {&w.maps, &w.scale, &w.first, &w.first_bias, &w.second, &w.second_bias, &w.last})
-        *p = static_cast<const T*>(parts_.potential_weights[k++]);
-    functions_of<T>(chosen_kernels()).potential(parts_.potential, w, graph, species, energy, threads);
-}
-
 namespace {
 
 template <class T>
@@ -161,6 +152,16 @@ template <class T>
 void Predictor::slopes(const AttentionGraph<T>& graph, const int64_t* species, int role, T* energy, double* slope,
                        int threads) const {
     scalars<T>(parts_.window_potentials, graph, species, role, energy, slope, threads);
+}
+
+template <class T>
+void Predictor::energies(const AttentionGraph<T>& graph, const int64_t* species, T* energy, int threads) const {
+    if (has_window_potentials()) return slopes<T>(graph, species, kEnergy, energy, nullptr, threads);
+    PotentialWeights<T> w{};
+    std::size_t k = 0;
+    for (const T** p : {&w.maps, &w.scale, &w.first, &w.first_bias, &w.second, &w.second_bias, &w.last})
+        *p = static_cast<const T*>(parts_.potential_weights[k++]);
+    functions_of<T>(chosen_kernels()).potential(parts_.potential, w, graph, species, energy, threads);
 }
 
 template <class T>

@@ -90,6 +90,7 @@ class Predictor {
     bool has_network() const { return !parts_.members.empty(); }
     bool has_potential() const { return parts_.has_potential; }
     bool has_window_potentials() const { return parts_.window_potentials.roles > 0; }
+    bool has_energies() const { return has_potential() || has_window_potentials(); }
     bool has_dipole() const { return parts_.dipole.roles > 0; }
     const HeadSizes& head() const { return parts_.head; }
 
@@ -98,7 +99,7 @@ class Predictor {
     void motion(const AttentionGraph<T>& graph, const HeadAtoms<T>& atoms, std::int64_t times, const double* t,
                 double* moved, double* velocity, int threads) const;
 
-    // Atomic energies [atoms] (eV), of a model with a potential.
+    // Atomic energies [atoms] (eV): of the window potentials where the model has them, else of its potential.
     template <class T>
     void energies(const AttentionGraph<T>& graph, const std::int64_t* species, T* energy, int threads) const;
 

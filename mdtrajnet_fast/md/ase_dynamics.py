@@ -17,7 +17,7 @@ from ..model.checkpoint import load_model
 from ..model.network import MDtrajNet
 from ..system import System, check_unconstrained
 from .calculator import MDtrajNetCalculator
-from .rollout import ENERGY_RATE, check_rate, rollout
+from .rollout import check_rate, rollout
 from .window import beyond_training, method_of, stride_of
 
 _SAME = 1e-9  # Å
@@ -72,12 +72,13 @@ class MDtrajNetDynamics(MolecularDynamics):
         model: str | Path | MDtrajNet = "molecules-nve",
         window: float | None = None,
         method: str | None = None,
-        energy_rate: float = ENERGY_RATE,
+        energy_rate: float | None = None,
         **kwargs: Any,
     ):
         self.model = model if isinstance(model, MDtrajNet) else load_model(model)
         self.model.species_index(System.from_atoms(atoms).numbers)
-        self.method, self.energy_rate = method_of(self.model, method), check_rate(energy_rate)
+        self.method = method_of(self.model, method)
+        self.energy_rate = None if energy_rate is None else check_rate(energy_rate)
         self.window = stride_of(self.model, self.method, window)
         if (wrong := beyond_training(self.model, self.method, self.window)) is not None:
             warnings.warn(wrong, RuntimeWarning, stacklevel=2)
@@ -143,6 +144,7 @@ class MDtrajNetDynamics(MolecularDynamics):
             window=self.window,
             method=self.method,
             energy_rate=self.energy_rate,
+            at_once=1,  # observers may change what follows
         )
         for frames in windows:
             yield from zip(frames.positions, frames.momenta, strict=True)

@@ -37,8 +37,9 @@ from .window import (
     NEWTON_STEPS,
     SKIN,
     Broke,
+    Kept,
     Method,
-    Target,
+    Plan,
     Windows,
     left_its_course,
     refused,
@@ -135,7 +136,7 @@ class _State:
         if self.reversible:
             inner, stride = t[:-1], t[-1:]
             end = self._there_and_back(x, v, stride, path)
-            if self.model.potential is not None:
+            if self.model.has_energies:
                 end, energies = self._keep_energy(x, stride, end)
             parts = [end]
             if len(inner):
@@ -146,7 +147,7 @@ class _State:
                 parts.insert(0, self._conserve(x, v, inner, _Path(dx, dv, path.component)))
             moved, velocity = (torch.cat(y) for y in list(zip(*parts, strict=True))[:2])
             path = path._replace(moved=moved, velocity=velocity)
-        elif self.model.potential is not None:
+        elif self.model.has_energies:
             path, energies = self._keep_energy(x, t, path)
         needs = torch.stack(self._needs).amax(0)
         momenta = path.velocity / fs * self.masses[:, None]
@@ -322,10 +323,17 @@ class DeviceEngine:
     def __init__(self, model: MDtrajNet, predictor: TorchPredictor, system: System, method: Method):
         self._model, self._predictor = model, predictor
         self._system, self._method = system, method
-        self.ahead = 2 if model.device.type == "cuda" else 1
+        self.kept = Kept.nothing(len(system))
         self._state: _State | None = None
+        self._failed: Broke | None = None
         self._captured: dict[int, _Captured] = {}
-        self._begun: deque[tuple[np.ndarray, bool, _Launched]] = deque()
+        self._begun: deque[tuple[Plan, _Launched]] = deque()
+
+    @property
+    def ahead(self) -> int:
+        """See :class:`.Engine`. What a window says of the energies to keep decides of the next."""
+        learning = self.kept.seen < self._method.needed
+        return 2 if self._model.device.type == "cuda" and not learning else 1
 
     def set_state(self, positions: np.ndarray, momenta: np.ndarray) -> None:
         """See :meth:`.Engine.set_state`."""
@@ -340,35 +348,48 @@ class DeviceEngine:
         self._state.positions.copy_(torch.from_numpy(positions))
         self._state.momenta.copy_(torch.from_numpy(momenta))
 
-    def begin(
-        self, times: np.ndarray, target: Target | None, *, windows: int = 1, measure: bool = False
-    ) -> None:
+    def begin(self, plan: Plan) -> None:
         """See :meth:`.Engine.begin`."""
-        state = self._there()
-        assert windows == 1
-        if target is not None:
-            state.total.copy_(torch.from_numpy(target.total))
-            state.near.copy_(torch.from_numpy(target.near))
-        state.pull.fill_(0.0 if target is None else self._method.pull)
-        self._begun.append((times, measure, self._launch(times)))
+        state, method = self._there(), self._method
+        try:
+            if method.needed and not self.kept.seen:
+                self.kept = self.kept.and_these(self.energies())
+        except Broke as why:
+            self._failed = why
+            return
+        drawing = 0 < method.needed <= self.kept.seen and method.due(plan.number)
+        if drawing:
+            for there, here in zip((state.total, state.near), self.kept.goal, strict=True):
+                there.copy_(torch.from_numpy(here))
+        state.pull.fill_(method.pull if drawing else 0.0)
+        self._begun.append((plan, self._launch(plan)))
 
     def end(self) -> Windows:
         """See :meth:`.Engine.end`."""
+        if self._failed is not None:
+            raise self._failed
         state = self._there()
         while True:
-            times, measure, launched = self._begun.popleft()
+            plan, launched = self._begun.popleft()
             positions, momenta, energies, needs = (x.numpy() for x in launched.wait())
             said = _Needs(*needs.tolist())
             if state.lacked(said):
-                again = [(times, measure), *(begun[:2] for begun in self._begun)]
+                again = [plan, *(begun for begun, _ in self._begun)]
                 self._grow(said)
-                for t, m in again:
-                    self._begun.append((t, m, self._launch(t)))
+                for one in again:
+                    self._begun.append((one, self._launch(one)))
                 continue
             if said.refused or said.runaway:
-                raise self._broke(times)
+                raise self._broke(plan)
             self._start = positions[-1].copy(), momenta[-1].copy()
-            return Windows(positions.copy(), momenta.copy(), energies.copy() if measure else None)
+            if self.kept.seen < self._method.needed and self._method.due(plan.number):
+                self.kept = self.kept.and_these(energies)
+            wanted = plan.only[1]
+            return Windows(positions[wanted].copy(), momenta[wanted].copy(), None, done=1)
+
+    def state(self) -> tuple[np.ndarray, np.ndarray]:
+        """See :meth:`.Engine.state`."""
+        return self._start
 
     def energies(self) -> np.ndarray:
         """See :meth:`.Engine.energies`."""
@@ -398,15 +419,15 @@ class DeviceEngine:
         """Which system's positions the neighbour list refuses."""
         found = refused(self._system, positions, self._model.config.radial_cutoff)
         assert found is not None, "the neighbour list refuses the systems together but none alone"
-        return Broke(found[1], found[0], 0, positions, momenta)
+        return Broke(found[1], found[0], positions, momenta)
 
     def _there(self) -> _State:
         assert self._state is not None, "set_state comes first"
         return self._state
 
-    def _launch(self, times: np.ndarray) -> _Launched:
+    def _launch(self, plan: Plan) -> _Launched:
         """Start a window: replayed on a CUDA device, computed at once elsewhere."""
-        state = self._there()
+        state, (times, _) = self._there(), plan.only
         device = state.positions.device
         if device.type != "cuda":
             result = state.predict(torch.from_numpy(times).to(device))
@@ -417,22 +438,22 @@ class DeviceEngine:
                 self._captured[len(times)] = _Captured(state, times)
             return self._captured[len(times)].launch(times)
 
-    def _broke(self, times: np.ndarray) -> Broke:
+    def _broke(self, plan: Plan) -> Broke:
         """What broke in the window from the state on, which is done again, step by step."""
         state, (positions, momenta) = self._there(), self._start
         self.set_state(positions, momenta)
         state.trace = []
-        state.predict(torch.from_numpy(times).to(state.positions.device))
+        state.predict(torch.from_numpy(plan.only[0]).to(state.positions.device))
         trace, state.trace = state.trace, None
         cutoff = self._model.config.radial_cutoff
         for x, fine in trace:
             there = x.cpu().numpy()
             if (found := refused(self._system, there, cutoff)) is not None:
-                return Broke(found[1], found[0], 0, positions, momenta)
+                return Broke(found[1], found[0], positions, momenta)
             if not fine.all():
                 atom = int(fine.logical_not().nonzero()[0])
                 system = int(self._system.system_index[atom])
                 atom -= int(self._system.ptr[system])
                 why = left_its_course(self._model, atom)
-                return Broke(why, system, 0, positions, momenta)
+                return Broke(why, system, positions, momenta)
         raise AssertionError("a window broke, but not when it was done again")

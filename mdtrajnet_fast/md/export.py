@@ -1,7 +1,7 @@
 """A model in one file for programs without Python: what csrc/mdtrajnet.h loads.
 
 The file holds all that a rollout needs: folded weights, sizes, elements, and the constants of
-:mod:`.window` and :mod:`.rollout`, of which C++ has no copy. Numbers are little-endian::
+:mod:`.window`, of which C++ has no copy. Numbers are little-endian::
 
     8 bytes     MAGIC
     uint32      VERSION
@@ -30,12 +30,21 @@ from ..model.network import MDtrajNet
 from ..model.predictor import density_weights, potential_weights
 from ..ops.reference import FoldedWeights
 from ..system import FARTHEST
-from .rollout import ENERGY_RATE, SETTLING_FS, UNCERTAIN
-from .window import BACK, MOST_SCALED, NEWTON_STEPS, SKIN, stride_of
+from .window import (
+    BACK,
+    ENERGY_RATES,
+    MOST_SCALED,
+    NEWTON_STEPS,
+    SETTLING_FS,
+    SKIN,
+    SYMPLECTIC_ENERGY_EVERY_FS,
+    UNCERTAIN,
+    stride_of,
+)
 
 MAGIC = b"\x93MDTRAJ\n"
 # Readers refuse any other.
-VERSION = 2
+VERSION = 3
 # Of a model without a potential, or without window potentials, which has no sizes either.
 _NO_POTENTIAL, _NO_WINDOW_POTENTIALS = (0,) * 3, (0,) * 5
 
@@ -88,7 +97,9 @@ def contents(model: MDtrajNet) -> dict[str, Any]:
         "back": BACK,
         "most_scaled": MOST_SCALED,
         "newton_steps": NEWTON_STEPS,
-        "energy_rate": ENERGY_RATE,
+        "energy_rate": ENERGY_RATES["reversible"],
+        "symplectic_energy_rate": ENERGY_RATES["symplectic"],
+        "symplectic_energy_every": SYMPLECTIC_ENERGY_EVERY_FS,
         "settling": SETTLING_FS,
         "uncertain": UNCERTAIN,
         "farthest": FARTHEST,

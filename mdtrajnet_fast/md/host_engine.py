@@ -15,25 +15,29 @@ from .window import (
     MOST_SCALED,
     NEWTON_STEPS,
     SKIN,
+    UNCERTAIN,
     Broke,
     DoneAtOnce,
+    Kept,
     Method,
-    Target,
+    Plan,
     Windows,
     left_its_course,
 )
+
+# Atoms times windows without a sign of progress: a fraction of a second.
+_ATOMS_AT_ONCE = 9000
 
 
 class HostEngine(DoneAtOnce):
     """An :class:`.Engine` of a model on the CPU."""
 
-    at_once = 1000  # a second or so without a sign of progress
-
     def __init__(
         self, model: MDtrajNet, predictor: NativePredictor, system: System, method: Method
     ):
         super().__init__()
-        self._model, self._method = model, method
+        self._model = model
+        self.at_once = max(1, _ATOMS_AT_ONCE // len(system.numbers))
         self._predictor = predictor  # owns the weights that the native objects point to
         periodic = bool(system.pbc.any())
         self._native = _C.Engine(
@@ -48,39 +52,48 @@ class HostEngine(DoneAtOnce):
             back=BACK,
             most=MOST_SCALED,
             steps=NEWTON_STEPS,
+            uncertain=UNCERTAIN,
+            method=method.name,
+            pull=method.pull,
+            every=method.every,
+            needed=method.needed,
         )
 
-    def begin(
-        self, times: np.ndarray, target: Target | None, *, windows: int = 1, measure: bool = False
-    ) -> None:
+    @property
+    def kept(self) -> Kept:
+        """See :class:`.Engine`."""
+        return Kept(*self._native.kept())
+
+    @kept.setter
+    def kept(self, kept: Kept) -> None:
+        self._native.keep(*kept)
+
+    def begin(self, plan: Plan) -> None:
         """See :meth:`.Engine.begin`."""
-        positions, momenta, energies, done, broken = self._native.advance(
+        positions, momenta, energies, *state, done, broken = self._native.advance(
             self._positions,
             self._momenta,
-            t=times,
-            windows=windows,
-            method=self._method.name,
-            pull=self._method.pull,
-            total=None if target is None else target.total,
-            near=None if target is None else target.near,
-            measure=measure,
+            number=plan.number,
+            t=[t for times in plan.times for t in times],
+            counts=[len(times) for times in plan.times],
+            wanted=[w for wanted in plan.wanted for w in wanted],
             threads=torch.get_num_threads(),
         )
-        self._positions, self._momenta = positions[-1], momenta[-1]
-        if broken is None:
-            self._done.append(Windows(positions, momenta, energies))
-        else:
-            self._done.append(self._broke(broken, done))
+        self._positions, self._momenta = state
+        if done:
+            self._done.append(Windows(positions, momenta, energies, done))
+        if broken is not None:
+            self._done.append(self._broke(broken))
 
     def energies(self) -> np.ndarray:
         """See :meth:`.Engine.energies`."""
         threads = torch.get_num_threads()
         energies, broken = self._native.energies(self._positions, self._momenta, threads)
         if broken is not None:
-            raise self._broke(broken, 0)
+            raise self._broke(broken)
         return energies
 
-    def _broke(self, broken: tuple[int, int, str], done: int) -> Broke:
+    def _broke(self, broken: tuple[int, int, str]) -> Broke:
         system, atom, why = broken
         reason = why or left_its_course(self._model, atom)
-        return Broke(reason, system, done, self._positions, self._momenta)
+        return Broke(reason, system, self._positions, self._momenta)

@@ -22,57 +22,59 @@ from .device_engine import DeviceEngine
 from .host_engine import HostEngine
 from .symplectic_engine import SymplecticEngine
 from .thermostats import Baths
-from .window import Broke, Engine, Method, Target, method_of, stride_of
+from .window import ENERGY_RATES, Broke, Engine, Kept, Method, Plan, method_of, stride_of
 
-# How fast reversible windows are drawn to the energy of the start (1/fs). docs/study.md: much
-# faster, and errors of the potential disturb the vibrations; much slower, and single runs heat up.
-ENERGY_RATE = 0.004
-# The energy to keep is the mean over this time (fs) from the start, in which nothing draws: that of
-# the first frame alone would be off by the potential's error there.
-SETTLING_FS = 200.0
-# The part of its mean kinetic energy by which the energy of a molecule may seem off from frame to
-# frame, because the potential has errors.
-UNCERTAIN = 0.2
+# Rows, frames times atoms, that one call of an engine makes: a fraction of a second of frames.
+_ROWS = 4096
 
 
 class RolloutError(RuntimeError):
     """A system whose trajectory cannot go on; what was predicted before stands.
 
     system: its index. window, positions, momenta: the last window's number, and the state of all
-    systems at its start ([atoms, 3], Å and ASE units), from which the others can go on.
+    systems at its start ([atoms, 3], Å and ASE units), from which the others can go on, with the
+    energies to keep in `kept`.
     """
 
     def __init__(
-        self, reason: str, system: int, window: int, positions: np.ndarray, momenta: np.ndarray
+        self,
+        reason: str,
+        system: int,
+        window: int,
+        positions: np.ndarray,
+        momenta: np.ndarray,
+        kept: Kept,
     ):
         super().__init__(reason)
-        self.system, self.window = system, window
+        self.system, self.window, self.kept = system, window, kept
         self.positions, self.momenta = positions, momenta
 
     def __reduce__(self) -> tuple:
         # what is raised in a process of a pool reaches the parent as a pickle
-        args = (str(self), self.system, self.window, self.positions, self.momenta)
-        return type(self), args
+        state = self.positions, self.momenta, self.kept
+        return type(self), (str(self), self.system, self.window, *state)
 
     @classmethod
-    def of(cls, why: Broke, window: int, end: float) -> RolloutError:
+    def of(cls, why: Broke, window: int, end: float, kept: Kept) -> RolloutError:
         """What broke in a window that ends at `end` (fs)."""
         reason = f"the trajectory broke before {end:g} fs: {why}"
-        return cls(reason, why.system, window, why.positions, why.momenta)
+        return cls(reason, why.system, window, why.positions, why.momenta, kept)
 
 
 @dataclass(frozen=True)
 class Frames:
-    """What one window yields, or several in which no other frame lies.
+    """What some windows yield.
 
     times: [frames] fs, counted from window 0. positions: [frames, atoms, 3] Å.
-    momenta: [frames, atoms, 3], ASE units. end: of the last window, fs.
+    momenta: [frames, atoms, 3], ASE units. end: of the last window, fs. potential_energies:
+    [frames, systems] eV; None of a model without energies, or where the engine does not say.
     """
 
     times: np.ndarray
     positions: np.ndarray
     momenta: np.ndarray
     end: float
+    potential_energies: np.ndarray | None = None
 
 
 class Schedule:
@@ -98,28 +100,27 @@ class Schedule:
         """When a window ends (fs)."""
         return (window + 1) * self._step / self._ticks
 
-    def without_frames(self, window: int) -> int:
-        """How many windows from this one on there are before the next one with a frame before its
-        end, that one not counted."""
-        frame = (window * self._step // self._gap + 1) * self._gap
-        count = frame // self._step - window
+    def windows(self, number: int, atoms: int, most: int) -> int:
+        """How many windows from this one on to compute with one call, at most so many."""
+        frames = max(1, _ROWS // atoms)
+        count = max(1, min(most, frames * self._gap // self._step))
         if self._last is not None:
-            count = min(count, -(-self._last // self._step) - window)
+            count = min(count, -(-self._last // self._step) - number)
         return count
 
-    def times(self, window: int) -> np.ndarray:
-        """Times (fs) within a window to predict: its frames and, always, its end."""
-        begin, end = window * self._step, (window + 1) * self._step
-        frames = range((begin // self._gap + 1) * self._gap, end, self._gap)
-        return np.array([t / self._ticks for t in (*(k - begin for k in frames), self._step)])
-
-    def frames(self, window: int) -> np.ndarray:
-        """Times (fs) of the frames of a window, the first of what is predicted of it."""
-        begin, end = window * self._step, (window + 1) * self._step
-        if self._last is not None:
-            end = min(end, self._last)
-        frames = range((begin // self._gap + 1) * self._gap, end + 1, self._gap)
-        return np.array([t / self._ticks for t in frames])
+    def plan(self, number: int, count: int) -> tuple[Plan, np.ndarray]:
+        """So many windows from this one on, with their frames, and the times of these (fs)."""
+        begin, end = number * self._step, (number + count) * self._step
+        stop = end if self._last is None else min(end, self._last)
+        frames = range((begin // self._gap + 1) * self._gap, stop + 1, self._gap)
+        ends = range(begin + self._step, end + 1, self._step)
+        times: list[list[float]] = [[] for _ in ends]
+        wanted: list[list[bool]] = [[] for _ in ends]
+        for tick in sorted({*frames, *ends}):
+            window = (tick - begin - 1) // self._step
+            times[window].append((tick - begin - window * self._step) / self._ticks)
+            wanted[window].append(tick % self._gap == 0 and tick <= stop)
+        return Plan(number, times, wanted), np.array([tick / self._ticks for tick in frames])
 
 
 def exact(fs: float) -> Fraction:
@@ -143,11 +144,6 @@ def engine_for(model: MDtrajNet, system: System, method: Method) -> Engine:
     return DeviceEngine(model, predictor, system, method)
 
 
-def keeps_energy(model: MDtrajNet, method: str) -> bool:
-    """Whether windows are drawn to an energy."""
-    return model.potential is not None and method != "symplectic"
-
-
 def rollout(
     model: MDtrajNet,
     system: System,
@@ -158,9 +154,10 @@ def rollout(
     duration: float | None = None,
     start: int = 0,
     method: str | None = None,
-    energy_rate: float = ENERGY_RATE,
-    target: EnergyTarget | None = None,
+    energy_rate: float | None = None,
+    kept: Kept | None = None,
     baths: Baths | None = None,
+    at_once: int | None = None,
 ) -> Iterator[Frames]:
     """Predict one or many systems, window by window, as long as asked for (or for ever).
 
@@ -172,12 +169,13 @@ def rollout(
     duration: time of the last frame at most (fs, counted from window 0); None for no end.
     method: "symplectic", "reversible" or "plain" (:mod:`.window`); None for symplectic windows of a
         model with potentials for them, else reversible ones.
-    energy_rate: how fast the energy of a model with a potential returns to its target (1/fs) in
-        reversible windows, while it is near: the pull of a window is energy_rate times its length.
-        The plain map goes all the way; symplectic windows need none.
-    target: the energies to keep, of a model with a potential, which learns of the first windows;
-        None for that of a rollout that begins here.
+    energy_rate: how fast the energy of a model that knows energies returns to the one to keep
+        (1/fs), while it is near; None for the method's own (:data:`.window.ENERGY_RATES`). The
+        plain map goes all the way.
+    kept: what is known of the energies to keep (:func:`energies_kept`); None for a rollout that
+        begins here.
     baths: thermostats, with which no energy is kept.
+    at_once: how many windows to compute at most before the first is yielded; None for what is fast.
 
     Yields :class:`Frames`. Raises ValueError for times that are not positive or a window beyond the
     model's, and :class:`RolloutError` when a state is no longer a geometry: it has a coordinate
@@ -187,44 +185,41 @@ def rollout(
     name = method_of(model, method)
     stride = stride_of(model, name, window)
     schedule = Schedule(dt, stride, duration)
-    pull = np.inf if name == "plain" else check_rate(energy_rate) * stride
-    engine = engine_for(model, system, Method(name, pull))
-    begun: deque[tuple[int, int]] = deque()  # first windows, and how many
+    how = Method(name)
+    if model.has_energies and baths is None:
+        rate = ENERGY_RATES.get(name, 0.0) if energy_rate is None else check_rate(energy_rate)
+        how = Method.keeping(name, stride, rate)
+    engine = engine_for(model, system, how)
+    most = engine.at_once if at_once is None else min(at_once, engine.at_once)
+    begun: deque[tuple[Plan, np.ndarray]] = deque()
     try:
         engine.set_state(system.positions, momenta)
+        if kept is not None:
+            engine.kept = kept
         if baths is not None:
             yield from _thermostatted(engine, baths, schedule, system, momenta, start)
             return
-        if target is None and keeps_energy(model, name):
-            target = EnergyTarget.begin(engine, stride, name)
         number = start  # of the window to begin next
         while begun or schedule.goes_on(number):
             while schedule.goes_on(number) and len(begun) < engine.ahead:
-                settling = target is not None and not target.known
-                if settling and begun:  # what the windows under way will say decides of the next
-                    break
-                count = 1 if settling else max(1, schedule.without_frames(number))
-                count = min(count, engine.at_once)
-                goal = None if target is None or settling else target.goal
-                times = schedule.times(number + count - 1)
-                engine.begin(times, goal, windows=count, measure=settling)
-                begun.append((number, count))
+                count = schedule.windows(number, len(system.numbers), most)
+                begun.append(schedule.plan(number, count))
+                engine.begin(begun[-1][0])
                 number += count
-            first, count = begun.popleft()
+            plan, times = begun.popleft()
             windows = engine.end()
-            if target is not None and windows.energies is not None:
-                target.add(windows.energies)
-            frames = schedule.frames(first + count - 1)
+            start = plan.number + windows.done
             yield Frames(
-                times=frames,
-                positions=windows.positions[: len(frames)],
-                momenta=windows.momenta[: len(frames)],
-                end=schedule.end(first + count - 1),
+                times=times[: len(windows.positions)],
+                positions=windows.positions,
+                momenta=windows.momenta,
+                end=schedule.end(start - 1),
+                potential_energies=windows.energies,
             )
-            start = first + count
+            if windows.done < len(plan.times):
+                engine.end()  # says what broke
     except Broke as why:
-        broken = start + why.windows
-        raise RolloutError.of(why, broken, schedule.end(broken)) from why
+        raise RolloutError.of(why, start, schedule.end(start), engine.kept) from why
     finally:  # no window runs on after what it works on is gone
         engine.close()
 
@@ -233,10 +228,11 @@ def one_window(model: MDtrajNet, system: System) -> System:
     """The state one window later, of systems that are known to stay geometries."""
     engine = engine_for(model, system, Method())
     engine.set_state(system.positions, momenta_from_velocities(system.velocities, system.masses))
-    engine.begin(np.array([model.stride()]), None)
-    positions, momenta, _ = engine.end()
-    velocities = velocities_from_momenta(momenta[-1], system.masses)
-    return replace(system, positions=positions[-1], velocities=velocities)
+    engine.begin(Plan(0, [[model.stride()]], [[False]]))
+    engine.end()
+    positions, momenta = engine.state()
+    velocities = velocities_from_momenta(momenta, system.masses)
+    return replace(system, positions=positions, velocities=velocities)
 
 
 def check_rate(rate: float) -> float:
@@ -257,93 +253,48 @@ def _thermostatted(
     """Windows one by one from number `number` on, with what thermostats do around each."""
     x, p = system.positions, momenta
     while schedule.goes_on(number):
-        times = schedule.times(number)
-        engine.set_state(x, baths.before(number, times[-1], x, p))
-        engine.begin(times, None)
+        plan, frames = schedule.plan(number, 1)
+        h, end_wanted = plan.times[0][-1], plan.wanted[0][-1]
+        engine.set_state(x, baths.before(number, h, x, p))
+        engine.begin(plan)
         try:
             windows = engine.end()
         except Broke as why:  # the others can go on from before what the thermostats did
-            broke = Broke(str(why), why.system, 0, x, p)
-            raise RolloutError.of(broke, number, schedule.end(number)) from why
-        x = windows.positions[-1]
-        p = baths.after(number, times[-1], x, windows.momenta[-1])
-        momenta = np.concatenate([windows.momenta[:-1], p[None]])
-        frames = schedule.frames(number)
-        part = slice(len(frames))
-        yield Frames(frames, windows.positions[part], momenta[part], schedule.end(number))
+            broke = Broke(str(why), why.system, x, p)
+            raise RolloutError.of(broke, number, schedule.end(number), engine.kept) from why
+        x, p = engine.state()
+        p = baths.after(number, h, x, p)
+        if end_wanted:
+            windows.momenta[-1] = p
+        yield Frames(frames, *windows[:2], schedule.end(number), windows.energies)
         number += 1
 
 
-@dataclass
-class EnergyTarget:
-    """The total energies that a rollout keeps: a mean over its first windows.
+def energies_kept(
+    model: MDtrajNet,
+    system: System,
+    momenta: np.ndarray,
+    *,
+    window: float,
+    method: str,
+    windows: int,
+) -> Kept:
+    """What a rollout from this state [atoms, 3] knows of its energies after so many windows (fs).
 
-    sums: [2, systems] eV, of the total energies seen and of the kinetic energies relative to the
-    centre of mass. seen: how many. needed: how many there have to be.
+    Those that tell are predicted for that. Raises :class:`RolloutError` as :func:`rollout` does.
     """
-
-    sums: np.ndarray
-    seen: int
-    needed: int
-
-    @classmethod
-    def begin(cls, engine: Engine, window: float, method: str) -> EnergyTarget:
-        """Of a rollout that begins with the engine's state, in windows of so many fs.
-
-        The plain map keeps the energy of its first frame. Raises :class:`.window.Broke`.
-        """
-        needed = 1 + math.ceil(SETTLING_FS / window) if method == "reversible" else 1
-        return cls(engine.energies(), 1, needed)
-
-    @classmethod
-    def after(
-        cls,
-        model: MDtrajNet,
-        system: System,
-        momenta: np.ndarray,
-        *,
-        window: float,
-        method: str,
-        windows: int = 0,
-    ) -> EnergyTarget:
-        """What a rollout from this state [atoms, 3] knows of it after so many windows (fs each).
-
-        They are predicted for that. Raises :class:`RolloutError` as :func:`rollout` does.
-        """
-        engine = engine_for(model, system, Method(method))
-        done = 0
-        try:
-            engine.set_state(system.positions, momenta)
-            target = cls.begin(engine, window, method)
-            while done < windows and not target.known:
-                engine.begin(np.array([window]), None, measure=True)
-                energies = engine.end().energies
-                assert energies is not None
-                target.add(energies)
-                done += 1
-        except Broke as why:
-            raise RolloutError.of(why, done, (done + 1) * window) from why
-        return target
-
-    @property
-    def known(self) -> bool:
-        """Whether the mean is complete."""
-        return self.seen >= self.needed
-
-    @property
-    def goal(self) -> Target:
-        """The mean, as an engine takes it."""
-        total, kinetic = self.sums / self.seen
-        return Target(total, UNCERTAIN * kinetic)
-
-    def add(self, energies: np.ndarray) -> None:
-        """Take in those at the end of a window [2, systems] (eV)."""
-        self.sums = self.sums + energies
-        self.seen += 1
-
-    def without(self, system: int) -> EnergyTarget:
-        """The target of the other systems."""
-        return replace(self, sums=np.delete(self.sums, system, axis=1))
+    how = Method.keeping(method, window, 0.0)
+    engine = engine_for(model, system, how)
+    number = 0
+    try:
+        engine.set_state(system.positions, momenta)
+        while number < windows and engine.kept.seen < how.needed:
+            engine.begin(Plan(number, [[window]], [[False]]))
+            engine.end()
+            number += 1
+    except Broke as why:
+        raise RolloutError.of(why, number, (number + 1) * window, engine.kept) from why
+    return engine.kept
 
 
 def potential_energies(model: MDtrajNet, atoms: ase.Atoms, positions: np.ndarray) -> np.ndarray:

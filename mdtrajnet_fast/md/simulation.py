@@ -27,19 +27,17 @@ from ..model.checkpoint import load_model
 from ..model.network import MDtrajNet
 from ..system import System, check_velocities_named
 from .rollout import (
-    ENERGY_RATE,
-    EnergyTarget,
     Frames,
     RolloutError,
     check_rate,
+    energies_kept,
     exact,
     force_uncertainties,
-    keeps_energy,
     potential_energies,
     rollout,
 )
 from .thermostats import CSVR, Baths, Langevin, Thermostat, describe, thermostat_of
-from .window import beyond_training, method_of, stride_of
+from .window import ENERGY_RATES, beyond_training, method_of, stride_of
 
 
 def simulate(
@@ -85,8 +83,9 @@ def simulate(
         "plain": the network's own map, with all of the energy put right after every window. None:
         symplectic where the model has the potentials for it, else reversible, or, of a run that is
         continued, as it was begun.
-    energy_rate: how fast reversible windows return to the total energy of the start (1/fs), with a
-        model that has a potential. None: 0.004, or as begun.
+    energy_rate: how fast windows return to the total energy of the first 200 fs (1/fs), with a
+        model that knows energies. None: 0.001 for symplectic windows, 0.004 for reversible ones,
+        or as begun.
     thermostat: "langevin" or "csvr", at temperature_K, or an object of :mod:`.thermostats` with
         constants of its own; one for each system of a list, or one for all. It acts on the internal
         motion, before and after each window. None: constant energy. The random numbers are those of
@@ -131,7 +130,7 @@ def simulate(
         "window_fs": stride,
         **settings,
     }
-    rate = metadata.get("energy_rate_per_fs", ENERGY_RATE)
+    rate = metadata.get("energy_rate_per_fs", 0.0)
     if not 0 <= equilibration < np.inf:
         raise ValueError(f"equilibration must be a number of fs, 0 or more, got {equilibration}")
     seeds = [seed + k for k in range(len(many))]
@@ -173,14 +172,14 @@ def simulate(
     start = int(boundary * exact(dt) / exact(stride))
     positions = np.concatenate([part.positions[boundary] for part in parts])
     momenta = np.concatenate([part.momenta[boundary] for part in parts])
-    target = None
-    if keeps_energy(network, method) and not thermostats:
+    kept = None
+    if network.has_energies and start and not thermostats:
         first = dataclasses.replace(
             system, positions=np.concatenate([part.positions[0] for part in parts])
         )
         p = np.concatenate([part.momenta[0] for part in parts])
         # not in the files: the windows that tell it are predicted again
-        target = EnergyTarget.after(network, first, p, window=stride, method=method, windows=start)
+        kept = energies_kept(network, first, p, window=stride, method=method, windows=start)
     going = list(range(len(many)))
     kept_warm: Sequence[Thermostat | None] = thermostats or [None] * len(many)
     with ExitStack() as stack:
@@ -204,7 +203,7 @@ def simulate(
                 start=start,
                 method=method,
                 energy_rate=rate,
-                target=target,
+                kept=kept,
                 baths=Baths(
                     [thermostats[k] for k in going],
                     [many[k] for k in going],
@@ -221,8 +220,7 @@ def simulate(
                 break
             except RolloutError as error:  # the others go on without it
                 broken = going.pop(error.system)
-                if target is not None:
-                    target = target.without(error.system)
+                kept = error.kept.without(error.system)
                 if not going:
                     raise
                 recorders[broken].broke(str(error))
@@ -329,16 +327,21 @@ def _method(
     if files and method is None:
         method = method_begun(begun)
     method = method_of(model, method)
-    if method != "reversible":
+    if method == "plain":
         if energy_rate is not None:
             raise ValueError(
-                f"energy_rate = {energy_rate} is for reversible windows: the plain map puts all of "
-                "the energy right after every window, and symplectic windows need nothing of it"
+                f"energy_rate = {energy_rate} is not for the plain map, which puts all of the "
+                "energy right after every window"
             )
-        return method, {"method": method} if method == "symplectic" else {}
+        return method, {}
+    said: dict[str, Any] = {"reversible": True} if method == "reversible" else {"method": method}
     if energy_rate is None:
-        energy_rate = begun.get("energy_rate_per_fs", ENERGY_RATE)
-    return method, {"reversible": True, "energy_rate_per_fs": check_rate(energy_rate)}
+        # symplectic runs were once drawn to nothing, and said so by saying nothing
+        usual = 0.0 if files and method == "symplectic" else ENERGY_RATES[method]
+        energy_rate = begun.get("energy_rate_per_fs", usual)
+    if files and "energy_rate_per_fs" not in begun:
+        return method, said
+    return method, said | {"energy_rate_per_fs": check_rate(energy_rate)}
 
 
 def method_begun(metadata: dict[str, Any]) -> str:

@@ -14,9 +14,20 @@ from ase.units import fs
 from ..model.network import MDtrajNet
 from ..model.predictor import TorchPredictor
 from ..model.window_potentials import ENDS, ENERGY, MIDDLE
+from ..ops import Graph
 from ..system import System
-from .conservation import internal_velocities
-from .window import Broke, DoneAtOnce, Method, Target, Windows, left_its_course, refused
+from .conservation import draw_energy, internal_velocities
+from .window import (
+    MOST_SCALED,
+    Broke,
+    DoneAtOnce,
+    Kept,
+    Method,
+    Plan,
+    Windows,
+    left_its_course,
+    refused,
+)
 
 
 class SymplecticEngine(DoneAtOnce):
@@ -27,22 +38,23 @@ class SymplecticEngine(DoneAtOnce):
     def __init__(self, model: MDtrajNet, predictor: TorchPredictor, system: System, method: Method):
         super().__init__()
         self._model, self._predictor, self._system = model, predictor, system
+        self._method, self.kept = method, Kept.nothing(len(system))
         isolated = np.logical_not(system.pbc).all(axis=1)[system.system_index]
         self._isolated = torch.from_numpy(isolated)
         self._masses = torch.from_numpy(system.masses)
-        self._kept: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+        self._accelerations: dict[int, tuple[np.ndarray, np.ndarray]] = {}
 
-    def begin(
-        self, times: np.ndarray, target: Target | None, *, windows: int = 1, measure: bool = False
-    ) -> None:
+    def begin(self, plan: Plan) -> None:
         """See :meth:`.Engine.begin`."""
-        assert target is None and not measure and windows == 1
+        times, wanted = plan.only
         try:
-            self._done.append(self._window(times))
+            if self._method.needed and not self.kept.seen:
+                self.kept = self.kept.and_these(self.energies())
+            self._done.append(self._window(times, wanted, self._method.due(plan.number)))
         except Broke as why:
             self._done.append(why)
 
-    def _window(self, times: np.ndarray) -> Windows:
+    def _window(self, times: np.ndarray, wanted: np.ndarray, due: bool) -> Windows:
         h, masses = times[-1], self._system.masses[:, None]
         x, start = self._positions, self._momenta / masses * fs
         v = start + h / 6 * self._kept_acceleration(ENDS, x)
@@ -60,9 +72,57 @@ class SymplecticEngine(DoneAtOnce):
                 *frames,
             ]
         positions, velocities = (np.stack(y) for y in zip(*frames, strict=True))
+        if due:
+            velocities[-1] = self._keep_energy(end, v)
         momenta = velocities / fs * masses
         self._positions, self._momenta = positions[-1], momenta[-1]
-        return Windows(positions, momenta, None)
+        energies = [self._potential(y) for y in positions[wanted]]
+        shape = (len(energies), len(self._system))
+        return Windows(
+            positions[wanted], momenta[wanted], np.array(energies).reshape(shape), done=1
+        )
+
+    def _keep_energy(self, x: np.ndarray, v: np.ndarray) -> np.ndarray:
+        """Velocities (Å/fs) at x drawn to the energy to keep, as they are while it is learned."""
+        if self.kept.seen < self._method.needed:
+            self.kept = self.kept.and_these(self._measured(x, v))
+            return v
+        total, near = (torch.from_numpy(y) for y in self.kept.goal)
+        component = self._graph(x).component.cpu()
+        at, velocity = (torch.from_numpy(np.ascontiguousarray(y)) for y in (x, v))
+        internal = internal_velocities(at, velocity, self._masses, component, self._isolated)
+        off = total - torch.from_numpy(self._potential(x) + self._kinetic(v))
+        drawn = draw_energy(
+            velocity[None],
+            internal[None],
+            torch.ones(1, dtype=torch.float64),
+            off,
+            lambda w: torch.from_numpy(self._kinetic(w.numpy())),
+            torch.from_numpy(self._system.system_index),
+            near,
+            torch.tensor(self._method.pull, dtype=torch.float64),
+            MOST_SCALED,
+        )
+        return drawn[0].numpy()
+
+    def _kinetic(self, v: np.ndarray) -> np.ndarray:
+        """Kinetic energies [systems] (eV) of velocities [atoms, 3] (Å/fs)."""
+        return np.add.reduceat(
+            0.5 / fs**2 * self._system.masses * (v**2).sum(1), self._system.ptr[:-1]
+        )
+
+    def _potential(self, x: np.ndarray) -> np.ndarray:
+        """Potential energies [systems] (eV) at x."""
+        atomic = self._predictor.energies(self._graph(x)).double().cpu().numpy()
+        return np.add.reduceat(atomic, self._system.ptr[:-1])
+
+    def _measured(self, x: np.ndarray, v: np.ndarray) -> np.ndarray:
+        """The energies [2, systems] of a state, as in :class:`.window.Kept`."""
+        first, masses = self._system.ptr[:-1], self._system.masses
+        momentum = np.add.reduceat(masses[:, None] * v, first)
+        overall = 0.5 / fs**2 * (momentum**2).sum(1) / np.add.reduceat(masses, first)
+        kinetic = self._kinetic(v)
+        return np.stack([self._potential(x) + kinetic, kinetic - overall])
 
     def _check_course(self, away: np.ndarray) -> None:
         """Atoms so far (Å) from free flight must not be where nobody should look for neighbours."""
@@ -75,34 +135,38 @@ class SymplecticEngine(DoneAtOnce):
 
     def _kept_acceleration(self, role: int, x: np.ndarray) -> np.ndarray:
         """That of :meth:`_acceleration`; the end of a window is the start of the next."""
-        kept = self._kept.get(role)
+        kept = self._accelerations.get(role)
         if kept is None or not np.array_equal(kept[0], x):
-            kept = self._kept[role] = x, self._acceleration(role, x)
+            kept = self._accelerations[role] = x, self._acceleration(role, x)
         return kept[1]
 
     def _acceleration(self, role: int, x: np.ndarray) -> np.ndarray:
         """Å/fs^2, without what would move or turn a component as a whole: the potential has none of
         it, but its rounding has."""
-        system = replace(self._system, positions=x)
-        try:
-            graph = self._model.graph(system)
-        except ValueError:
-            why = refused(system, x, self._model.config.radial_cutoff)
-            if why is None:
-                raise
-            raise self._broke(why[1], why[0]) from None
+        graph = self._graph(x)
         _, slopes = self._predictor.slopes(graph, role)
         a = -(fs**2) * slopes.double().cpu() / self._masses[:, None]
         component = graph.component.cpu()
         at = torch.from_numpy(np.ascontiguousarray(x))
         return internal_velocities(at, a, self._masses, component, self._isolated).numpy()
 
+    def _graph(self, x: np.ndarray) -> Graph:
+        system = replace(self._system, positions=x)
+        try:
+            return self._model.graph(system)
+        except ValueError:
+            why = refused(system, x, self._model.config.radial_cutoff)
+            if why is None:
+                raise
+            raise self._broke(why[1], why[0]) from None
+
     def _broke(self, reason: str, system: int) -> Broke:
-        return Broke(reason, system, 0, self._positions, self._momenta)
+        return Broke(reason, system, self._positions, self._momenta)
 
     def energies(self) -> np.ndarray:
-        """See :meth:`.Engine.energies`; nobody asks for what no window is drawn to."""
-        raise NotImplementedError("symplectic windows are drawn to no energy")
+        """See :meth:`.Engine.energies`."""
+        v = self._momenta / self._system.masses[:, None] * fs
+        return self._measured(self._positions, v)
 
 
 def _between(

@@ -20,11 +20,12 @@ pairs, l and 1/l, so that vibrations neither grow nor fade, unless two of them m
 (J. A. G. Roberts, G. R. W. Quispel, Phys. Rep. 216, 63 (1992)). A frame within the window is seen
 from both of its ends, (1 - t/h) F(z0, t) + (t/h) S F(S z1, h - t), and is as good as they are.
 
-The end of a window with a potential is then drawn to the energy that the rollout keeps: the
-internal velocities, those without the motion of each component as a rigid body, are scaled, which
-leaves momentum and angular momentum as they are. Of the way they go the share
-1 - exp(-pull (1 + (difference / near)^4)): weakly where the difference may be an error of the
-potential, strongly beyond it, by at most 30 %.
+The end of a window of a model that knows energies is then drawn to the one that the rollout keeps,
+the mean over its first 200 fs, in which nothing draws: that of the first frame alone would be off
+by the potential's error there. The internal velocities, those without the motion of each component
+as a rigid body, are scaled, which leaves momentum and angular momentum as they are. Of the way they
+go the share 1 - exp(-pull (1 + (difference / near)^4)): weakly where the difference may be an error
+of the potential, strongly beyond it, by at most 30 %.
 
 These maps are as good as the training of the network. A symplectic window has its structure
 whatever the weights: free flight between kicks that are slopes of functions of the positions
@@ -34,9 +35,11 @@ whatever the weights: free flight between kicks that are slopes of functions of 
 
 with the accelerations a and b of two potentials. It keeps volume in phase space and runs backwards
 exactly, so that an energy is conserved that differs from the true one by what the potentials do not
-say (E. Hairer, C. Lubich, G. Wanner, Geometric Numerical Integration, 2nd ed. (2006), chapter IX):
-nothing has to be drawn to anything. Frames within lie on the quintic polynomial with the positions,
-velocities and accelerations of both ends.
+say (E. Hairer, C. Lubich, G. Wanner, Geometric Numerical Integration, 2nd ed. (2006), chapter IX).
+Where three vibrations, or one three times, turn once in a window, it is conserved for some time
+only: a third of a turn in 3 fs is 3,706 cm^-1, a stretch of O-H. So these ends are drawn, too, but
+at every tenth window or so and weakly. Frames within lie on the quintic polynomial with the
+positions, velocities and accelerations of both ends.
 
 Engines compute windows: :mod:`.host_engine` on the CPU, in one native call each, and with any other
 backend, in torch, :mod:`.device_engine` and, symplectic ones, :mod:`.symplectic_engine`.
@@ -45,6 +48,7 @@ backend, in torch, :mod:`.device_engine` and, symplectic ones, :mod:`.symplectic
 from __future__ import annotations
 
 from collections import deque
+from math import ceil
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -65,87 +69,148 @@ NEWTON_STEPS = 6
 MOST_SCALED = 0.3
 
 
+# How fast windows are drawn to the energy to keep (1/fs). docs/study.md: reversible ones much
+# faster, and errors of the potential disturb the vibrations; much slower, and single runs heat up.
+ENERGY_RATES = {"reversible": 0.004, "symplectic": 0.001}
+# Symplectic windows are drawn, and their energies measured for the mean, about so often (fs).
+SYMPLECTIC_ENERGY_EVERY_FS = 30.0
+# The energy to keep is the mean over this time (fs) from the start.
+SETTLING_FS = 200.0
+# The part of its mean kinetic energy by which the energy of a molecule may seem off from frame to
+# frame, because the potential has errors.
+UNCERTAIN = 0.2
+
+
 class Method(NamedTuple):
-    """How windows are computed.
+    """How the windows of a rollout are computed.
 
     name: "symplectic", of two kicks; "reversible", of five predictions and one more for frames
-        within; "plain", the model's own map. pull: of the energy at the end of the latter two;
-        infinite for all of the way.
+        within; "plain", the model's own map. pull: of the energy at the end of every so many
+        windows; infinite for all of the way. every: how many. needed: how many energies the mean to
+        keep is of, that of the start and then of those ends; 0: none is kept.
     """
 
     name: str = "reversible"
     pull: float = 0.0
+    every: int = 1
+    needed: int = 0
+
+    @classmethod
+    def keeping(cls, name: str, window: float, rate: float) -> Method:
+        """One that keeps the energy, in windows (fs), at a rate (1/fs); a plain one at once."""
+        if name == "plain":
+            return cls(name, np.inf, 1, 1)
+        every = max(1, round(SYMPLECTIC_ENERGY_EVERY_FS / window)) if name == "symplectic" else 1
+        return cls(name, rate * every * window, every, 1 + ceil(SETTLING_FS / (every * window)))
+
+    def due(self, number: int) -> bool:
+        """Whether something is to do about the energy at the end of window `number`."""
+        return self.needed > 0 and (number + 1) % self.every == 0
 
 
-class Target(NamedTuple):
-    """The energies that windows are drawn to.
+class Kept(NamedTuple):
+    """What is known of the energies to keep.
 
-    total: [systems] eV. near: [systems] eV, the differences up to which the pull is weak.
+    sums: [2, systems] eV, of total energies and of kinetic ones relative to the centre of mass.
+    seen: how many of each.
     """
 
-    total: np.ndarray
-    near: np.ndarray
+    sums: np.ndarray
+    seen: int
+
+    @classmethod
+    def nothing(cls, systems: int) -> Kept:
+        """Before the first window."""
+        return cls(np.zeros((2, systems)), 0)
+
+    @property
+    def goal(self) -> tuple[np.ndarray, np.ndarray]:
+        """The energies to keep, and the differences up to which the pull is weak, [systems] eV."""
+        total, kinetic = self.sums / self.seen
+        return total, UNCERTAIN * kinetic
+
+    def and_these(self, energies: np.ndarray) -> Kept:
+        """With those of another state [2, systems] (eV)."""
+        return Kept(self.sums + energies, self.seen + 1)
+
+    def without(self, system: int) -> Kept:
+        """Of the other systems."""
+        return Kept(np.delete(self.sums, system, axis=1), self.seen)
+
+
+class Plan(NamedTuple):
+    """Windows to compute.
+
+    number: of the first, counted from the start of the rollout. times: of each window, fs after its
+    start; the last is its end. wanted: which of these are frames.
+    """
+
+    number: int
+    times: list[list[float]]
+    wanted: list[list[bool]]
+
+    @property
+    def only(self) -> tuple[np.ndarray, np.ndarray]:
+        """Times and wanted of a plan of one window."""
+        ((times,), (wanted,)) = self.times, self.wanted
+        return np.array(times), np.array(wanted)
 
 
 class Windows(NamedTuple):
-    """What an engine computed.
+    """What an engine computed of a plan.
 
-    positions, momenta: [times, atoms, 3] of the last of them, Å and ASE units. energies:
-    [2, systems] eV at its end: the total energies, and the kinetic energies relative to the centre
-    of mass; None where they were not asked for.
+    positions, momenta: of the frames [frames, atoms, 3], Å and ASE units. energies: potential
+    energies [frames, systems] eV; None of a model, or an engine, that does not say. done: how many
+    windows; if these are not all, the next :meth:`Engine.end` says what broke.
     """
 
     positions: np.ndarray
     momenta: np.ndarray
     energies: np.ndarray | None
+    done: int
 
 
 class Broke(Exception):
     """What is wrong with a state or a prediction, and of which system.
 
-    system: its index. windows: how many were done before. positions, momenta: [atoms, 3], the state
-    of all systems that these led to.
+    system: its index. positions, momenta: [atoms, 3], the state of all systems before the window.
     """
 
-    def __init__(
-        self, reason: str, system: int, windows: int, positions: np.ndarray, momenta: np.ndarray
-    ):
+    def __init__(self, reason: str, system: int, positions: np.ndarray, momenta: np.ndarray):
         super().__init__(reason)
-        self.system, self.windows = system, windows
-        self.positions, self.momenta = positions, momenta
+        self.system, self.positions, self.momenta = system, positions, momenta
 
     def __reduce__(self) -> tuple:
-        return type(self), (str(self), self.system, self.windows, self.positions, self.momenta)
+        return type(self), (str(self), self.system, self.positions, self.momenta)
 
 
 class Engine(Protocol):
     """Computes windows of some systems one after another, and holds the state between them.
 
-    ahead: how often windows may be begun before the first result is asked for. at_once: how many at
-    most with one call.
+    ahead: how many plans may be begun before the first result is asked for. at_once: how many
+    windows a plan may have. kept: the energies to keep; may be set before the first window.
     """
 
-    ahead: int
+    @property
+    def ahead(self) -> int: ...
+
     at_once: int
+    kept: Kept
 
     def set_state(self, positions: np.ndarray, momenta: np.ndarray) -> None:
         """Where the next window starts, [atoms, 3], Å and ASE units."""
 
-    def begin(
-        self, times: np.ndarray, target: Target | None, *, windows: int = 1, measure: bool = False
-    ) -> None:
-        """Begin the next window, or several.
-
-        times: [times] fs after its start; the last is its end, the only one for several windows.
-        target: the energies to keep; None to leave them. measure: report them instead, of a single
-            window.
-        """
+    def begin(self, plan: Plan) -> None:
+        """Begin the next windows."""
 
     def end(self) -> Windows:
-        """The first of the windows that were begun. Raises :class:`Broke`."""
+        """What the first plan that was begun led to. Raises :class:`Broke`."""
+
+    def state(self) -> tuple[np.ndarray, np.ndarray]:
+        """Positions and momenta at the end of the last window that was ended."""
 
     def energies(self) -> np.ndarray:
-        """Those of the state: [2, systems] eV, as in :class:`Windows`. Raises :class:`Broke`."""
+        """Of the state: [2, systems] eV, as in :class:`Kept`. Raises :class:`Broke`."""
 
     def close(self) -> None:
         """Wait for what was begun; the results are lost."""
@@ -164,6 +229,10 @@ class DoneAtOnce:
     def set_state(self, positions: np.ndarray, momenta: np.ndarray) -> None:
         """See :meth:`.Engine.set_state`."""
         self._positions, self._momenta = positions, momenta
+
+    def state(self) -> tuple[np.ndarray, np.ndarray]:
+        """See :meth:`.Engine.state`."""
+        return self._positions, self._momenta
 
     def end(self) -> Windows:
         """See :meth:`.Engine.end`."""

@@ -379,13 +379,13 @@ class MDtrajNet(nn.Module):
             )
         graph = self.graph(system, edges)
         learning = torch.is_grad_enabled() and self._first.requires_grad
-        if self.window_potentials is None:
-            assert self.potential is not None
-            energy = (self.potential if learning else self.predictor().energies)(graph)
-        elif learning:
+        if not learning:
+            energy = self.predictor().energies(graph)
+        elif self.window_potentials is not None:
             energy = self.window_potentials(graph, torch.full_like(graph.species, ENERGY))
         else:
-            energy = self.predictor().window_energies(graph, ENERGY)
+            assert self.potential is not None
+            energy = self.potential(graph)
         energy = energy.double()
         owner = torch.from_numpy(system.system_index).to(energy.device)
         return energy.new_zeros(len(system)).index_add(0, owner, energy)

@@ -20,6 +20,7 @@ from ..ops.cpu import addresses, check_tensors, graph_addresses, ready, threads_
 from ..ops.graph import CSR
 from .density_network import DensityNetwork
 from .potential import Potential
+from .window_potentials import ENERGY
 
 if TYPE_CHECKING:
     from .network import MDtrajNet
@@ -90,7 +91,8 @@ class NativePredictor:
         return self.native.motion(graph_addresses(csr), of_atoms, times, threads)
 
     def energies(self, graph: Graph) -> Tensor:
-        """Atomic energies [atoms] (eV), of a model with a potential."""
+        """Atomic energies [atoms] (eV): of the window potentials where the model has them, else of
+        its potential."""
         return self._scalars(graph, self.native.energies)
 
     def slopes(self, graph: Graph, role: int) -> tuple[Tensor, Tensor]:
@@ -100,23 +102,15 @@ class NativePredictor:
         whatever else is in the graph.
         """
         slopes = torch.empty(graph.atoms, 3, dtype=torch.float64)
-        return self._window_potential(graph, role, slopes.data_ptr()), slopes
 
-    def window_energies(self, graph: Graph, role: int) -> Tensor:
-        """The energies of :meth:`slopes` alone, to the bit, in less than half of the time."""
-        return self._window_potential(graph, role, 0)
+        def kernel(csr: _Csr, species: int, energy: int, threads: int) -> None:
+            self.native.slopes(csr, species, role, energy, slopes.data_ptr(), threads)
+
+        return self._scalars(graph, kernel), slopes
 
     def charges(self, graph: Graph) -> Tensor:
         """Charges [atoms] (e) up to a constant of each component, of a model with a dipole."""
         return self._scalars(graph, self.native.charges)
-
-    def _window_potential(self, graph: Graph, role: int, slopes: int) -> Tensor:
-        """The energies; slopes: the address of memory for them, or 0."""
-
-        def kernel(csr: _Csr, species: int, energy: int, threads: int) -> None:
-            self.native.slopes(csr, species, role, energy, slopes, threads)
-
-        return self._scalars(graph, kernel)
 
     def _scalars(self, graph: Graph, kernel: Callable[[_Csr, int, int, int], None]) -> Tensor:
         """What a kernel writes for each atom [atoms]: it takes the addresses of the graph, of
@@ -160,6 +154,8 @@ class TorchPredictor:
     @torch.no_grad()
     def energies(self, graph: Graph) -> Tensor:
         """As :meth:`NativePredictor.energies`."""
+        if (potentials := self._model.window_potentials) is not None:
+            return potentials(graph, torch.full_like(graph.species, ENERGY))
         assert self._model.potential is not None
         return self._model.potential(graph)
 
@@ -169,12 +165,6 @@ class TorchPredictor:
         roles = torch.full_like(graph.species, role)
         energy, slopes = self._model.window_potentials.slopes(graph, roles)
         return energy, slopes.double()
-
-    @torch.no_grad()
-    def window_energies(self, graph: Graph, role: int) -> Tensor:
-        """As :meth:`NativePredictor.window_energies`."""
-        assert self._model.window_potentials is not None
-        return self._model.window_potentials(graph, torch.full_like(graph.species, role))
 
     @torch.no_grad()
     def charges(self, graph: Graph) -> Tensor:

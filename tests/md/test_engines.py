@@ -24,8 +24,8 @@ from mdtrajnet_fast.md import device_engine
 from mdtrajnet_fast.md.device_engine import DeviceEngine
 from mdtrajnet_fast.md.device_graph import FixedSizeGraph, components, device_graph
 from mdtrajnet_fast.md.host_engine import HostEngine
-from mdtrajnet_fast.md.rollout import EnergyTarget, Frames, engine_for, rollout
-from mdtrajnet_fast.md.window import Broke, Method, Target
+from mdtrajnet_fast.md.rollout import Frames, energies_kept, engine_for, rollout
+from mdtrajnet_fast.md.window import Broke, Kept, Method, Plan
 from mdtrajnet_fast.neighbors.device import (
     Cells,
     DeviceEdges,
@@ -64,7 +64,8 @@ def slow() -> list[ase.Atoms]:
 
 
 def on_both(model: MDtrajNet, atoms, **settings) -> tuple[Iterator[Frames], Iterator[Frames]]:
-    """The rollout on the native engine, and on the other."""
+    """The rollout on the native engine, and on the other, one window at a time."""
+    settings = {"at_once": 1} | settings
     return tuple(rollout(on(model, backend), *state(atoms), **settings) for backend in BACKENDS)
 
 
@@ -81,11 +82,9 @@ def on(model: MDtrajNet, backend: str | None) -> MDtrajNet:
 def assert_same_trajectory(
     model: MDtrajNet, atoms: ase.Atoms | list[ase.Atoms], atol: float = 1e-12, **settings
 ) -> None:
-    """All frames of both engines. (The native one yields those windows as one that have none.)"""
+    """All frames of both engines."""
     settings = {"dt": 3.0, "duration": 47.0} | settings
-    native, other = (
-        [frames for frames in run if len(frames.times)] for run in on_both(model, atoms, **settings)
-    )
+    native, other = map(list, on_both(model, atoms, **settings))
     every = settings["dt"] * np.arange(1, int(settings["duration"] / settings["dt"]) + 1)
     begin = settings.get("start", 0) * model.stride(settings.get("window"))
     times = np.concatenate([frames.times for frames in native])
@@ -128,22 +127,29 @@ def test_windows_and_starts(settings):
     assert_same_trajectory(MODELS["own"], cases.mixture(), **{"duration": 20.0} | settings)
 
 
-def test_the_native_engine_takes_windows_without_frames_together():
+@pytest.mark.parametrize("name", ["own", "energies"])
+@pytest.mark.parametrize("dt", [1.0, 4.0, 40.0])
+def test_the_native_engine_takes_windows_together(dt, name):
     """To the bit, what it makes of them one by one."""
-    model, atoms = MODELS["own"], cases.mixture()
-    native, other = (list(x) for x in on_both(model, atoms, dt=40.0, duration=100.0))
-    assert [x.end for x in native] == [40.0, 80.0, 100.0]
-    assert [x.end for x in other] == [10.0 * k for k in range(1, 11)]
-    single = list(rollout(model, *state(atoms), dt=10.0, duration=100.0))
-    for frames, k in zip(native[:2], (3, 7), strict=True):
-        np.testing.assert_array_equal(frames.positions, single[k].positions)
-        np.testing.assert_array_equal(frames.momenta, single[k].momenta)
+    model = MODELS["own"] if name == "own" else POTENTIALS["own"]
+    atoms = cases.mixture() if name == "own" else slow()
+    settings = {"dt": dt, "duration": 43 * model.stride()}
+    together = list(rollout(model, *state(atoms), **settings))
+    single = list(rollout(model, *state(atoms), **settings, at_once=1))
+    assert len(together) < len(single) == 43
+    for field in ("times", "positions", "momenta", "potential_energies"):
+        a, b = ([getattr(frames, field) for frames in run] for run in (together, single))
+        if name == "own" and field == "potential_energies":
+            assert set(a) == set(b) == {None}
+        else:
+            np.testing.assert_array_equal(np.concatenate(a), np.concatenate(b))
+    assert together[-1].end == single[-1].end == settings["duration"]
 
 
 def test_without_an_end():
     atoms = cases.hot("CH3CH2OH")
     endless = on_both(MODELS["own"], atoms, dt=1.0)
-    for expected in rollout(MODELS["own"], *state(atoms), dt=1.0, duration=50.0):
+    for expected in rollout(MODELS["own"], *state(atoms), dt=1.0, duration=50.0, at_once=1):
         for run in endless:
             np.testing.assert_allclose(next(run).positions, expected.positions, atol=1e-12)
 
@@ -172,7 +178,7 @@ def test_what_was_compared_was_drawn():
     model, many = POTENTIALS["own"], slow()
     system, momenta = state(many)
     runs = [
-        list(rollout(model, system, momenta, dt=25.0, duration=325.0, energy_rate=rate))
+        list(rollout(model, system, momenta, dt=25.0, duration=325.0, energy_rate=rate, at_once=1))
         for rate in (0.05, 0.0)
     ]
     for a, b in zip(runs[0][:8], runs[1][:8], strict=True):  # 200 fs
@@ -180,28 +186,37 @@ def test_what_was_compared_was_drawn():
     change = abs(runs[0][-1].momenta - runs[1][-1].momenta).max(axis=(0, 2))
     change = np.maximum.reduceat(change, system.ptr[:-1])
     assert (change[[len(atoms) > 1 for atoms in many]] > 1e-6).all(), change
-    target = EnergyTarget.after(model, system, momenta, window=25.0, method="reversible", windows=8)
-    assert target.known
+    kept = energies_kept(model, system, momenta, window=25.0, method="reversible", windows=20)
+    assert kept.seen == 9
     engine = engine_for(model, system, Method())
     engine.set_state(runs[1][-1].positions[-1], runs[1][-1].momenta[-1])
-    off = abs(engine.energies()[0] - target.goal.total) / target.goal.near
+    total, near = kept.goal
+    off = abs(engine.energies()[0] - total) / near
     off = off[[len(atoms) > 1 for atoms in many]]
     assert off.min() < 0.7 and off.max() > 1.2, off
 
 
-def test_energies():
-    """Of the state and of a window's end: the potential's and the kinetic ones."""
-    model, many = POTENTIALS["own"], slow()
+@pytest.mark.parametrize("kind", ["potential", "window potentials"])
+def test_energies(kind):
+    """Of the state, of what is kept, and of frames: the potential's and the kinetic ones."""
+    options = cases.POTENTIAL if kind == "potential" else cases.WINDOW_POTENTIALS
+    model, many = gentle(**cases.OWN, **options), slow()
     system, momenta = state(many)
-    fleet = [engine_for(on(model, backend), system, Method()) for backend in BACKENDS]
     seen = []
-    for engine in fleet:
+    for backend in BACKENDS:
+        engine = engine_for(on(model, backend), system, Method("reversible", 0.0, 1, 3))
         engine.set_state(system.positions, momenta)
-        seen.append([engine.energies()])
-        engine.begin(np.array([5.0, 25.0]), None, measure=True)
-        windows = engine.end()
-        seen[-1] += [windows.energies, engine.energies()]
-        np.testing.assert_allclose(windows.energies, engine.energies(), rtol=0, atol=1e-12)
+        start = engine.energies()
+        engine.begin(Plan(0, [[5.0, 10.0]], [[True, False]]))
+        frames = engine.end()
+        kept = engine.kept
+        assert kept.seen == 2 and len(frames.positions) == 1
+        np.testing.assert_allclose(kept.sums, start + engine.energies(), rtol=0, atol=1e-12)
+        seen.append([start, kept.sums])
+        if frames.energies is not None:
+            there = dataclasses.replace(system, positions=frames.positions[0])
+            expected = model.potential_energy(there).numpy()[None]
+            np.testing.assert_allclose(frames.energies, expected, rtol=0, atol=1e-12)
     np.testing.assert_allclose(seen[1], seen[0], rtol=0, atol=1e-12)
     kinetic = [atoms.get_kinetic_energy() for atoms in many]
     total = model.potential_energy(system).numpy() + kinetic
@@ -218,13 +233,15 @@ def test_an_energy_that_cannot_be_had_is_approached(pull):
     model, many = POTENTIALS["own"], slow()
     system, momenta = state(many)
     count = len(many)
-    target = Target(np.where(np.arange(count) % 2, 500.0, -500.0), np.full(count, 1e-6))
+    total = np.where(np.arange(count) % 2, 500.0, -500.0)
+    wanted = Kept(np.stack([total, np.full(count, 5e-6)]), 1)  # weak up to 1e-6 eV
     ends = []
     for backend in BACKENDS:
-        for goal in (target, None):
-            engine = engine_for(on(model, backend), system, Method("reversible", pull))
+        for needed in (1, 0):
+            engine = engine_for(on(model, backend), system, Method("reversible", pull, 1, needed))
             engine.set_state(system.positions, momenta)
-            engine.begin(np.array([10.0, 25.0]), goal)
+            engine.kept = wanted
+            engine.begin(Plan(0, [[10.0, 25.0]], [[True, True]]))
             ends.append(engine.end())
     for a, b in ((0, 2), (1, 3)):
         np.testing.assert_allclose(ends[a].momenta, ends[b].momenta, rtol=0, atol=1e-12)
@@ -261,7 +278,9 @@ def test_a_native_trajectory_is_its_own(settings, dtype):
     try:
         for threads in (1, 2):
             torch.set_num_threads(threads)
-            runs.append(list(rollout(model, system, momenta, duration=275.0, **settings)))
+            runs.append(
+                list(rollout(model, system, momenta, duration=275.0, **settings, at_once=1))
+            )
     finally:
         torch.set_num_threads(before)
     for one, other in zip(*runs, strict=True):
@@ -269,7 +288,7 @@ def test_a_native_trajectory_is_its_own(settings, dtype):
         np.testing.assert_array_equal(one.momenta, other.momenta)
     for k in (0, *range(5, 12), 43, len(many) - 1):
         own = slice(*system.ptr[k : k + 2])
-        alone = rollout(model, *state(many[k]), duration=275.0, **settings)
+        alone = rollout(model, *state(many[k]), duration=275.0, **settings, at_once=1)
         for one, among in zip(alone, runs[0], strict=True):
             np.testing.assert_array_equal(one.positions, among.positions[:, own])
             np.testing.assert_array_equal(one.momenta, among.momenta[:, own])
@@ -418,7 +437,7 @@ def test_energies_of_what_is_no_geometry_are_refused(backend, before):
     with pytest.raises(Broke, match="coincide") as caught:
         engine.set_state(bad, momenta)
         engine.energies()
-    assert caught.value.system == 1 and caught.value.windows == 0
+    assert caught.value.system == 1
 
 
 def test_bad_settings_are_refused():

@@ -17,7 +17,8 @@ from mdtrajnet_fast import (
     save_model,
     simulate,
 )
-from mdtrajnet_fast.md.rollout import rollout
+from mdtrajnet_fast.md.rollout import engine_for, rollout
+from mdtrajnet_fast.md.window import Kept, Method, Plan
 from mdtrajnet_fast.mechanics import total_angular_momentum, total_momentum
 from mdtrajnet_fast.model.window_potentials import ENDS, ENERGY, MIDDLE
 from mdtrajnet_fast.system import System
@@ -164,11 +165,40 @@ def test_ase_dynamics():
 
 def test_other_methods_of_the_same_model():
     atoms = cases.hot("CH3CH2OH")
-    without = gentle(**cases.OWN)
-    for method in ("reversible", "plain"):
-        a = simulate(atoms, 10.0, duration=50, model=MODEL, method=method)
-        b = simulate(atoms, 10.0, duration=50, model=without, method=method)
-        np.testing.assert_array_equal(a.positions, b.positions)
+    free = {"duration": 50, "method": "reversible", "energy_rate": 0.0}
+    a, b = (simulate(atoms, 10.0, model=m, **free) for m in (MODEL, gentle(**cases.OWN)))
+    np.testing.assert_array_equal(a.positions, b.positions)
+    plain = simulate(atoms, 10.0, duration=50, model=MODEL, method="plain")
+    assert abs(plain.momenta[1] - a.momenta[1]).max() > 1e-3
+
+
+@pytest.mark.parametrize("make", [lambda m: m, in_torch], ids=["native", "torch"])
+def test_ends_are_drawn_to_the_energy(make):
+    """Every other one here, to energies near those that they have; all else stays as it is."""
+    model, many = make(gentle(**OPTIONS)), [cases.hot("CH3CH2OH"), cases.hot("H2O")]
+    system = System.from_atoms(many)
+    momenta = np.concatenate([one.get_momenta() for one in many])
+    ends, wanted = [], None
+    for needed in (0, 1):
+        engine = engine_for(model, system, Method("symplectic", np.inf, 2, needed))
+        engine.set_state(system.positions, momenta)
+        if wanted is not None:
+            engine.kept = wanted
+        for number in range(2):
+            engine.begin(Plan(number, [[H]], [[False]]))
+            engine.end()
+            ends.append((*engine.state(), engine.energies()[0]))
+        wanted = Kept(engine.energies() + [[0.02, -0.02], [0.0, 0.0]], 1)
+    for a, b in zip(ends[0], ends[2], strict=True):  # the first one is not due
+        np.testing.assert_array_equal(a, b)
+    (x, free, left), (y, drawn, kept) = ends[1], ends[3]
+    np.testing.assert_array_equal(x, y)
+    np.testing.assert_allclose(kept - left, [0.02, -0.02], atol=1e-9)
+    change = (drawn - free) / system.masses[:, None]
+    for own in (slice(0, 9), slice(9, 12)):
+        m = system.masses[own]
+        assert abs(total_momentum(change[None, own], m)).max() < 1e-10
+        assert abs(total_angular_momentum(x[None, own], change[None, own], m)).max() < 1e-10
 
 
 def test_refusals():
@@ -179,8 +209,6 @@ def test_refusals():
         simulate(atoms, model=MODEL, method="verlet")
     with pytest.raises(ValueError, match="window must be 3 fs"):
         simulate(atoms, model=MODEL, window=4.0)
-    with pytest.raises(ValueError, match="energy_rate"):
-        simulate(atoms, model=MODEL, energy_rate=0.01)
 
 
 @pytest.mark.parametrize("backend", ["cpu", "reference"])
@@ -189,7 +217,7 @@ def test_the_others_go_on_when_one_breaks(backend, dt):
     model = gentle(**OPTIONS)
     model.backend = backend
     broken = cases.meets(model)
-    with pytest.raises(RolloutError, match="leaves its course"):
+    with pytest.raises(RolloutError, match="leaves its course|not finite"):
         simulate(broken, dt, duration=360, model=model)
     with pytest.warns(RuntimeWarning, match="system 0: the trajectory broke"):
         done = simulate([broken, cases.hot("H2O")], dt, duration=360, model=model)

@@ -14,7 +14,7 @@ from scipy.spatial.transform import Rotation
 from mdtrajnet_fast import fit, load_model, simulate
 from mdtrajnet_fast.data.pairs import Pairs
 from mdtrajnet_fast.data.records import load_records
-from mdtrajnet_fast.md import rollout
+from mdtrajnet_fast.md import window
 from mdtrajnet_fast.mechanics import total_angular_momentum, total_momentum
 from mdtrajnet_fast.model.predictor import TorchPredictor
 from mdtrajnet_fast.system import System
@@ -119,7 +119,7 @@ def test_rollouts_conserve_the_energy(dt):
 
 def test_reversible_windows_are_drawn_to_the_energy(monkeypatch):
     """By the share 1 - exp(-rate window) of the way each, and not at all with a rate of 0."""
-    monkeypatch.setattr(rollout, "SETTLING_FS", 0.0)
+    monkeypatch.setattr(window, "SETTLING_FS", 0.0)
     of, atoms = model(), cases.hot("CH3CH2OH")
     start, ends = total_energy(of, atoms), {}
     for rate in (0.0, 0.02, 5.0):

@@ -18,7 +18,7 @@ from torch.autograd import forward_ad
 
 from mdtrajnet_fast import _C
 from mdtrajnet_fast.md.rollout import engine_for
-from mdtrajnet_fast.md.window import Method
+from mdtrajnet_fast.md.window import Method, Plan
 from mdtrajnet_fast.model.window_potentials import ENDS
 from mdtrajnet_fast.neighbors.host import Edges, NeighborList, edge_vectors, neighbor_list
 from mdtrajnet_fast.ops import edge_attention, fold
@@ -179,7 +179,7 @@ def test_engine():
     system = System.from_atoms(apart)
     engine = engine_for(model, system, Method())
     engine.set_state(system.positions, 1e-310 * np.ones((2, 3)))
-    engine.begin(np.array([5.0]), None)
+    engine.begin(Plan(0, [[5.0]], [[True]]))
     are_zero([engine.end().momenta])
 
 
