@@ -1,0 +1,65 @@
+"""What the formats of trajectories have in common."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import ase
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.float64]
+Metadata = dict[str, Any]
+
+# What ASE and HDF5 raise for damaged files.
+DAMAGE = (
+    OSError,
+    ValueError,
+    LookupError,
+    AttributeError,
+    TypeError,
+    ArithmeticError,
+    AssertionError,
+    MemoryError,
+    RuntimeError,
+)
+
+
+class Format(NamedTuple):
+    """How to write and read one.
+
+    sink: opened on a new file or on one cut to its complete frames; it has `write`, `close`, and
+    `abandon`, which closes it after a write that failed. count: how many complete frames there are.
+    read: some of them. truncate: keep the first so many.
+    """
+
+    sink: Callable[[Path, ase.Atoms, Metadata], Any]
+    count: Callable[[Path], int]
+    read: Callable[[Path, slice], tuple[Any, Any, Any, Any, Metadata]]
+    truncate: Callable[[Path, int], None]
+
+
+def file_state(path: Path) -> tuple[int, int]:
+    """What tells whether somebody else has changed a file: size and time of the last change."""
+    found = path.stat()
+    return found.st_size, found.st_mtime_ns
+
+
+def as_json(metadata: Metadata) -> Metadata:
+    try:
+        return json.loads(json.dumps(metadata))
+    except TypeError as error:
+        raise ValueError(
+            f"metadata must be a JSON object, but: {error}; convert arrays with .tolist(), NumPy "
+            "numbers with .item()"
+        ) from error
+
+
+def foreign(path: Path, lack: str) -> ValueError:
+    return ValueError(
+        f"{path} was not written by this package: {lack}. Read it with ase.io.read(path, ':') and "
+        "build a Trajectory(atoms, times, positions, momenta)"
+    )

@@ -1,0 +1,233 @@
+"""Trajectories in HDF5, .h5, every dataset with an attribute ``unit``.
+
+The first four grow with the run::
+
+    times       float64 [frames]            fs
+    positions   float64 [frames, atoms, 3]  Å, not wrapped into the cell
+    momenta     float64 [frames, atoms, 3]  sqrt(eV amu), ASE's unit
+    velocities  float64 [frames, atoms, 3]  Å/fs, derived from the momenta
+    numbers     int64   [atoms]             atomic numbers
+    masses      float64 [atoms]             amu
+    cell        float64 [3, 3]              Å, rows are the cell vectors (zeros: no cell)
+    pbc         bool    [3]
+    arrays/...  [atoms, ...]                what else the atoms have, such as tags
+    attributes of the file: format, version, metadata (JSON), info (ASE's JSON)
+
+A write is a commit of :mod:`.hdf5_files`, whole or not at all; other programs can read the file
+during the run (``h5py.File(path, swmr=True)``) and after a kill. One within a commit, a matter of
+microseconds, leaves a ``.journal`` beside the file that belongs to it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import wraps
+from pathlib import Path
+from typing import Any, TypeVar
+
+import ase
+import h5py
+import numpy as np
+from ase.io.jsonio import decode, encode
+
+from ..mechanics import velocities_from_momenta
+from . import hdf5_files
+from .descriptions import as_text, described, stays_out
+from .formats import DAMAGE, Array, Format, Metadata, file_state
+
+_T = TypeVar("_T")
+
+_FORMAT = "mdtrajnet_fast trajectory"
+_VERSION = 1
+_SERIES = {
+    "times": "fs", "positions": "Å", "momenta": "sqrt(eV amu)", "velocities": "Å/fs"
+}  # fmt: skip
+
+
+class Sink:
+    def __init__(self, path: Path, atoms: ase.Atoms, metadata: Metadata) -> None:
+        if not path.exists():
+            _create(path, atoms, metadata, (np.empty(0), *np.empty((2, 0, len(atoms), 3))))
+        self.masses = atoms.get_masses()
+        self.file = hdf5_files.Hdf5File(path)
+
+    def write(self, start: int, times: Array, positions: Array, momenta: Array) -> None:
+        _append(self.file.file, start, times, positions, momenta, self.masses)
+        self.file.commit()
+
+    def close(self) -> None:
+        self.file.close()
+
+    def abandon(self, frames: int) -> None:
+        self.file.close(commit=False)
+
+
+def _append(
+    file: h5py.File, start: int, times: Array, positions: Array, momenta: Array, masses: Array
+) -> None:
+    columns = {
+        "times": times,
+        "positions": positions,
+        "momenta": momenta,
+        "velocities": velocities_from_momenta(momenta, masses),
+    }
+    for name, values in columns.items():
+        file[name].resize(start + len(times), axis=0)
+        file[name][start:] = values
+
+
+def _create(path: Path, atoms: ase.Atoms, metadata: Metadata, frames: tuple[Any, Any, Any]) -> None:
+    """Write a whole file in place of one that there may be."""
+    times, positions, momenta = frames
+    # Chunks of about 16 KiB: each write goes through the last one again.
+    per_chunk = int(np.clip(16384 // (24 * max(len(atoms), 1)), 1, 1024))
+
+    def fill(made: hdf5_files.Hdf5File) -> None:
+        file = made.file
+        file.attrs["format"] = _FORMAT
+        file.attrs["version"] = _VERSION
+        file.attrs["metadata"] = json.dumps(metadata)
+        info, arrays = described(atoms)
+        texts = as_text(path, info)
+        file.attrs["info"] = encode({k: v for k, v in info.items() if k in texts})
+        for name, values in arrays.items():
+            try:
+                text = values.dtype.kind == "U"
+                kind = h5py.string_dtype() if text else None
+                file.create_dataset(
+                    f"arrays/{name}", data=values.tolist() if text else values, dtype=kind
+                )
+            except (TypeError, ValueError) as error:
+                stays_out(path, f"the array {name!r}", str(error))
+        for name, value, unit in (
+            ("numbers", atoms.numbers.astype(np.int64), "1"),
+            ("masses", atoms.get_masses(), "amu"),
+            ("cell", atoms.cell[:], "Å"),
+            ("pbc", atoms.pbc, "1"),
+        ):
+            file.create_dataset(name, data=value).attrs["unit"] = unit
+        for name, unit in _SERIES.items():
+            tail = () if name == "times" else (len(atoms), 3)
+            file.create_dataset(
+                name,
+                shape=(0, *tail),
+                maxshape=(None, *tail),
+                chunks=(per_chunk, *tail),
+                dtype=np.float64,
+                fillvalue=np.nan,  # a time that was never written is not a number
+            ).attrs["unit"] = unit
+        for start in range(0, len(times), 16 * per_chunk):
+            part = slice(start, min(start + 16 * per_chunk, len(times)))
+            x, p = positions[part], momenta[part]
+            _append(file, start, times[part], x, p, atoms.get_masses())
+            made.commit()
+
+    hdf5_files.make(path, fill)
+
+
+@contextmanager
+def _open(path: Path) -> Iterator[h5py.File]:
+    """A trajectory to read from; what is wrong with it comes as ValueError."""
+    try:
+        with hdf5_files.reading(path) as file:
+            _check(path, file)
+            yield file
+    except OSError as error:
+        if error.errno:  # of another file, as on a full disk
+            raise
+        raise ValueError(
+            f"{path} is damaged, or not a readable HDF5 trajectory: {error}; restore it from a copy"
+        ) from error
+
+
+def _check(path: Path, file: h5py.File) -> None:
+    if file.attrs.get("format") != _FORMAT:
+        if any("frame_fs" in node.attrs for node in file.values()):
+            raise ValueError(
+                f"{path} is not one trajectory, but in the data format: read it with "
+                "mdtrajnet_fast.data.records.load_records(path)"
+            )
+        raise ValueError(
+            f"{path} was not written by this package: its attribute 'format' is not "
+            f"'{_FORMAT}'. Read it with h5py and build a "
+            "Trajectory(atoms, times, positions, momenta)"
+        )
+    if (version := file.attrs["version"]) != _VERSION:
+        raise ValueError(
+            f"{path} has format version {version}, this package reads {_VERSION}: update it"
+        )
+
+
+def _complete(file: h5py.File) -> int:
+    n = min(len(file[name]) for name in _SERIES)
+    missing = np.flatnonzero(np.isnan(file["times"][:n]))
+    return int(missing[0]) if len(missing) else n
+
+
+def _whole(read: Callable[..., _T]) -> Callable[..., _T]:
+    """Read again what a writer changed in the meantime."""
+
+    @wraps(read)
+    def again(path: Path, *arguments: Any) -> _T:
+        while True:
+            before = file_state(path)
+            try:
+                return read(path, *arguments)
+            except DAMAGE:
+                if file_state(path) == before:
+                    raise
+
+    return again
+
+
+@_whole
+def count(path: Path) -> int:
+    with _open(path) as file:
+        return _complete(file)
+
+
+def _header(file: h5py.File) -> tuple[ase.Atoms, Metadata]:
+    atoms = ase.Atoms(
+        numbers=file["numbers"][:], masses=file["masses"][:], cell=file["cell"][:],
+        pbc=file["pbc"][:],
+    )  # fmt: skip
+    atoms.info = decode(file.attrs.get("info", "{}"), always_array=False)
+    for name, node in file.get("arrays", {}).items():
+        values = node.asstr()[()].astype(str) if node.dtype.kind == "O" else node[()]
+        atoms.set_array(name, values)
+    return atoms, json.loads(file.attrs["metadata"])
+
+
+@_whole
+def read(path: Path, frames: slice) -> tuple[ase.Atoms, Array, Array, Array, Metadata]:
+    with _open(path) as file:
+        atoms, metadata = _header(file)
+        start, stop, step = frames.indices(_complete(file))
+        # HDF5 reads forward only; NumPy does the rest.
+        low, high = (start, max(start, stop)) if step > 0 else (max(stop + 1, 0), start + 1)
+        order = slice(None, None, step)
+        times, x, p = (file[k][low:high][order] for k in ("times", "positions", "momenta"))
+        return atoms, times, x, p, metadata
+
+
+def truncate(path: Path, frames: int) -> None:
+    with _open(path) as file:
+        if all(len(file[name]) == frames for name in _SERIES):
+            return
+        atoms, metadata = _header(file)
+        columns = file["times"][:frames], file["positions"], file["momenta"]
+        _create(path, atoms, metadata, columns)
+
+
+def is_hdf5_trajectory(path: str | Path) -> bool:
+    """Whether a file is a .h5 trajectory of this package, and not, say, training data."""
+    try:
+        with hdf5_files.reading(Path(path)) as file:
+            return file.attrs.get("format") == _FORMAT
+    except DAMAGE:  # no HDF5 file, or damaged
+        return False
+
+
+FORMAT = Format(Sink, count, read, truncate)

@@ -1,0 +1,111 @@
+"""Trajectories in ASE's own binary format, .traj; ``info["time_fs"]`` in every frame.
+
+ASE writes the data of a frame, then its place in the index, then the number of frames: a kill
+leaves the frames before.
+"""
+
+from __future__ import annotations
+
+import os
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import ase
+import numpy as np
+from ase.io.trajectory import TrajectoryReader as AseReader
+from ase.io.trajectory import TrajectoryWriter as AseWriter
+
+from .descriptions import as_text, described, frame_atoms, plain
+from .formats import DAMAGE, Array, Format, Metadata, as_json, foreign
+
+
+class Sink:
+    # Arrays that ASE does not write are in info["more_arrays"] of frame 0.
+    _HELD = frozenset(("tags", "initial_charges", "initial_magmoms"))
+
+    def __init__(self, path: Path, atoms: ase.Atoms, metadata: Metadata) -> None:
+        self.path, self.atoms, self.metadata = path, atoms.copy(), metadata
+        held = as_text(path, atoms.info)
+        self.atoms.info = {k: v for k, v in atoms.info.items() if k in held}
+        _, arrays = described(atoms)
+        self.more = {k: plain(v) for k, v in arrays.items() if k not in self._HELD}
+        self.file = AseWriter(str(path), "a")
+
+    def write(self, start: int, times: Array, positions: Array, momenta: Array) -> None:
+        for k, (t, x, p) in enumerate(zip(times, positions, momenta, strict=True), start):
+            frame = frame_atoms(self.atoms, t, x, p)
+            if k == 0:
+                frame.info["metadata"] = self.metadata
+                if self.more:
+                    frame.info["more_arrays"] = self.more
+            self.file.write(frame)
+
+    def close(self) -> None:
+        self.file.close()
+
+    def abandon(self, frames: int) -> None:
+        with suppress(OSError):  # again that of the write
+            self.file.backend.fd.close()  # ASE's close would count what is half written
+        truncate(self.path, frames)
+
+
+def count(path: Path) -> int:
+    if path.stat().st_size == 0:
+        return 0
+    try:
+        reader = AseReader(str(path))
+    except DAMAGE as error:
+        if path.stat().st_size < 56:  # killed before the header was whole
+            return 0
+        raise ValueError(f"{path} is not a readable ASE trajectory: {error}") from error
+    with reader:
+        # The index may be ahead of the data only if the file was cut (a full disk, a broken copy).
+        for n in range(len(reader), 0, -1):
+            try:
+                frame = reader[n - 1]
+            except DAMAGE:
+                continue
+            if n < len(reader) or n == 1 or (frame.has("momenta") and "time_fs" in frame.info):
+                return n
+    return 0
+
+
+def read(
+    path: Path, frames: slice
+) -> tuple[ase.Atoms, list[float], list[Array], list[Array], Metadata]:
+    n = count(path)
+    times, positions, momenta = [], [], []
+    with AseReader(str(path)) as reader:
+        first = reader[0]
+        for i in range(n)[frames]:
+            atoms = reader[i]
+            if "time_fs" not in atoms.info or not atoms.has("momenta"):
+                raise foreign(path, f"frame {i} lacks info['time_fs'] or momenta")
+            times.append(atoms.info["time_fs"])
+            positions.append(atoms.positions)
+            momenta.append(atoms.arrays["momenta"])
+    # ASE's JSON turns keys such as "8" into integers; JSON again makes them text.
+    metadata = as_json(first.info.get("metadata", {}))
+    for name, values in first.info.pop("more_arrays", {}).items():
+        first.set_array(name, np.asarray(values))
+    shape = (len(times), len(first), 3)
+    return first, times, _stack(positions, shape), _stack(momenta, shape), metadata
+
+
+def _stack(arrays: list[Array], shape: tuple[int, ...]) -> Any:
+    return np.array(arrays, dtype=np.float64).reshape(shape)
+
+
+def truncate(path: Path, frames: int) -> None:
+    # The count of frames is the little-endian int64 at byte 32 (layout: ase.io.ulm). What lies
+    # beyond stays as dead space; the index has room for the frames to come.
+    if frames == 0:
+        os.truncate(path, 0)
+    else:
+        with path.open("r+b") as file:
+            file.seek(32)
+            file.write(np.int64(frames).astype("<i8").tobytes())
+
+
+FORMAT = Format(Sink, count, read, truncate)
