@@ -202,7 +202,7 @@ class TrustMonitor:
 
         Raises ValueError for wrong shapes, or if the very first frame is not usable.
         """
-        t, x, p = frame_arrays(len(self._atoms), times, positions, momenta)
+        t, x, p, _ = frame_arrays(len(self._atoms), times, positions, momenta)
         if len(t) == 0 or self._unusable is not None:
             return
         v = velocities_from_momenta(p, self._masses)

@@ -316,7 +316,7 @@ def _from_trajectory(path: Path, frame_fs: float | None) -> Record:
         positions=held.positions.astype(np.float32),
         velocities=held.velocities.astype(np.float32),
         frame_fs=_even(held.times, "the file", path.stem, frame_fs),
-        energy=None,
+        energy=held.total_energies,
         temperature_K=None,
         smiles=None,
         cell=np.array(held.atoms.cell, float) if periodic else np.zeros((3, 3)),

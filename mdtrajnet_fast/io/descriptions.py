@@ -10,6 +10,7 @@ from typing import Any
 import ase
 import numpy as np
 from ase.calculators.calculator import all_properties
+from ase.calculators.singlepoint import SinglePointCalculator
 from ase.io.jsonio import decode, encode
 
 from .formats import Array
@@ -65,11 +66,20 @@ def template(atoms: ase.Atoms) -> ase.Atoms:
     return template
 
 
-def frame_atoms(template: ase.Atoms, time: float, positions: Array, momenta: Array) -> ase.Atoms:
+def frame_atoms(
+    template: ase.Atoms,
+    time: float,
+    positions: Array,
+    momenta: Array,
+    potential_energy: float | None = None,
+) -> ase.Atoms:
+    """One frame: time (fs) in info, positions (Å), momenta (ASE's unit), energy (eV)."""
     atoms = template.copy()
     atoms.positions[:] = positions
     atoms.set_array("momenta", momenta, float, (3,))
     atoms.info["time_fs"] = float(time)
+    if potential_energy is not None:
+        atoms.calc = SinglePointCalculator(atoms, energy=float(potential_energy))
     return atoms
 
 

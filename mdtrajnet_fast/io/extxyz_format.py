@@ -1,8 +1,9 @@
 """Trajectories as extended XYZ text, .extxyz, with 17 significant digits.
 
 (``ase.io.write`` would keep 8 decimals.) Columns ``species``, ``pos`` (Å), ``momenta`` (ASE units),
-``masses`` (amu); ``time_fs`` in every comment line. A frame counts when all its lines are there; a
-torn last frame is left out.
+``masses`` (amu); in every comment line ``time_fs`` and, where it is known, ``energy``, the
+potential energy (eV), which ``ase.io.read`` takes in. A frame counts when all its lines are there;
+a torn last frame is left out.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import numpy as np
 from ase.io.jsonio import decode
 
 from .descriptions import as_text, described, stays_out
-from .formats import Array, Format, Metadata, foreign
+from .formats import Array, Format, Metadata, foreign, lacks_energy
 
 _COLUMNS = "Properties=species:S:1:pos:R:3:momenta:R:3:masses:R:1"
 _KINDS = {"i": "I", "u": "I", "f": "R", "b": "L", "U": "S"}
@@ -52,9 +53,10 @@ class Sink:
         if atoms.cell.any():
             cell = " ".join(repr(float(c)) for c in atoms.cell[:].ravel())
             self.header = f'Lattice="{cell}" {self.header}'
+        self.info = ""
         for key, text in as_text(path, info).items():
             if _NAME.fullmatch(key):
-                self.header += f" {key}={_json(text)}"
+                self.info += f" {key}={_json(text)}"
             else:
                 stays_out(path, f"info[{key!r}]", "its name is not one word")
         self.count = f"{len(atoms)}\n"
@@ -64,10 +66,16 @@ class Sink:
         )
         self.file = path.open("ab")
 
-    def write(self, start: int, times: Array, positions: Array, momenta: Array) -> None:
-        for k, (t, x, p) in enumerate(zip(times, positions, momenta, strict=True), start):
+    def write(
+        self, start: int, times: Array, positions: Array, momenta: Array, energies: Array | None
+    ) -> None:
+        for k, (t, x, p) in enumerate(zip(times, positions, momenta, strict=True)):
+            # before info, which may hold any text
             comment = f"{self.header} time_fs={float(t)!r}"
-            if k == 0:
+            if energies is not None:
+                comment += f" energy={float(energies[k])!r}"
+            comment += self.info
+            if start + k == 0:
                 comment += f" metadata={_json(json.dumps(self.metadata))}"
             body = self.body % tuple(np.concatenate((x, p), axis=1).ravel().tolist())
             self.file.write(f"{self.count}{comment}\n{body}".encode())
@@ -115,27 +123,37 @@ def count(path: Path) -> int:
     return len(_ends(path))
 
 
-def read(path: Path, frames: slice) -> tuple[ase.Atoms, list[float], Array, Array, Metadata]:
+def read(
+    path: Path, frames: slice
+) -> tuple[ase.Atoms, list[float], Array, Array, Metadata, list[float] | None]:
     ends = _ends(path)
     first = ase.io.read(path, index=0, format="extxyz")
     assert isinstance(first, ase.Atoms)
     atoms = len(first)
+    with_energies = first.calc is not None and "energy" in first.calc.results
     chosen = range(len(ends))[frames]
     times: list[float] = []
+    energies: list[float] = []
     values = np.empty((len(chosen), atoms, 6))
     with path.open("rb") as file:
         for k, i in enumerate(chosen):
             file.seek(ends[i - 1] if i else 0)
             _, comment, body = file.read(ends[i] - file.tell()).split(b"\n", 2)
-            time = re.search(rb" time_fs=(\S+)", comment)
-            if time is None or _COLUMNS.encode() not in comment:
+            found = re.search(rb" time_fs=(\S+)(?: energy=(\S+))?", comment)
+            if found is None or _COLUMNS.encode() not in comment:
                 raise foreign(path, f"frame {i} lacks time_fs or '{_COLUMNS}'")
-            times.append(float(time[1]))
+            times.append(float(found[1]))
+            if with_energies:
+                if found[2] is None:
+                    raise lacks_energy(path, i)
+                energies.append(float(found[2]))
             table = np.array(body.split()).reshape(atoms, -1)
             values[k] = table[:, 1:7].astype(np.float64)
     for key in described(first)[0]:
         first.info[key] = decode(json.dumps(first.info[key]), always_array=False)
-    return first, times, values[..., :3], values[..., 3:], first.info.get("metadata", {})
+    metadata = first.info.get("metadata", {})
+    x, p = values[..., :3], values[..., 3:]
+    return first, times, x, p, metadata, energies if with_energies else None
 
 
 def truncate(path: Path, frames: int) -> None:

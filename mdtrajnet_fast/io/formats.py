@@ -32,13 +32,14 @@ class Format(NamedTuple):
     """How to write and read one.
 
     sink: opened on a new file or on one cut to its complete frames; it has `write`, `close`, and
-    `abandon`, which closes it after a write that failed. count: how many complete frames there are.
-    read: some of them. truncate: keep the first so many.
+    `abandon`, which closes it after a write that failed. All frames of a file have potential
+    energies, or none. count: how many complete frames there are. read: some of them, as
+    :class:`.trajectory.Trajectory` takes them. truncate: keep the first so many.
     """
 
     sink: Callable[[Path, ase.Atoms, Metadata], Any]
     count: Callable[[Path], int]
-    read: Callable[[Path, slice], tuple[Any, Any, Any, Any, Metadata]]
+    read: Callable[[Path, slice], tuple[Any, Any, Any, Any, Metadata, Any]]
     truncate: Callable[[Path, int], None]
 
 
@@ -56,6 +57,13 @@ def as_json(metadata: Metadata) -> Metadata:
             f"metadata must be a JSON object, but: {error}; convert arrays with .tolist(), NumPy "
             "numbers with .item()"
         ) from error
+
+
+def lacks_energy(path: Path, frame: int) -> ValueError:
+    return ValueError(
+        f"{path} is damaged: frame {frame} has no energy, though frame 0 has one; restore it from "
+        "a copy"
+    )
 
 
 def foreign(path: Path, lack: str) -> ValueError:

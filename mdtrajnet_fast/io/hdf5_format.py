@@ -1,16 +1,17 @@
 """Trajectories in HDF5, .h5, every dataset with an attribute ``unit``.
 
-The first four grow with the run::
+The first five grow with the run, and the energies are left out where they are not known::
 
-    times       float64 [frames]            fs
-    positions   float64 [frames, atoms, 3]  Å, not wrapped into the cell
-    momenta     float64 [frames, atoms, 3]  sqrt(eV amu), ASE's unit
-    velocities  float64 [frames, atoms, 3]  Å/fs, derived from the momenta
-    numbers     int64   [atoms]             atomic numbers
-    masses      float64 [atoms]             amu
-    cell        float64 [3, 3]              Å, rows are the cell vectors (zeros: no cell)
-    pbc         bool    [3]
-    arrays/...  [atoms, ...]                what else the atoms have, such as tags
+    times               float64 [frames]            fs
+    positions           float64 [frames, atoms, 3]  Å, not wrapped into the cell
+    momenta             float64 [frames, atoms, 3]  sqrt(eV amu), ASE's unit
+    velocities          float64 [frames, atoms, 3]  Å/fs, derived from the momenta
+    potential_energies  float64 [frames]            eV
+    numbers             int64   [atoms]             atomic numbers
+    masses              float64 [atoms]             amu
+    cell                float64 [3, 3]              Å, rows are the cell vectors (zeros: no cell)
+    pbc                 bool    [3]
+    arrays/...          [atoms, ...]                what else the atoms have, such as tags
     attributes of the file: format, version, metadata (JSON), info (ASE's JSON)
 
 A write is a commit of :mod:`.hdf5_files`, whole or not at all; other programs can read the file
@@ -44,17 +45,23 @@ _VERSION = 1
 _SERIES = {
     "times": "fs", "positions": "Å", "momenta": "sqrt(eV amu)", "velocities": "Å/fs"
 }  # fmt: skip
+_ENERGIES = "potential_energies"
 
 
 class Sink:
     def __init__(self, path: Path, atoms: ase.Atoms, metadata: Metadata) -> None:
         if not path.exists():
-            _create(path, atoms, metadata, (np.empty(0), *np.empty((2, 0, len(atoms), 3))))
+            _create(path, atoms, metadata, (np.empty(0), *np.empty((2, 0, len(atoms), 3)), None))
         self.masses = atoms.get_masses()
         self.file = hdf5_files.Hdf5File(path)
 
-    def write(self, start: int, times: Array, positions: Array, momenta: Array) -> None:
-        _append(self.file.file, start, times, positions, momenta, self.masses)
+    def write(
+        self, start: int, times: Array, positions: Array, momenta: Array, energies: Array | None
+    ) -> None:
+        file = self.file.file
+        if start == 0 and energies is not None:
+            _create_series(file, _ENERGIES, "eV", file["times"].chunks[0], ())
+        _append(file, start, times, positions, momenta, energies, self.masses)
         self.file.commit()
 
     def close(self) -> None:
@@ -64,8 +71,32 @@ class Sink:
         self.file.close(commit=False)
 
 
+def _series(file: h5py.File) -> list[str]:
+    """What grows with the run."""
+    return [*_SERIES, _ENERGIES] if _ENERGIES in file else [*_SERIES]
+
+
+def _create_series(
+    file: h5py.File, name: str, unit: str, per_chunk: int, tail: tuple[int, ...]
+) -> None:
+    file.create_dataset(
+        name,
+        shape=(0, *tail),
+        maxshape=(None, *tail),
+        chunks=(per_chunk, *tail),
+        dtype=np.float64,
+        fillvalue=np.nan,  # a time that was never written is not a number
+    ).attrs["unit"] = unit
+
+
 def _append(
-    file: h5py.File, start: int, times: Array, positions: Array, momenta: Array, masses: Array
+    file: h5py.File,
+    start: int,
+    times: Array,
+    positions: Array,
+    momenta: Array,
+    energies: Array | None,
+    masses: Array,
 ) -> None:
     columns = {
         "times": times,
@@ -73,14 +104,18 @@ def _append(
         "momenta": momenta,
         "velocities": velocities_from_momenta(momenta, masses),
     }
+    if energies is not None:
+        columns[_ENERGIES] = energies
     for name, values in columns.items():
         file[name].resize(start + len(times), axis=0)
         file[name][start:] = values
 
 
-def _create(path: Path, atoms: ase.Atoms, metadata: Metadata, frames: tuple[Any, Any, Any]) -> None:
+def _create(
+    path: Path, atoms: ase.Atoms, metadata: Metadata, frames: tuple[Any, Any, Any, Any]
+) -> None:
     """Write a whole file in place of one that there may be."""
-    times, positions, momenta = frames
+    times, positions, momenta, energies = frames
     # Chunks of about 16 KiB: each write goes through the last one again.
     per_chunk = int(np.clip(16384 // (24 * max(len(atoms), 1)), 1, 1024))
 
@@ -109,19 +144,14 @@ def _create(path: Path, atoms: ase.Atoms, metadata: Metadata, frames: tuple[Any,
         ):
             file.create_dataset(name, data=value).attrs["unit"] = unit
         for name, unit in _SERIES.items():
-            tail = () if name == "times" else (len(atoms), 3)
-            file.create_dataset(
-                name,
-                shape=(0, *tail),
-                maxshape=(None, *tail),
-                chunks=(per_chunk, *tail),
-                dtype=np.float64,
-                fillvalue=np.nan,  # a time that was never written is not a number
-            ).attrs["unit"] = unit
+            _create_series(file, name, unit, per_chunk, () if name == "times" else (len(atoms), 3))
+        if energies is not None:
+            _create_series(file, _ENERGIES, "eV", per_chunk, ())
         for start in range(0, len(times), 16 * per_chunk):
             part = slice(start, min(start + 16 * per_chunk, len(times)))
             x, p = positions[part], momenta[part]
-            _append(file, start, times[part], x, p, atoms.get_masses())
+            known = None if energies is None else energies[part]
+            _append(file, start, times[part], x, p, known, atoms.get_masses())
             made.commit()
 
     hdf5_files.make(path, fill)
@@ -161,7 +191,7 @@ def _check(path: Path, file: h5py.File) -> None:
 
 
 def _complete(file: h5py.File) -> int:
-    n = min(len(file[name]) for name in _SERIES)
+    n = min(len(file[name]) for name in _series(file))
     missing = np.flatnonzero(np.isnan(file["times"][:n]))
     return int(missing[0]) if len(missing) else n
 
@@ -201,23 +231,30 @@ def _header(file: h5py.File) -> tuple[ase.Atoms, Metadata]:
 
 
 @_whole
-def read(path: Path, frames: slice) -> tuple[ase.Atoms, Array, Array, Array, Metadata]:
+def read(
+    path: Path, frames: slice
+) -> tuple[ase.Atoms, Array, Array, Array, Metadata, Array | None]:
     with _open(path) as file:
         atoms, metadata = _header(file)
         start, stop, step = frames.indices(_complete(file))
         # HDF5 reads forward only; NumPy does the rest.
         low, high = (start, max(start, stop)) if step > 0 else (max(stop + 1, 0), start + 1)
         order = slice(None, None, step)
-        times, x, p = (file[k][low:high][order] for k in ("times", "positions", "momenta"))
-        return atoms, times, x, p, metadata
+        series = {
+            name: file[name][low:high][order] for name in _series(file) if name != "velocities"
+        }
+        times, x, p = (series[name] for name in ("times", "positions", "momenta"))
+        return atoms, times, x, p, metadata, series.get(_ENERGIES)
 
 
 def truncate(path: Path, frames: int) -> None:
     with _open(path) as file:
-        if all(len(file[name]) == frames for name in _SERIES):
+        series = _series(file)
+        if all(len(file[name]) == frames for name in series):
             return
         atoms, metadata = _header(file)
-        columns = file["times"][:frames], file["positions"], file["momenta"]
+        energies = file[_ENERGIES] if _ENERGIES in series else None
+        columns = file["times"][:frames], file["positions"], file["momenta"], energies
         _create(path, atoms, metadata, columns)
 
 

@@ -1,4 +1,7 @@
-"""Trajectories in ASE's own binary format, .traj; ``info["time_fs"]`` in every frame.
+"""Trajectories in ASE's own binary format, .traj.
+
+In every frame ``info["time_fs"]`` and, where it is known, the potential energy (eV), as that of a
+SinglePointCalculator.
 
 ASE writes the data of a frame, then its place in the index, then the number of frames: a kill
 leaves the frames before.
@@ -17,7 +20,7 @@ from ase.io.trajectory import TrajectoryReader as AseReader
 from ase.io.trajectory import TrajectoryWriter as AseWriter
 
 from .descriptions import as_text, described, frame_atoms, plain
-from .formats import DAMAGE, Array, Format, Metadata, as_json, foreign
+from .formats import DAMAGE, Array, Format, Metadata, as_json, foreign, lacks_energy
 
 
 class Sink:
@@ -32,9 +35,12 @@ class Sink:
         self.more = {k: plain(v) for k, v in arrays.items() if k not in self._HELD}
         self.file = AseWriter(str(path), "a")
 
-    def write(self, start: int, times: Array, positions: Array, momenta: Array) -> None:
-        for k, (t, x, p) in enumerate(zip(times, positions, momenta, strict=True), start):
-            frame = frame_atoms(self.atoms, t, x, p)
+    def write(
+        self, start: int, times: Array, positions: Array, momenta: Array, energies: Array | None
+    ) -> None:
+        each = [None] * len(times) if energies is None else energies
+        for k, state in enumerate(zip(times, positions, momenta, each, strict=True), start):
+            frame = frame_atoms(self.atoms, *state)
             if k == 0:
                 frame.info["metadata"] = self.metadata
                 if self.more:
@@ -73,11 +79,12 @@ def count(path: Path) -> int:
 
 def read(
     path: Path, frames: slice
-) -> tuple[ase.Atoms, list[float], list[Array], list[Array], Metadata]:
+) -> tuple[ase.Atoms, list[float], Array, Array, Metadata, list[float] | None]:
     n = count(path)
-    times, positions, momenta = [], [], []
+    times, positions, momenta, energies = [], [], [], []
     with AseReader(str(path)) as reader:
         first = reader[0]
+        with_energies = _energy(first) is not None
         for i in range(n)[frames]:
             atoms = reader[i]
             if "time_fs" not in atoms.info or not atoms.has("momenta"):
@@ -85,12 +92,21 @@ def read(
             times.append(atoms.info["time_fs"])
             positions.append(atoms.positions)
             momenta.append(atoms.arrays["momenta"])
+            if with_energies:
+                if (energy := _energy(atoms)) is None:
+                    raise lacks_energy(path, i)
+                energies.append(energy)
     # ASE's JSON turns keys such as "8" into integers; JSON again makes them text.
     metadata = as_json(first.info.get("metadata", {}))
     for name, values in first.info.pop("more_arrays", {}).items():
         first.set_array(name, np.asarray(values))
     shape = (len(times), len(first), 3)
-    return first, times, _stack(positions, shape), _stack(momenta, shape), metadata
+    x, p = _stack(positions, shape), _stack(momenta, shape)
+    return first, times, x, p, metadata, energies if with_energies else None
+
+
+def _energy(frame: ase.Atoms) -> float | None:
+    return None if frame.calc is None else frame.calc.results.get("energy")
 
 
 def _stack(arrays: list[Array], shape: tuple[int, ...]) -> Any:

@@ -1,9 +1,10 @@
 """Trajectories: in memory (:class:`Trajectory`) and streamed to disk (:func:`open_writer`).
 
 The state of a run is what ``ase.Atoms`` stores: positions in Å and momenta in ASE units,
-sqrt(eV amu), both float64. Every format here holds these numbers to the last bit, so a run that is
-read back continues exactly as it would have without the stop. Velocities in Å/fs are derived from
-the momenta by :func:`velocities_from_momenta`, everywhere.
+sqrt(eV amu), both float64; beside it the potential energy in eV, where the model that made it has
+one. Every format here holds these numbers to the last bit, so a run that is read back continues
+exactly as it would have without the stop. Velocities in Å/fs are derived from the momenta by
+:func:`velocities_from_momenta`, everywhere.
 
 Formats, chosen by suffix
 -------------------------
@@ -80,12 +81,14 @@ class Trajectory:
         positions: [frames, atoms, 3] Å, not wrapped into the cell.
         momenta: [frames, atoms, 3] sqrt(eV amu), ASE's unit; see :func:`momenta_from_velocities`.
         metadata: what produced the frames (model, seed, ...), JSON-able; kept in files.
+        potential_energies: [frames] eV, of what moved the atoms; None: not known.
 
-    Attributes: those, as float64 arrays, with ``velocities`` [frames, atoms, 3] in Å/fs, and
-    ``trust``, the :class:`~mdtrajnet_fast.TrustSummary` of the run that made it, or None.
+    Attributes: those, as float64 arrays, with ``velocities`` [frames, atoms, 3] in Å/fs,
+    ``kinetic_energies`` and ``total_energies`` [frames] in eV, and ``trust``, the
+    :class:`~mdtrajnet_fast.TrustSummary` of the run that made it, or None.
 
-    ``trajectory[i]`` is an ``ase.Atoms`` with momenta and ``info["time_fs"]``; a slice is a
-    Trajectory; iteration goes over the ``ase.Atoms``.
+    ``trajectory[i]`` is an ``ase.Atoms`` with momenta, ``info["time_fs"]`` and, where it is known,
+    ``get_potential_energy()``; a slice is a Trajectory; iteration goes over the ``ase.Atoms``.
 
     Raises ValueError if the shapes do not match each other.
     """
@@ -97,10 +100,11 @@ class Trajectory:
         positions: ArrayLike,
         momenta: ArrayLike,
         metadata: Metadata | None = None,
+        potential_energies: ArrayLike | None = None,
     ) -> None:
         self.atoms = template(atoms)
-        self.times, self.positions, self.momenta = frame_arrays(
-            len(atoms), times, positions, momenta
+        self.times, self.positions, self.momenta, self.potential_energies = frame_arrays(
+            len(atoms), times, positions, momenta, potential_energies
         )
         self.metadata: Metadata = dict(metadata or {})
         self.trust: TrustSummary | None = None
@@ -110,6 +114,19 @@ class Trajectory:
         """[frames, atoms, 3] Å/fs, from the momenta by :func:`velocities_from_momenta`."""
         return velocities_from_momenta(self.momenta, self.atoms.get_masses())
 
+    @property
+    def kinetic_energies(self) -> Array:
+        """[frames] eV, of all of the momenta, as ``ase.Atoms.get_kinetic_energy`` has it."""
+        masses = self.atoms.get_masses()[:, None]
+        return 0.5 * np.sum(self.momenta**2 / masses, axis=(1, 2))
+
+    @property
+    def total_energies(self) -> Array | None:
+        """[frames] eV, potential and kinetic; None where the potential energies are not known."""
+        if self.potential_energies is None:
+            return None
+        return self.potential_energies + self.kinetic_energies
+
     def __len__(self) -> int:
         return len(self.times)
 
@@ -118,17 +135,12 @@ class Trajectory:
     @overload
     def __getitem__(self, index: int) -> ase.Atoms: ...
     def __getitem__(self, index: int | slice) -> ase.Atoms | Trajectory:
+        x, p, known = self.positions[index], self.momenta[index], self.potential_energies
         if isinstance(index, slice):
-            return Trajectory(
-                self.atoms,
-                self.times[index],
-                self.positions[index],
-                self.momenta[index],
-                self.metadata,
-            )
-        return frame_atoms(
-            self.atoms, self.times[index], self.positions[index], self.momenta[index]
-        )
+            energies = None if known is None else known[index]
+            return Trajectory(self.atoms, self.times[index], x, p, self.metadata, energies)
+        energy = None if known is None else float(known[index])
+        return frame_atoms(self.atoms, float(self.times[index]), x, p, energy)
 
     def __iter__(self) -> Iterator[ase.Atoms]:
         return (self[i] for i in range(len(self)))
@@ -149,7 +161,7 @@ class Trajectory:
         if len(self) == 0:
             raise ValueError(f"this trajectory has no frames to write to {path}")
         with open_writer(path, self.atoms, metadata=self.metadata) as writer:
-            writer.write(self.times, self.positions, self.momenta)
+            writer.write(self.times, self.positions, self.momenta, self.potential_energies)
 
     @classmethod
     def read(cls, path: str | Path, frames: slice = slice(None)) -> Trajectory:
@@ -170,26 +182,40 @@ class Trajectory:
                 )
             trajectory = cls(*fmt.read(path, frames))
         steps = np.diff(trajectory.times) * (frames.step or 1)
-        whole = np.isfinite(trajectory.positions) & np.isfinite(trajectory.momenta)
-        if not (np.isfinite(trajectory.times).all() and (steps > 0).all() and whole.all()):
+        columns = [trajectory.times, trajectory.positions, trajectory.momenta]
+        if trajectory.potential_energies is not None:
+            columns.append(trajectory.potential_energies)
+        if not ((steps > 0).all() and all(np.isfinite(column).all() for column in columns)):
             raise ValueError(
-                f"{path} is damaged: its times do not increase, or positions or momenta are not "
-                "finite; restore it from a copy"
+                f"{path} is damaged: its times do not increase, or positions, momenta or energies "
+                "are not finite; restore it from a copy"
             )
         return trajectory
 
 
 def frame_arrays(
-    atoms: int, times: ArrayLike, positions: ArrayLike, momenta: ArrayLike
-) -> tuple[Array, Array, Array]:
-    """Times, positions and momenta as float64; ValueError for shapes that do not match."""
+    atoms: int,
+    times: ArrayLike,
+    positions: ArrayLike,
+    momenta: ArrayLike,
+    potential_energies: ArrayLike | None = None,
+) -> tuple[Array, Array, Array, Array | None]:
+    """Times, positions, momenta, energies as float64; ValueError for shapes that do not match."""
     t, x, p = (np.asarray(a, dtype=np.float64) for a in (times, positions, momenta))
     if t.ndim != 1 or x.shape != (len(t), atoms, 3) or p.shape != x.shape:
         raise ValueError(
             f"got times {t.shape}, positions {x.shape} and momenta {p.shape} for {atoms} atoms; "
             f"expected [frames], [frames, {atoms}, 3] and [frames, {atoms}, 3]"
         )
-    return t, x, p
+    if potential_energies is None:
+        return t, x, p, None
+    energies = np.asarray(potential_energies, dtype=np.float64)
+    if energies.shape != t.shape:
+        raise ValueError(
+            f"got potential energies {energies.shape} for {len(t)} frames; expected [{len(t)}] eV, "
+            "one for each"
+        )
+    return t, x, p, energies
 
 
 # ------------------------------------------------------------------------------- on disk
@@ -224,7 +250,7 @@ def open_writer(
         )
     lock = Lock(path)
     try:
-        frames, last = 0, -np.inf
+        frames, last, with_energies = 0, -np.inf, None
         if path.exists():
             if not append:
                 raise FileExistsError(
@@ -235,20 +261,24 @@ def open_writer(
         with _damage_named(path):
             if frames:
                 end = Trajectory.read(path, slice(frames - 1, frames))
+                with_energies = end.potential_energies is not None
                 _same_system(path, end.atoms, atoms)
                 _same_metadata(path, end.metadata, metadata)
                 atoms, last = end.atoms, float(end.times[0])
                 fmt.truncate(path, frames)
             else:
                 path.unlink(missing_ok=True)  # append to a file without a frame: begin it again
-            return TrajectoryWriter(path, atoms, metadata or {}, lock, frames, last)
+            return TrajectoryWriter(path, atoms, metadata or {}, lock, frames, last, with_energies)
     except BaseException:
         lock.close()
         raise
 
 
 class TrajectoryWriter:
-    """What :func:`open_writer` returns. ``frames`` counts the frames in the file."""
+    """What :func:`open_writer` returns. ``frames`` counts the frames in the file.
+
+    The first frames of a file decide whether it has potential energies.
+    """
 
     def __init__(
         self,
@@ -258,10 +288,12 @@ class TrajectoryWriter:
         lock: Lock,
         frames: int,
         last_time: float,
+        with_energies: bool | None,
     ) -> None:
         self._path, self._system, self._metadata = path, atoms, metadata
         self._lock: Lock | None = lock
         self.frames, self._last = frames, last_time
+        self._with_energies = with_energies  # None: the first frames will tell
         self._state: tuple[int, int] | None = None  # of the file, while it is closed
         self._sink: Any = None
         try:
@@ -269,15 +301,28 @@ class TrajectoryWriter:
         except BaseException as error:
             self._give_up(error)
 
-    def write(self, times: ArrayLike, positions: ArrayLike, momenta: ArrayLike) -> None:
+    def write(
+        self,
+        times: ArrayLike,
+        positions: ArrayLike,
+        momenta: ArrayLike,
+        potential_energies: ArrayLike | None = None,
+    ) -> None:
         """Append frames and hand them to the operating system: times [k] fs, positions
-        [k, atoms, 3] Å, momenta [k, atoms, 3] sqrt(eV amu).
+        [k, atoms, 3] Å, momenta [k, atoms, 3] sqrt(eV amu), potential energies [k] eV, if known.
 
-        Raises ValueError for wrong shapes or times that are not finite and increasing: a restart
-        cannot write a frame twice. Raises OSError where the file cannot be written (a full disk) or
-        another process changed it; the writer is closed then, and what the file had is in it.
+        Energies are left out of a file whose first frames have none, one of a model without them
+        or of an older version.
+
+        Raises ValueError for wrong shapes, for times that are not finite and increasing (a restart
+        cannot write a frame twice), and where the file has energies and these frames have none.
+        Raises OSError where the file cannot be written (a full
+        disk) or another process changed it; the writer is closed then, and what the file had is in
+        it.
         """
-        t, x, p = frame_arrays(len(self._system), times, positions, momenta)
+        t, x, p, energies = frame_arrays(
+            len(self._system), times, positions, momenta, potential_energies
+        )
         if len(t) == 0:
             return
         steps = np.diff(t, prepend=self._last)
@@ -287,11 +332,18 @@ class TrajectoryWriter:
                 "finite, increasing times (on a restart, truncate() drops the frames written "
                 "after the state it continues from)"
             )
+        if self._with_energies and energies is None:
+            raise ValueError(
+                f"{self._path} has the potential energy of every frame, got frames without: give "
+                "write() their potential_energies (eV), or begin another file"
+            )
+        if self._with_energies is None:
+            self._with_energies = energies is not None
         with uninterrupted():
             try:
                 if self._sink is None:
                     self._open()
-                self._sink.write(self.frames, t, x, p)
+                self._sink.write(self.frames, t, x, p, energies if self._with_energies else None)
             except BaseException as error:
                 self._give_up(error)
             self.frames += len(t)

@@ -384,8 +384,10 @@ def test_reads_trajectories_of_this_package(tmp_path, suffix):
     momenta = momenta_from_velocities(velocities, atoms.get_masses())
     path = tmp_path / f"run{suffix}"
     times = 0.1 * np.arange(FRAMES)
-    Trajectory(atoms, times, positions, momenta).write(path)
+    whole = Trajectory(atoms, times, positions, momenta, None, np.linspace(-3.0, 1.0, FRAMES))
+    whole.write(path)
     (record,) = load_records(path)
+    np.testing.assert_allclose(record.energy, whole.total_energies, rtol=1e-14)
     assert (record.molecule, record.trajectory, record.frame_fs) == ("run", "traj00", 0.1)
     np.testing.assert_allclose(record.velocities, velocities, rtol=1e-6)
     np.testing.assert_array_equal(record.masses, atoms.get_masses())

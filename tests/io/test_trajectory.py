@@ -55,19 +55,29 @@ def slab() -> Atoms:
     return atoms
 
 
-def made_up(atoms: Atoms, frames: int, seed: int = 0) -> Trajectory:
+def made_up(atoms: Atoms, frames: int, seed: int = 0, energies: bool = True) -> Trajectory:
     rng = np.random.default_rng(seed)
     shape = (frames, len(atoms), 3)
     positions = rng.normal(size=shape) * 10.0 ** rng.integers(-12, 4, shape)
     momenta = rng.normal(size=shape)
     positions[0, 0] = [5e-324, -0.0, 1 / 3]
     times = np.cumsum(rng.uniform(0.1, 3, frames))
-    return Trajectory(atoms, times, positions, momenta, METADATA)
+    known = rng.normal(size=frames) * 10.0 ** rng.integers(-12, 6, frames) if energies else None
+    if known is not None:
+        known[-1] = -3.0
+    return Trajectory(atoms, times, positions, momenta, METADATA, known)
+
+
+def columns(part: Trajectory) -> tuple[np.ndarray | None, ...]:
+    return part.times, part.positions, part.momenta, part.potential_energies
 
 
 def assert_same_bits(a: Trajectory, b: Trajectory) -> None:
     for x, y in ((a.times, b.times), (a.positions, b.positions), (a.momenta, b.momenta)):
         assert x.shape == y.shape and x.tobytes() == y.tobytes()
+    assert (a.potential_energies is None) == (b.potential_energies is None)
+    if a.potential_energies is not None:
+        assert a.potential_energies.tobytes() == b.potential_energies.tobytes()
     assert np.array_equal(a.atoms.numbers, b.atoms.numbers)
     assert a.atoms.get_masses().tobytes() == b.atoms.get_masses().tobytes()
     assert np.array_equal(a.atoms.cell[:], b.atoms.cell[:])
@@ -109,25 +119,101 @@ def test_trajectory_as_a_sequence() -> None:
     assert isinstance(part, Trajectory)
     assert np.array_equal(part.times, trajectory.times[1::2])
     assert np.array_equal(part.momenta, trajectory.momenta[1::2])
+    assert np.array_equal(part.potential_energies, trajectory.potential_energies[1::2])
     assert "9 atoms, 6 frames" in repr(trajectory)
     assert "periodic along ab)" in repr(made_up(slab(), 2))
     with pytest.raises(IndexError):
         trajectory[6]
     with pytest.raises(ValueError, match=r"positions \(6, 9, 3\).*for 2 atoms"):
         Trajectory(slab(), trajectory.times, trajectory.positions, trajectory.momenta)
+    with pytest.raises(ValueError, match=r"energies \(5,\) for 6 frames; expected \[6\] eV"):
+        Trajectory(ethanol(), *columns(trajectory)[:3], None, trajectory.potential_energies[:5])
+
+
+def test_energies_are_those_of_ase() -> None:
+    trajectory = made_up(ethanol(), 6)
+    for k, atoms in enumerate(trajectory):
+        assert atoms.get_potential_energy() == trajectory.potential_energies[k]
+        assert atoms.get_kinetic_energy() == pytest.approx(trajectory.kinetic_energies[k], 1e-14)
+        assert atoms.get_total_energy() == pytest.approx(trajectory.total_energies[k], 1e-14)
+    without = made_up(ethanol(), 6, energies=False)
+    assert without.potential_energies is without.total_energies is without[0].calc is None
+    assert np.array_equal(without.kinetic_energies, trajectory.kinetic_energies)
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_the_first_frames_decide_whether_there_are_energies(tmp_path: Path, suffix: str) -> None:
+    whole, path = made_up(ethanol(), 9), tmp_path / f"run{suffix}"
+    without = Trajectory(whole.atoms, *columns(whole)[:3], METADATA)
+    without[:2].write(path)  # as older files are
+    with open_writer(path, ethanol(), append=True) as writer:
+        writer.write(*columns(whole[2:5]))  # with energies, which are left out
+    with open_writer(path, ethanol(), append=True) as writer:
+        writer.write(*columns(without[5:]))
+    assert_same_bits(Trajectory.read(path), without)
+    truncate(path, 3)
+    assert_same_bits(Trajectory.read(path), without[:3])
+
+    path = tmp_path / f"with{suffix}"
+    whole[:2].write(path)
+    for opened in (0, 1):
+        with open_writer(path, ethanol(), append=True) as writer:
+            part = slice(2 + opened, 3 + opened)
+            with pytest.raises(ValueError, match=f"with{suffix} has the potential energy of every"):
+                writer.write(*columns(without[part]))
+            writer.write(*columns(whole[part]))
+    assert_same_bits(Trajectory.read(path), whole[:4])
+    truncate(path, 3)
+    assert_same_bits(Trajectory.read(path), whole[:3])
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_energies_that_are_damaged_are_named(tmp_path: Path, suffix: str) -> None:
+    path, whole = tmp_path / f"run{suffix}", made_up(ethanol(), 4)
+    for odd in ("nan", "missing"):
+        path.unlink(missing_ok=True)
+        if suffix == ".h5":
+            whole.write(path)
+            with h5py.File(path, "r+") as file:
+                file["potential_energies"][2] = np.nan
+        elif suffix == ".extxyz":
+            whole.write(path)
+            held = f" energy={float(whole.potential_energies[2])!r}"
+            path.write_text(path.read_text().replace(held, {"nan": " energy=nan"}.get(odd, "")))
+        else:
+            frames = list(whole)
+            frames[0].info["metadata"] = METADATA
+            frames[2].calc.results["energy"] = np.nan
+            if odd == "missing":
+                frames[2].calc = None
+            ase.io.write(path, frames)
+        with pytest.raises(ValueError, match=f"run{suffix} is damaged: .*(energies|no energy)"):
+            Trajectory.read(path)
+
+
+def test_info_that_looks_like_times_and_energies(tmp_path: Path) -> None:
+    atoms = ethanol()
+    atoms.info["note"] = "x time_fs=9 energy=4 y"
+    for energies in ([-1.5, 2.0], None):
+        whole = Trajectory(atoms, [1.0, 2.0], *np.ones((2, 2, 9, 3)), None, energies)
+        path = tmp_path / f"run{energies is None}.extxyz"
+        whole.write(path)
+        assert_same_bits(Trajectory.read(path), whole)
+        assert Trajectory.read(path).atoms.info == atoms.info
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
 @pytest.mark.parametrize("make", [ethanol, slab])
-def test_round_trip_is_exact(tmp_path: Path, suffix: str, make) -> None:
+@pytest.mark.parametrize("energies", [True, False])
+def test_round_trip_is_exact(tmp_path: Path, suffix: str, make, energies: bool) -> None:
     path = tmp_path / f"run{suffix}"
-    trajectory = made_up(make(), 50)  # past the growth of the .traj index at 42
+    trajectory = made_up(make(), 50, energies=energies)  # past the growth of the .traj index at 42
     trajectory.write(path)
     assert_same_bits(Trajectory.read(path), trajectory)
     assert count_frames(path) == 50
     for part in (slice(-1, None), slice(3, 40, 5), slice(None, None, -1), slice(20, 3, -4)):
         assert_same_bits(Trajectory.read(path, part), trajectory[part])
-    assert len(Trajectory.read(path, slice(7, 7))) == 0
+    assert_same_bits(Trajectory.read(path, slice(7, 7)), trajectory[7:7])
 
 
 @pytest.mark.parametrize("suffix", [".traj", ".extxyz"])
@@ -144,6 +230,8 @@ def test_ase_reads_our_files(tmp_path: Path, suffix: str, make) -> None:
         assert frame.get_masses().tobytes() == ours.get_masses().tobytes()
         assert np.array_equal(frame.cell[:], ours.cell[:])
         assert np.array_equal(frame.pbc, ours.pbc)
+        assert frame.get_potential_energy() == ours.get_potential_energy()
+        assert frame.get_kinetic_energy() == ours.get_kinetic_energy()
     info = frames[0].info["metadata"]
     assert info["model"] == METADATA["model"] and info["dt_fs"] == METADATA["dt_fs"]
     assert "metadata" not in frames[1].info
@@ -156,6 +244,8 @@ def test_h5_layout_for_other_readers(tmp_path: Path) -> None:
         assert file["velocities"].attrs["unit"] == "Å/fs"
         assert np.array_equal(file["velocities"][:], trajectory.velocities)
         assert file["positions"].maxshape == (None, 9, 3)
+        assert file["potential_energies"].attrs["unit"] == "eV"
+        assert np.array_equal(file["potential_energies"][:], trajectory.potential_energies)
         assert json.loads(file.attrs["metadata"]) == METADATA
 
 
@@ -167,7 +257,7 @@ def test_restart_equals_one_run(tmp_path: Path, suffix: str) -> None:
     with open_writer(path, ethanol(), metadata=METADATA) as writer:
         for k in range(0, 50, 10):
             part = whole[k : k + 10]
-            writer.write(part.times, part.positions, part.momenta)
+            writer.write(*columns(part))
         assert writer.frames == 50
     truncate(path, 43)
     assert_same_bits(Trajectory.read(path), whole[:43])
@@ -175,7 +265,7 @@ def test_restart_equals_one_run(tmp_path: Path, suffix: str) -> None:
     with open_writer(path, ethanol(), append=True, metadata=METADATA) as writer:
         assert writer.frames == 20
         for k in range(20, 60):
-            writer.write(whole.times[k : k + 1], whole.positions[k, None], whole.momenta[k, None])
+            writer.write(*columns(whole[k : k + 1]))
     assert_same_bits(Trajectory.read(path), whole)
     if suffix == ".extxyz":
         assert path.read_bytes() == once.read_bytes()
@@ -195,7 +285,7 @@ def test_truncate_to_nothing_and_begin_again(tmp_path: Path, suffix: str) -> Non
     with pytest.raises(ValueError, match=r"no complete frame .*open_writer\(path, atoms, append"):
         Trajectory.read(path)
     with open_writer(path, ethanol(), append=True, metadata={"other": 1}) as writer:
-        writer.write(trajectory.times, trajectory.positions, trajectory.momenta)
+        writer.write(*columns(trajectory))
     again = Trajectory.read(path)
     assert again.metadata == {"other": 1}
     assert np.array_equal(again.positions, trajectory.positions)
@@ -208,7 +298,7 @@ def test_each_write_can_be_read_at_once(tmp_path: Path, suffix: str) -> None:
     with open_writer(path, ethanol(), append=True, metadata=METADATA) as writer:
         for k in range(0, 6, 2):
             part = whole[k : k + 2]
-            writer.write(part.times, part.positions, part.momenta)
+            writer.write(*columns(part))
             assert_same_bits(Trajectory.read(path), whole[: k + 2])
 
 
@@ -216,14 +306,13 @@ def write_for_ever(path: str, per_call: int) -> None:
     atoms = ethanol()
     with open_writer(path, atoms, metadata=METADATA) as writer:
         for k in itertools.count():
-            times, positions, momenta = _numbered(k * per_call, per_call, len(atoms))
-            writer.write(times, positions, momenta)
+            writer.write(*_numbered(k * per_call, per_call, len(atoms)))
 
 
-def _numbered(start: int, frames: int, atoms: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _numbered(start: int, frames: int, atoms: int) -> tuple[np.ndarray, ...]:
     times = np.arange(start, start + frames) / 3
     positions = np.sin(times[:, None, None] + np.arange(atoms * 3).reshape(atoms, 3))
-    return times, positions, positions / 7
+    return times, positions, positions / 7, np.cos(times)
 
 
 @contextmanager
@@ -254,11 +343,7 @@ def test_killed_writer(tmp_path: Path, suffix: str, per_call: int) -> None:
         n = count_frames(path)
         assert n > 0
         survived = Trajectory.read(path)
-        for ours, written in zip(
-            (survived.times, survived.positions, survived.momenta),
-            _numbered(0, n, len(atoms)),
-            strict=True,
-        ):
+        for ours, written in zip(columns(survived), _numbered(0, n, len(atoms)), strict=True):
             assert ours.tobytes() == written.tobytes()
 
         with open_writer(path, atoms, append=True, metadata=METADATA) as writer:
@@ -289,7 +374,7 @@ def test_file_cut_at_any_byte_of_the_last_frame(tmp_path: Path, suffix: str) -> 
         assert count_frames(path) == 3, cut
     path.write_bytes(data[: (start + len(data)) // 2])
     with open_writer(path, molecule("H2O"), append=True) as writer:
-        writer.write(whole.times[3:], whole.positions[3:], whole.momenta[3:])
+        writer.write(*columns(whole[3:]))
     assert_same_bits(Trajectory.read(path), whole)
 
 
@@ -310,18 +395,18 @@ def test_full_disk(tmp_path: Path, suffix: str, room: int) -> None:
     path = tmp_path / f"run{suffix}"
     whole = made_up(ethanol(), 300)
     writer = open_writer(path, ethanol(), metadata=METADATA)
-    writer.write(whole.times[:2], whole.positions[:2], whole.momenta[:2])
+    writer.write(*columns(whole[:2]))
     with limit(resource.RLIMIT_FSIZE, path.stat().st_size + room):
         with pytest.raises(OSError, match=r"the \d+ frames before this are complete"):
             for k in range(2, 300):
                 part = whole[k : k + 1]
-                writer.write(part.times, part.positions, part.momenta)
+                writer.write(*columns(part))
         writer.close()
     held = writer.frames
     assert_same_bits(Trajectory.read(path), whole[:held])
     assert sorted(p.name for p in tmp_path.iterdir()) == [path.name]
     with open_writer(path, ethanol(), append=True) as writer:
-        writer.write(whole.times[held:], whole.positions[held:], whole.momenta[held:])
+        writer.write(*columns(whole[held:]))
     assert_same_bits(Trajectory.read(path), whole)
 
 
@@ -355,7 +440,7 @@ def test_interruptions_wait_for_the_end_of_a_write(
 
     monkeypatch.setattr(type(writer._sink), "write", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        writer.write(whole.times[:2], whole.positions[:2], whole.momenta[:2])
+        writer.write(*columns(whole[:2]))
     writer.close()
     assert_same_bits(Trajectory.read(path), whole[:2])
 
@@ -365,7 +450,7 @@ def test_a_broken_write_call_is_not_a_frame(tmp_path: Path, suffix: str, monkeyp
     path = tmp_path / f"run{suffix}"
     whole = made_up(ethanol(), 4)
     writer = open_writer(path, ethanol(), metadata=METADATA)
-    writer.write(whole.times[:2], whole.positions[:2], whole.momenta[:2])
+    writer.write(*columns(whole[:2]))
 
     def broken(sink, *_) -> None:
         if suffix == ".h5":
@@ -380,10 +465,10 @@ def test_a_broken_write_call_is_not_a_frame(tmp_path: Path, suffix: str, monkeyp
     with monkeypatch.context() as patch:
         patch.setattr(type(writer._sink), "write", broken)
         with pytest.raises(MemoryError):
-            writer.write(whole.times[2:], whole.positions[2:], whole.momenta[2:])
+            writer.write(*columns(whole[2:]))
     assert_same_bits(Trajectory.read(path), whole[:2])
     with open_writer(path, ethanol(), append=True) as writer:
-        writer.write(whole.times[2:], whole.positions[2:], whole.momenta[2:])
+        writer.write(*columns(whole[2:]))
     assert_same_bits(Trajectory.read(path), whole)
 
 
@@ -396,7 +481,7 @@ def test_traj_with_a_frame_half_written_at_its_end(tmp_path: Path) -> None:
         file.backend.write(positions=whole.positions[3])
     assert_same_bits(Trajectory.read(path), whole[:3])
     with open_writer(path, ethanol(), append=True) as writer:
-        writer.write(whole.times[3:], whole.positions[3:], whole.momenta[3:])
+        writer.write(*columns(whole[3:]))
     assert_same_bits(Trajectory.read(path), whole)
 
 
@@ -405,13 +490,13 @@ def test_one_writer_at_a_time(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"run{suffix}"
     whole = made_up(ethanol(), 3)
     with open_writer(path, ethanol(), append=True) as writer:
-        writer.write(whole.times[:2], whole.positions[:2], whole.momenta[:2])
+        writer.write(*columns(whole[:2]))
         with pytest.raises(BlockingIOError, match=f"being written by process {os.getpid()} on"):
             open_writer(path, ethanol(), append=True)
         assert len(Trajectory.read(path)) == 2
     (tmp_path / f".{path.name}.lock").write_text("process 1 on a host that is down\n")
     with open_writer(path, ethanol(), append=True) as writer:
-        writer.write(whole.times[2:], whole.positions[2:], whole.momenta[2:])
+        writer.write(*columns(whole[2:]))
     assert len(Trajectory.read(path)) == 3 and len(list(tmp_path.iterdir())) == 1
 
 
@@ -425,11 +510,11 @@ def test_more_writers_than_descriptors(tmp_path: Path, suffix: str) -> None:
         for k in range(0, 6, 2):
             part = whole[k : k + 2]
             for writer in writers:
-                writer.write(part.times, part.positions, part.momenta)
+                writer.write(*columns(part))
         assert len(os.listdir("/proc/self/fd")) <= opened + 2 * 16
         paths[0].write_bytes(paths[0].read_bytes() + b"x")
         with pytest.raises(OSError, match="changed by another"):
-            writers[0].write([1e6], whole.positions[:1], whole.momenta[:1])
+            writers[0].write([1e6], *columns(whole[:1])[1:])
     for path in paths[1:]:
         assert_same_bits(Trajectory.read(path), whole)
     assert len(os.listdir("/proc/self/fd")) == opened
@@ -565,7 +650,7 @@ def test_damaged_h5_is_named(tmp_path: Path) -> None:
     path, part = tmp_path / "run.h5", tmp_path / "part.h5"
     trajectory = made_up(ethanol(), 5)
     with open_writer(path, ethanol()) as writer:
-        writer.write(trajectory.times, trajectory.positions, trajectory.momenta)
+        writer.write(*columns(trajectory))
         unfinished = path.read_bytes()  # marked as open for writing, as a kill leaves it
         assert is_hdf5_trajectory(path)
     finished = path.read_bytes()
