@@ -25,6 +25,20 @@ class Temperature:
 
 
 @dataclass(frozen=True)
+class Energies:
+    """Means over the run in eV, and how the total energy drifts.
+
+    The kinetic energy is that of all of the motion, the centre of mass included.
+    """
+
+    total: float
+    potential: float
+    kinetic: float
+    drift: float | None  # of the total, meV per atom and ps, least squares; None: a single frame,
+    # or a thermostat, which changes it
+
+
+@dataclass(frozen=True)
 class TrustSummary:
     """What :class:`.trust.TrustMonitor` saw: ``print`` shows it; no ``warnings`` if all is well."""
 
@@ -38,9 +52,11 @@ class TrustSummary:
     strongest_band: tuple[float, float] | None  # share of the kinetic energy, and cm^-1
     occupied_bands: float | None  # how many bands hold the kinetic energy
     phase_spread: float | None  # relative difference of the temperatures of parts of the window
-    energy_change: float | None  # eV, mean of the last fifth less that of the first 200 fs
+    energies: Energies | None  # None: the potential energies are not known
+    energy_change: float | None  # eV, of the total energy, mean of the last fifth less that of the
+    # first 200 fs; None: potential energies not known, or a thermostat
     unexplained_work: float | None  # change of the total energy from frame to frame, as a part of
-    # that of the kinetic energy (root mean squares); None: no potential, or frames too far apart
+    # that of the kinetic energy (root mean squares); None: as above, or frames too far apart
     force_errors: tuple[float, ...] | None  # eV/Å, expected for each atom, root mean squares of the
     # run; None: the model does not know
     centre_of_mass_drift: float  # Å, the farthest from straight-line motion
@@ -93,10 +109,15 @@ class TrustSummary:
             lines.append(
                 f"  in the window    {100 * self.phase_spread:8.1f} % between temperatures of parts"
             )
+        if (e := self.energies) is not None:
+            drift = "" if e.drift is None else f"; drift {e.drift:+.3f} meV per atom and ps"
+            lines.append(
+                f"  total energy     {e.total:8.3f} eV on average, potential {e.potential:.3f} and "
+                f"kinetic {e.kinetic:.3f}{drift}"
+            )
         if self.energy_change is not None:
             lines.append(
-                f"  total energy     {self.energy_change:+8.3f} eV in the last fifth, by the "
-                "model's potential"
+                f"  its last fifth   {self.energy_change:+8.3f} eV beside the first 200 fs"
             )
         if self.unexplained_work is not None:
             lines.append(

@@ -1,7 +1,7 @@
 """Whether to trust a trajectory: temperatures, conservation laws, bonds, in constant memory.
 
 :class:`TrustMonitor` looks at a run while it goes; :func:`trust_summary` feeds a finished
-:class:`Trajectory` through it. Units: Å, fs, amu, K.
+:class:`Trajectory` through it. Units: Å, fs, amu, K, eV.
 """
 
 from __future__ import annotations
@@ -43,10 +43,7 @@ from .equipartition import (
     strongest_band,
 )
 from .observables import FRAME_ROWS, Array, BondWatch, frames_as_systems
-from .summary import Temperature, TrustSummary
-
-# Potential energies [k] (eV) of positions [k, atoms, 3] (Å).
-Energies = Callable[[Array], Array]
+from .summary import Energies, Temperature, TrustSummary
 
 
 class Unsure(NamedTuple):
@@ -96,20 +93,19 @@ _UNSURE_EVERY_FS = (
 )
 
 
-def trust_summary(
-    trajectory: Trajectory, cutoff: float | None = None, potential: Energies | None = None
-) -> TrustSummary:
-    """Check a finished trajectory: temperatures, drift, bonds; see :class:`TrustMonitor`.
+def trust_summary(trajectory: Trajectory, cutoff: float | None = None) -> TrustSummary:
+    """Check a finished trajectory: temperatures, energies, bonds; see :class:`TrustMonitor`.
 
-    cutoff: of the model that made it, in Å; None: do not look for atoms without neighbours.
-    potential: the model's; None: do not look at the total energy. The window is that of the
-    trajectory's metadata.
+    cutoff: of the model that made it, in Å; None: do not look for atoms without neighbours. The
+    window and the temperature of a thermostat are those of the trajectory's metadata, energies its
+    own.
     """
-    window = trajectory.metadata.get("window_fs")
-    monitor = TrustMonitor(trajectory.atoms, cutoff, window, potential)
+    said = trajectory.metadata
+    thermostat_K = said["temperature_K"] if "thermostat" in said else None
+    monitor = TrustMonitor(trajectory.atoms, cutoff, said.get("window_fs"), thermostat_K)
     for start in range(0, len(trajectory), 256):
-        part = slice(start, start + 256)
-        monitor.update(trajectory.times[part], trajectory.positions[part], trajectory.momenta[part])
+        part = trajectory[start : start + 256]
+        monitor.update(part.times, part.positions, part.momenta, part.potential_energies)
     return monitor.summary()
 
 
@@ -118,18 +114,18 @@ class TrustMonitor:
 
     atoms: numbers, masses, cell and pbc are taken from it. cutoff: the model's, in Å; None: do not
     look for atoms without neighbours. window: stride of the rollout (fs); None: do not compare the
-    parts of windows. potential: energies [k] (eV) of positions [k, atoms, 3] (Å); None: do not look
-    at the total energy. thermostat_K: what a thermostat keeps the temperature at; None: constant
+    parts of windows. thermostat_K: what a thermostat keeps the temperature at; None: constant
     energy. unsure: what the model knows of the errors of its forces. Raises ValueError for a cutoff
     that is not positive.
 
-    ``update`` takes the frames in order, the first one being the reference; ``summary`` can be
-    called at any time after it. What is warned of, and when:
+    ``update`` takes the frames in order, with their potential energies or without, the first one
+    being the reference; ``summary`` can be called at any time after it. What is warned of, and
+    when:
 
     * in an isolated molecule the energy is spread less evenly over bands of the spectrum, stretches
-      and elements than chance allows (:mod:`.equipartition`), in all of a run of a
-      picosecond or more or in its last half; where there is a potential, the less is allowed the
-      less its work accounts for the changes of the kinetic energy;
+      and elements than chance allows (:mod:`.equipartition`), in all of a run of a picosecond or
+      more or in its last half; where potential energies are known, the less is allowed the less
+      their work accounts for the changes of the kinetic energy (in frames at least 5 fs apart);
     * elements differ in temperature by more than 10 % in the last fifth of the run, and more than
       chance allows for so few atoms;
     * the temperature depends on the time within the window, where frames divide it evenly;
@@ -148,7 +144,7 @@ class TrustMonitor:
     * bonds break or form (as :func:`bond_changes` has it) or atoms have no neighbour within the
       cutoff, looked for in frames at least 5 fs apart;
     * the model expects larger errors of the forces on an atom than on those it was trained on;
-    * numbers are not finite, or atoms sit on each other.
+    * numbers are not finite, those of the energies among them, or atoms sit on each other.
 
     Temperatures are those of the motion relative to the centre of mass, with the degrees of freedom
     each atom really has (:func:`atomic_degrees_of_freedom`); the rotation of an isolated system
@@ -160,7 +156,6 @@ class TrustMonitor:
         atoms: ase.Atoms,
         cutoff: float | None = None,
         window: float | None = None,
-        potential: Energies | None = None,
         thermostat_K: float | None = None,
         unsure: Unsure | None = None,
     ) -> None:
@@ -169,17 +164,21 @@ class TrustMonitor:
         self._squares = np.zeros(len(atoms))  # of the expected errors of forces (eV/Å)^2, summed
         self._asked = 0  # frames
         self._next_unsure = -math.inf
-        self._window, self._potential = window, potential
+        self._window = window
         self._bands = BandWatch(atoms.get_masses())
         self._spacing: float | None = None  # of the first two frames (fs)
         self._phases = np.zeros((_PHASES, 2))  # temperatures summed, and how many
         self._early = np.zeros(2)  # likewise, at the times _EARLY_FS
         self._later = np.zeros(2)  # and after them
-        # rows of time (fs), total energy less the start's (eV), and the squares of the changes of
-        # total and kinetic energy since the frame before (eV^2)
-        self._energies = BlockMeans(4)
+        self._with_energies: bool | None = None  # the first frame will tell
+        # rows of time (fs), total energy less the start's, and kinetic energy (eV)
+        self._energies = BlockMeans(3)
+        # rows of time (fs), and the squares of the changes of total and kinetic energy since the
+        # frame before (eV^2), of frames that are looked at
+        self._work = BlockMeans(3)
         self._before: tuple[float, float, float] | None = None  # time, total and kinetic energy
         self._start_energy: float | None = None
+        self._no_energy_from = math.inf  # fs
         self._early_energy = np.zeros(2)  # summed over the first _FIRST_FS, and how many
         self._first_lonely = math.inf
         self._said: list[_Doubt] = []
@@ -196,15 +195,32 @@ class TrustMonitor:
         self._com_drift = 0.0
         self._spin_drift = 0.0
 
-    def update(self, times: ArrayLike, positions: ArrayLike, momenta: ArrayLike) -> None:
+    def update(
+        self,
+        times: ArrayLike,
+        positions: ArrayLike,
+        momenta: ArrayLike,
+        potential_energies: ArrayLike | None = None,
+    ) -> None:
         """Look at frames: times [k] fs, positions [k, atoms, 3] Å, momenta [k, atoms, 3]
-        sqrt(eV amu).
+        sqrt(eV amu), potential energies [k] eV of all frames or, with None, of none.
 
-        Raises ValueError for wrong shapes, or if the very first frame is not usable.
+        Energies that are not finite are left out, and warned of. Raises ValueError for wrong
+        shapes, if the very first frame is not usable, or if only some frames have energies.
         """
-        t, x, p, _ = frame_arrays(len(self._atoms), times, positions, momenta)
+        t, x, p, potential = frame_arrays(
+            len(self._atoms), times, positions, momenta, potential_energies
+        )
         if len(t) == 0 or self._unusable is not None:
             return
+        if self._with_energies is None:
+            self._with_energies = potential is not None
+        if self._with_energies != (potential is not None):
+            these, before = ("have no", "had") if self._with_energies else ("have", "had no")
+            raise ValueError(
+                f"frames from {t[0]:g} fs on {these} potential energies, those before {before}: "
+                "give them of all frames, or of none"
+            )
         v = velocities_from_momenta(p, self._masses)
         finite: NDArray[np.bool_] = np.asarray(np.isfinite(x + v).all(axis=(1, 2)))
         if self._frames == 0:
@@ -225,15 +241,14 @@ class TrustMonitor:
             some = looks[k : k + step]
             if (count := self._look(t[some], x[some])) < len(some):
                 usable = some[count]
-            if self._potential is not None and count:
-                seen = some[:count]
-                self._add_energies(t[seen], x[seen], v[seen])
-            if count < len(some):
                 break
         if usable < len(t):
             self._unusable = float(t[usable])
         if self._unsure is not None:
             self._add_unsure(self._unsure, t[:usable], x[:usable])
+        if usable and potential is not None:
+            seen = {k for k in looks if k < usable}
+            self._add_energies(t[:usable], v[:usable], potential[:usable], seen)
         if usable:
             self._add(t[:usable], x[:usable], v[:usable])
 
@@ -256,21 +271,26 @@ class TrustMonitor:
             return first if first < half else half + self._look(t[half:], x[half:])
         return len(t)
 
-    def _add_energies(self, t: Array, x: Array, v: Array) -> None:
-        assert self._potential is not None
+    def _add_energies(self, t: Array, v: Array, potential: Array, looks: set[int]) -> None:
+        """Take in the energies of all frames, and the work between those that are looked at."""
         kinetic = 0.5 * EV * np.sum(self._masses[:, None] * v**2, axis=(1, 2))
-        total = kinetic + self._potential(x)
-        if self._start_energy is None:
-            self._start_energy = float(total[0])
-        for time, energy, heat in zip(t.tolist(), total.tolist(), kinetic.tolist(), strict=True):
-            change = work = 0.0
-            if self._before is not None and time - self._before[0] <= _STEP_FS + 1e-6:
-                change, work = energy - self._before[1], heat - self._before[2]
-            self._before = time, energy, heat
-            energy -= self._start_energy
-            self._energies.add(np.array([time, energy, change**2, work**2]))
+        rows = zip(t.tolist(), (kinetic + potential).tolist(), kinetic.tolist(), strict=True)
+        for k, (time, energy, heat) in enumerate(rows):
+            if not math.isfinite(energy):
+                self._no_energy_from = min(self._no_energy_from, time)
+                continue
+            if self._start_energy is None:
+                self._start_energy = energy
+            relative = energy - self._start_energy
+            self._energies.add(np.array([time, relative, heat]))
             if time - self._start <= _FIRST_FS:
-                self._early_energy += energy, 1
+                self._early_energy += relative, 1
+            if k in looks:
+                change = work = 0.0
+                if self._before is not None and time - self._before[0] <= _STEP_FS + 1e-6:
+                    change, work = energy - self._before[1], heat - self._before[2]
+                self._before = time, energy, heat
+                self._work.add(np.array([time, change**2, work**2]))
 
     def _add_unsure(self, unsure: Unsure, t: Array, x: Array) -> None:
         asked = []
@@ -381,34 +401,25 @@ class TrustMonitor:
 
         overall = over(1)
         elements = {chemical_symbols[z]: over(2 + k) for k, z in enumerate(self._elements)}
-        slope = math.nan
-        if len(t) > 1 and t[-1] > t[0]:
-            dt = t - np.average(t, weights=weights)
-            slope = 1000 * float((weights * dt) @ means[:, 1] / ((weights * dt) @ dt))
         spin: float | None = None
         if not self._periodic:
             thermal = math.sqrt(max(0.0, np.nan_to_num(overall.mean)) * kB / EV * self._inertia)
             spin = self._spin_drift / thermal if thermal > 0 else 0.0
         broken, formed = self._bonds.changes()
         power = self._bands.power()
-        energy_change: float | None = None
-        if self._start_energy is not None:
-            rows, count = self._energies.means()
-            late = count * (rows[:, 0] >= min(self._end - fifth, rows[-1, 0]))
-            early = self._early_energy[0] / self._early_energy[1]
-            energy_change = float(np.average(rows[:, 1], weights=late)) - early
         summary = TrustSummary(
             frames=self._frames,
             start_fs=self._start,
             end_fs=self._end,
             start_temperature=self._start_temperature,
             temperature=overall,
-            temperature_drift=slope,
+            temperature_drift=1000 * _slope(t, means[:, 1], weights),
             elements=elements,
             strongest_band=None if power is None else strongest_band(power, self._bands.bin),
             occupied_bands=None if power is None else occupied_bands(power, self._bands.bin),
             phase_spread=self._phase_spread(),
-            energy_change=energy_change,
+            energies=self._energy_means(),
+            energy_change=self._energy_change(),
             unexplained_work=self._unexplained_work(),
             force_errors=self._force_errors(),
             centre_of_mass_drift=self._com_drift,
@@ -428,6 +439,26 @@ class TrustMonitor:
             warnings=tuple(text for _, text in warnings),
         )
 
+    def _energy_means(self) -> Energies | None:
+        if self._start_energy is None:
+            return None
+        rows, count = self._energies.means()
+        total, kinetic = np.average(rows[:, 1:], axis=0, weights=count).tolist()
+        total += self._start_energy
+        drift: float | None = None
+        if self._thermostat_K is None and len(rows) > 1:
+            drift = 1e6 * _slope(rows[:, 0], rows[:, 1], count) / len(self._atoms)
+        return Energies(total, total - kinetic, kinetic, drift)
+
+    def _energy_change(self) -> float | None:
+        """From the first _FIRST_FS to the last fifth, where no thermostat changes it."""
+        if not self._early_energy[1] or self._thermostat_K is not None:
+            return None
+        rows, count = self._energies.means()
+        late = rows[:, 0] >= min(self._end - (self._end - self._start) / 5, rows[-1, 0])
+        early = self._early_energy[0] / self._early_energy[1]
+        return float(np.average(rows[:, 1], weights=count * late) - early)
+
     def _phase_spread(self) -> float | None:
         """Relative difference of the temperatures of parts of the window, where frames tell."""
         total, count = self._phases[self._phases[:, 1] >= 50].T
@@ -443,10 +474,10 @@ class TrustMonitor:
 
     def _unexplained_work(self, begin: float = -math.inf, end: float = math.inf) -> float | None:
         """How much of the kinetic energy's changes the potential does not account for."""
-        if self._start_energy is None:
+        if self._start_energy is None or self._thermostat_K is not None:
             return None
-        rows, count = self._energies.means()
-        change, work = (count * ((rows[:, 0] >= begin) & (rows[:, 0] <= end))) @ rows[:, 2:]
+        rows, count = self._work.means()
+        change, work = (count * ((rows[:, 0] >= begin) & (rows[:, 0] <= end))) @ rows[:, 1:]
         return math.sqrt(change / work) if work > 0 else None
 
     def _uneven_since(self) -> float | None:
@@ -516,6 +547,11 @@ class TrustMonitor:
                     "like these surroundings",
                 )
 
+        if self._no_energy_from < math.inf:
+            yield _Doubt(
+                self._no_energy_from,
+                f"the potential energy at {self._no_energy_from:g} fs is not a finite number",
+            )
         if seen.phase_spread is not None:
             length = max(end_fs - start_fs, 1e-9)
             if seen.phase_spread > _PHASE * max(1.0, _PHASE_FS / length):
@@ -622,7 +658,7 @@ class TrustMonitor:
             work = ""
             if seen.unexplained_work is not None:
                 work = (
-                    f"; the model's potential leaves {100 * seen.unexplained_work:.0f} % of the "
+                    f"; the potential leaves {100 * seen.unexplained_work:.0f} % of the "
                     "changes of the kinetic energy unexplained"
                 )
             yield _Doubt(
@@ -654,6 +690,14 @@ class TrustMonitor:
                 f"element {a} is {100 * excess:.0f} % hotter than {b} in the last fifth of the run "
                 f"({100 * before:+.0f} % in the first): equipartition is lost",
             )
+
+
+def _slope(times: Array, values: Array, weights: Array) -> float:
+    """Of the line of least squares, per fs; nan for one time."""
+    if not times[-1] > times[0]:
+        return math.nan
+    t = times - np.average(times, weights=weights)
+    return float((weights * t) @ values / ((weights * t) @ t))
 
 
 class _Doubt(NamedTuple):

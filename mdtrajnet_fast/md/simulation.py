@@ -97,9 +97,10 @@ def simulate(
     progress: show a progress bar.
 
     Returns a :class:`~mdtrajnet_fast.Trajectory` (a list of them for a list) with frames at 0, dt,
-    2 dt, ... up to duration, and its `trust` summary. Momentum and angular momentum of isolated
-    molecules are those of the start; with symplectic windows, or with a model that has a potential,
-    the total energy stays near it. Positions are unwrapped.
+    2 dt, ... up to duration, their potential energies if the model has energies (a file that was
+    begun without goes on without), and its `trust` summary. Momentum and angular momentum of
+    isolated molecules are those of the start; with symplectic windows, or with a model that has a
+    potential, the total energy stays near it. Positions are unwrapped.
 
     Raises TypeError and ValueError for what is not an ase.Atoms that can be simulated
     (:func:`~mdtrajnet_fast.system.check_atoms`), elements that the model does not know, atoms that
@@ -162,8 +163,7 @@ def simulate(
             keep_energy=not thermostats,
         )
     parts = [
-        held or Trajectory(one, [0.0], one.positions[None], one.get_momenta()[None], own)
-        for held, one, own in zip(begun, many, said, strict=True)
+        held or _start(network, one, own) for held, one, own in zip(begun, many, said, strict=True)
     ]
     # The end of a window is a state to go on from. Frames beyond the last such one that all
     # systems have are predicted once more, to the same bits.
@@ -214,8 +214,10 @@ def simulate(
             )
             try:
                 for frames in windows:
-                    for k, a, b in zip(going, system.ptr, system.ptr[1:], strict=False):
-                        recorders[k].add(frames, slice(a, b))
+                    frames = _measured(network, [many[k] for k in going], frames)
+                    for column, k in enumerate(going):
+                        own_atoms = slice(*system.ptr[column : column + 2])
+                        recorders[k].add(frames, column, own_atoms)
                     bar.update(min(frames.end, duration) - bar.n)
                 break
             except RolloutError as error:  # the others go on without it
@@ -230,6 +232,26 @@ def simulate(
                 start = error.window
     done = [recorder.trajectory(duration) for recorder in recorders]
     return done[0] if single else done
+
+
+def _start(model: MDtrajNet, atoms: ase.Atoms, metadata: dict[str, Any]) -> Trajectory:
+    """Frame 0 of a run."""
+    x, p = atoms.positions[None], atoms.get_momenta()[None]
+    energies = potential_energies(model, atoms, x) if model.has_energies else None
+    return Trajectory(atoms, [0.0], x, p, metadata, energies)
+
+
+def _measured(model: MDtrajNet, many: list[ase.Atoms], frames: Frames) -> Frames:
+    """The frames with the potential energies of a model that has them."""
+    if frames.potential_energies is not None or not model.has_energies or not len(frames.times):
+        return frames
+    energies = np.full((len(frames.times), len(many)), np.nan)
+    parts = np.split(frames.positions, np.cumsum([len(one) for one in many])[:-1], axis=1)
+    for system, (one, x) in enumerate(zip(many, parts, strict=True)):
+        good = np.isfinite(x).all(axis=(1, 2))
+        if good.any():
+            energies[good, system] = potential_energies(model, one, x[good])
+    return dataclasses.replace(frames, potential_energies=energies)
 
 
 def _thermostats(
@@ -298,14 +320,10 @@ def _monitor(
     model: MDtrajNet, atoms: ase.Atoms, stride: float, method: str, thermostat: Thermostat | None
 ) -> TrustMonitor:
     kelvin = None if thermostat is None else thermostat.temperature_K
-    conserving = thermostat is None and model.has_energies
-    potential = partial(potential_energies, model, atoms) if conserving else None
     unsure: Unsure | None = None
     if model.usual_uncertainty is not None:
         unsure = Unsure(partial(force_uncertainties, model, atoms), model.usual_uncertainty)
-    monitor = TrustMonitor(
-        atoms, model.config.radial_cutoff, stride, potential, kelvin, unsure=unsure
-    )
+    monitor = TrustMonitor(atoms, model.config.radial_cutoff, stride, kelvin, unsure)
     if (wrong := beyond_training(model, method, stride)) is not None:
         monitor.doubt(0.0, f"windows of {wrong}")
     return monitor
@@ -372,7 +390,10 @@ def check_run(
 
 
 class _Recorder:
-    """Keeps, writes and watches the frames of one system."""
+    """Keeps, writes and watches the frames of one system.
+
+    With their potential energies, unless those held, of an older file, have none.
+    """
 
     def __init__(
         self,
@@ -389,14 +410,20 @@ class _Recorder:
                 open_writer(path, atoms, append=True, metadata=held.metadata)
             )
             if self._writer.frames == 0:
-                self._writer.write(held.times, held.positions, held.momenta)
+                self._writer.write(
+                    held.times, held.positions, held.momenta, held.potential_energies
+                )
         self._times, self._positions, self._momenta = [held.times], [held.positions], [held.momenta]
+        self._energies = None if held.potential_energies is None else [held.potential_energies]
         self._monitor = monitor
         self._watched = 0  # parts
         self._watch()
 
-    def add(self, frames: Frames, own: slice) -> None:
-        """Take in this system's share of a window, less the frames that are there already."""
+    def add(self, frames: Frames, system: int, own: slice) -> None:
+        """Take in this system's share of a window, less the frames that are there already.
+
+        system: its index in the rollout. own: its atoms there.
+        """
         first = int(np.searchsorted(frames.times, self._times[-1][-1], side="right"))
         if first == len(frames.times):
             return
@@ -405,11 +432,16 @@ class _Recorder:
         self._times.append(times)
         self._positions.append(positions)
         self._momenta.append(momenta)
+        energies = None
+        if self._energies is not None:
+            assert frames.potential_energies is not None
+            energies = frames.potential_energies[first:, system]
+            self._energies.append(energies)
         self._waiting += momenta.size // 3
         if self._waiting >= FRAME_ROWS:
             self._watch()
         if self._writer is not None:
-            self._writer.write(times, positions, momenta)
+            self._writer.write(times, positions, momenta, energies)
 
     def broke(self, why: str) -> None:
         """Say of the run that it ended here."""
@@ -420,7 +452,9 @@ class _Recorder:
         new = slice(self._watched, None)
         if self._times[new]:
             parts = (self._times, self._positions, self._momenta)
-            self._monitor.update(*(np.concatenate(part[new]) for part in parts))
+            times, positions, momenta = (np.concatenate(part[new]) for part in parts)
+            energies = None if self._energies is None else np.concatenate(self._energies[new])
+            self._monitor.update(times, positions, momenta, energies)
         self._watched, self._waiting = len(self._times), 0
 
     def trajectory(self, duration: float) -> Trajectory:
@@ -428,6 +462,7 @@ class _Recorder:
         times, positions, momenta = map(
             np.concatenate, (self._times, self._positions, self._momenta)
         )
+        energies = None if self._energies is None else np.concatenate(self._energies)
         wanted = times <= float(exact(duration))  # 3 * 0.3 is meant to be 0.9
         trajectory = Trajectory(
             self._held.atoms,
@@ -435,6 +470,7 @@ class _Recorder:
             positions[wanted],
             momenta[wanted],
             self._held.metadata,
+            None if energies is None else energies[wanted],
         )
         self._watch()
         trajectory.trust = self._monitor.summary()

@@ -11,7 +11,6 @@ import os
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,12 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from ..analysis.normal_modes import NormalModes, mode_temperatures, normal_modes
-from ..analysis.observables import infrared_spectrum, peaks, vibrational_density_of_states
+from ..analysis.observables import (
+    FRAME_ROWS,
+    infrared_spectrum,
+    peaks,
+    vibrational_density_of_states,
+)
 from ..analysis.trust import trust_summary
 from ..data.generate import teacher
 from ..data.records import Record, as_trajectory
@@ -542,10 +546,6 @@ class _Pair:
         times = [change.time_fs for change in trust.broken]
         if not whole:
             times.append(float(predicted.times[-1]))
-        # asked as in a rollout of the model
-        potential = None
-        if model.has_energies:
-            potential = partial(potential_energies, model, reference.atoms)
         return cls(
             Seen.of(reference, modes, own),
             Seen.of(predicted, modes, predicted_own) if whole else None,
@@ -555,8 +555,18 @@ class _Pair:
             min(times, default=np.inf),
             not whole or bool(trust.broken or trust.formed),
             trust.ok,
-            trust_summary(reference, model.config.radial_cutoff, potential).ok,
+            trust_summary(_seen_by(model, reference), model.config.radial_cutoff).ok,
         )
+
+
+def _seen_by(model: MDtrajNet, run: Trajectory) -> Trajectory:
+    """A run with the model's energies, as one of the model's own has them."""
+    if not model.has_energies:
+        return run
+    step = max(1, FRAME_ROWS // len(run.atoms))
+    parts = (run.positions[k : k + step] for k in range(0, len(run), step))
+    energies = np.concatenate([potential_energies(model, run.atoms, part) for part in parts])
+    return Trajectory(run.atoms, run.times, run.positions, run.momenta, run.metadata, energies)
 
 
 def _pooled(pairs: Sequence[_Pair]) -> dict[str, Seen]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 from ase.build import molecule
@@ -177,45 +179,84 @@ def test_heating_from_the_start_is_noticed():
     assert "at 100 to 300 fs" in text and summary.believable_fs == 300
 
 
-def kinetic_energies(run):
-    """Of the frames of a run (eV), by the bytes of their positions."""
-    m, v = run.atoms.get_masses(), run.velocities
-    each = 0.5 / fs**2 * (m[:, None] * v**2).sum((1, 2))
-    return dict(zip(map(bytes, run.positions), each, strict=True))
+def with_energies(run, potential, metadata=None):
+    return Trajectory(run.atoms, run.times, run.positions, run.momenta, metadata, potential)
 
 
 def test_the_total_energy_is_watched():
     run = vibrating(np.full(21, 300.0))
-    kinetic = kinetic_energies(run)
 
-    def potential(slope):
-        times = dict(zip(map(bytes, run.positions), run.times, strict=True))
-        return lambda x: np.array([7 - kinetic[bytes(y)] + slope * times[bytes(y)] for y in x])
+    def drifting(slope, metadata=None):
+        return with_energies(run, 7 - run.kinetic_energies + slope * run.times, metadata)
 
-    summary = trust_summary(run, potential=potential(0.0))
+    summary = trust_summary(drifting(0.0))
     assert summary.ok and summary.energy_change == pytest.approx(0, abs=1e-9)
-    summary = trust_summary(run, potential=potential(1e-4))
-    assert summary.energy_change == pytest.approx(0.44, abs=0.01)
+    assert summary.energies.total == pytest.approx(7, abs=1e-9)
+    assert summary.energies.drift == pytest.approx(0, abs=1e-6)
+    summary = trust_summary(drifting(1e-4))
+    assert summary.energy_change == pytest.approx(0.44, abs=0.01)  # 4500 fs less 100
     assert any("the total energy left that of the start by +0.4" in w for w in summary.warnings)
-    monitor = TrustMonitor(run.atoms, potential=potential(1e-4))
+    found, kinetic = summary.energies, run.kinetic_energies.mean()
+    assert found.drift == pytest.approx(1e6 * 1e-4 / 9, rel=1e-9)  # meV per atom and ps
+    assert found.kinetic == pytest.approx(kinetic, rel=1e-12)
+    assert found.total == pytest.approx(7 + 0.25, rel=1e-12)
+    assert found.potential == pytest.approx(7.25 - kinetic, rel=1e-12)
+    assert (
+        f"  total energy        7.250 eV on average, potential {7.25 - kinetic:.3f} and "
+        f"kinetic {kinetic:.3f}; drift +11.111 meV per atom and ps\n"
+    ) in str(summary)
+    assert summary.to_dict()["energies"]["drift"] == found.drift
+    monitor, drifts = TrustMonitor(run.atoms), drifting(1e-4)
     for k in range(0, 2501, 13):
-        monitor.update(run.times[k : k + 13], run.positions[k : k + 13], run.momenta[k : k + 13])
+        part = drifts[k : k + 13]
+        monitor.update(part.times, part.positions, part.momenta, part.potential_energies)
     assert monitor.summary() == summary
+    # a thermostat changes the total energy
+    warmed = trust_summary(drifting(1e-4, {"thermostat": "csvr", "temperature_K": 300.0}))
+    assert warmed.energies == dataclasses.replace(found, drift=None)
+    assert warmed.energy_change is warmed.unexplained_work is None
+    assert not any("total energy" in text for text in warmed.warnings)
+    assert "kinetic " in str(warmed) and "drift" not in str(warmed).split("total energy")[1][:80]
+
+
+def test_energies_of_all_frames_or_none():
+    run = vibrating(np.full(21, 300.0), 20)
+    energies = np.zeros(20)
+    assert trust_summary(run).energies is None and "total energy" not in str(trust_summary(run))
+    assert trust_summary(with_energies(run, energies)[:1]).energies.drift is None
+    for first, message in (
+        (None, "from 20 fs on have potential .* before had no"),
+        (energies[:10], "from 20 fs on have no potential .* before had:"),
+    ):
+        monitor = TrustMonitor(run.atoms)
+        monitor.update(run.times[:10], run.positions[:10], run.momenta[:10], first)
+        with pytest.raises(ValueError, match=message):
+            monitor.update(
+                run.times[10:],
+                run.positions[10:],
+                run.momenta[10:],
+                energies[10:] if first is None else None,
+            )
+    energies[7] = np.nan
+    summary = trust_summary(with_energies(run, energies))
+    assert summary.warnings == ("the potential energy at 14 fs is not a finite number",)
+    assert summary.frames == 20 and summary.believable_fs == 14
+    assert summary.energies.total == pytest.approx(np.delete(run.kinetic_energies, 7).mean())
+    late = trust_summary(with_energies(run, energies)[7:])
+    assert late.believable_fs == 14 and late.energies.potential == pytest.approx(0, abs=1e-12)
+    assert trust_summary(with_energies(run, np.full(20, np.inf))).energies is None
 
 
 def test_work_that_the_potential_does_not_do_is_watched():
     """A potential that gives the kinetic energy a part of what it gains, and loses that part."""
     run = vibrating(np.full(21, 300.0))
-    kinetic = kinetic_energies(run)
     for done, believed in ((1.0, True), (0.95, True), (0.4, False)):
-        summary = trust_summary(
-            run, potential=lambda x, done=done: np.array([-done * kinetic[bytes(y)] for y in x])
-        )
+        summary = trust_summary(with_energies(run, -done * run.kinetic_energies))
         assert summary.unexplained_work == pytest.approx(1 - done, abs=1e-6)
         assert summary.ok == believed
-    assert "the model's potential leaves 60 % of the changes" in summary.warnings[-1]
+    assert "the potential leaves 60 % of the changes" in summary.warnings[-1]
     apart = Trajectory(run.atoms, run.times[::5], run.positions[::5], run.momenta[::5])
-    assert trust_summary(apart, potential=lambda x: np.zeros(len(x))).unexplained_work is None
+    assert trust_summary(with_energies(apart, np.zeros(501))).unexplained_work is None
 
 
 def test_what_the_model_knows_of_its_errors():

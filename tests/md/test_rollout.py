@@ -15,6 +15,7 @@ from ase.md.logger import MDLogger
 from cases import gentle
 
 from mdtrajnet_fast import _C, MDtrajNetDynamics, RolloutError, Trajectory, load_model, simulate
+from mdtrajnet_fast.analysis.trust import trust_summary
 from mdtrajnet_fast.md import simulation
 from mdtrajnet_fast.md.rollout import rollout
 from mdtrajnet_fast.md.window import NEWTON_STEPS, Broke, Kept
@@ -35,7 +36,9 @@ maps = pytest.mark.parametrize("method", ["reversible", "plain"])
 
 
 def bits(trajectory):
-    return trajectory.times, trajectory.positions, trajectory.momenta
+    state = trajectory.times, trajectory.positions, trajectory.momenta
+    energies = trajectory.potential_energies
+    return *state, np.empty(0) if energies is None else energies
 
 
 def same(a, b):
@@ -212,6 +215,65 @@ def test_restart_is_exact(tmp_path, suffix, dt):
     same(Trajectory.read(path), whole)
     same(Trajectory.read(tmp_path / f"whole{suffix}"), whole)
     assert str(last.trust) == str(whole.trust)
+
+
+with_energies = pytest.mark.parametrize(
+    "kind", [cases.POTENTIAL, cases.WINDOW_POTENTIALS], ids=["reversible", "symplectic"]
+)
+
+
+@with_energies
+@pytest.mark.parametrize("thermostat", [None, "csvr"])
+def test_potential_energies_of_frames(tmp_path, kind, thermostat):
+    """The model's, of every frame of every system, in memory and in files."""
+    model = gentle(**cases.OWN, **kind)
+    many = [cases.hot("H2O"), cases.hot("CH3CH2OH"), cases.hot("H2O", seed=1)]
+    paths = [tmp_path / f"{k}{suffix}" for k, suffix in enumerate((".h5", ".traj", ".extxyz"))]
+    settings = {"thermostat": thermostat, "temperature_K": None if thermostat is None else 300}
+    for atoms in many if thermostat else ():
+        atoms.set_momenta(np.zeros((len(atoms), 3)))
+    runs = simulate(many, 4.0, duration=50, model=model, trajectory=paths, **settings)
+    for run, path in zip(runs, paths, strict=True):
+        assert len(run) == 13 and run.potential_energies.dtype == np.float64
+        expected = [float(model.potential_energy(System.from_atoms(atoms))) for atoms in run]
+        np.testing.assert_allclose(run.potential_energies, expected, rtol=0, atol=1e-9)
+        assert np.ptp(expected) > 1e-4
+        same(Trajectory.read(path), run)
+        assert run.trust.energies.potential == pytest.approx(np.mean(expected), abs=1e-9)
+        assert (run.trust.energies.drift is None) == (thermostat is not None)
+        assert str(trust_summary(run, model.config.radial_cutoff)) == str(run.trust)
+    assert simulate(many[1], 4.0, duration=8, model=OWN, **settings).potential_energies is None
+
+
+@with_energies
+@pytest.mark.parametrize("suffix", [".traj", ".extxyz", ".h5"])
+def test_restart_is_exact_with_energies(tmp_path, suffix, kind):
+    model, atoms = gentle(**cases.OWN, **kind).float(), cases.hot("CH3CH2OH")
+    path = tmp_path / f"parts{suffix}"
+    whole = simulate(atoms, 0.7, duration=100, model=model)
+    for duration in (4.0, 37.0, 60.0, 100.0):
+        last = simulate(atoms, 0.7, duration=duration, model=model, trajectory=path, resume=True)
+    same(last, whole)
+    same(Trajectory.read(path), whole)
+    assert str(last.trust) == str(whole.trust)
+
+
+@pytest.mark.parametrize("suffix", [".traj", ".extxyz", ".h5"])
+def test_a_file_without_energies_goes_on_without(tmp_path, suffix):
+    """Beside one that has them, in the same call."""
+    model, path = gentle(**cases.OWN, **cases.WINDOW_POTENTIALS), tmp_path / f"old{suffix}"
+    pair, paths = [cases.hot("H2O"), cases.hot("NH3")], [path, tmp_path / f"new{suffix}"]
+    begun = simulate(pair, 2.0, duration=20, model=model, trajectory=[tmp_path / "a.h5", paths[1]])
+    state = begun[0].times, begun[0].positions, begun[0].momenta
+    Trajectory(begun[0].atoms, *state, begun[0].metadata).write(path)
+    old, new = simulate(pair, 2.0, duration=60, model=model, trajectory=paths, resume=True)
+    assert old.potential_energies is None and old.trust.energies is None
+    assert len(new.potential_energies) == len(new) == len(old) == 31
+    wholes = simulate(pair, 2.0, duration=60, model=model)
+    for run, whole, file in zip((old, new), wholes, paths, strict=True):
+        np.testing.assert_array_equal(run.positions, whole.positions)
+        same(Trajectory.read(file), run)
+    same(new, wholes[1])
 
 
 def test_restart_refuses_other_settings(tmp_path):

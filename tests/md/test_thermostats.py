@@ -115,6 +115,8 @@ def test_the_others_go_on_with_theirs():
         done = simulate([broken, cases.hot("H2O")], **settings)
     alone = simulate(cases.hot("H2O"), **settings, seed=1)
     np.testing.assert_array_equal(done[1].positions, alone.positions)
+    np.testing.assert_array_equal(done[1].potential_energies, alone.potential_energies)
+    assert len(done[0].potential_energies) == len(done[0]) < len(alone)
 
 
 def test_trust_knows_the_thermostat():
