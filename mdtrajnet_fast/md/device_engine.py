@@ -61,7 +61,8 @@ class _Needs(NamedTuple):
 class _Result(NamedTuple):
     positions: Tensor  # float64 [frames, atoms, 3] Å
     momenta: Tensor  # float64 [frames, atoms, 3], ASE units
-    energies: Tensor  # float64 [2, systems] eV, before the end is drawn; 0 without a potential
+    potential: Tensor  # float64 [frames, systems] eV, or 0
+    energies: Tensor  # float64 [2, systems] eV as in Kept, before the end is drawn, or 0
     needs: Tensor  # int64 [7]: _Needs
 
 
@@ -133,11 +134,12 @@ class _State:
         x, v = self.positions, self.momenta / self.masses[:, None] * fs
         path = self._forward(x, v, t)
         energies = torch.zeros(2, len(self.total), dtype=x.dtype, device=x.device)
+        last: list[Tensor] = []  # potential energies at the end
         if self.reversible:
             inner, stride = t[:-1], t[-1:]
             end = self._there_and_back(x, v, stride, path)
             if self.model.has_energies:
-                end, energies = self._keep_energy(x, stride, end)
+                end, energies, *last = self._keep_energy(x, stride, end)
             parts = [end]
             if len(inner):
                 seen = self._backward(x + end.moved[0], end.velocity[0], stride - inner)
@@ -148,10 +150,13 @@ class _State:
             moved, velocity = (torch.cat(y) for y in list(zip(*parts, strict=True))[:2])
             path = path._replace(moved=moved, velocity=velocity)
         elif self.model.has_energies:
-            path, energies = self._keep_energy(x, t, path)
+            path, energies, *last = self._keep_energy(x, t, path)
+        potential = energies.new_zeros(len(t), len(self.total))
+        if self.model.has_energies:
+            potential = torch.stack([*map(self._potential, x + path.moved[:-1]), *last])
         needs = torch.stack(self._needs).amax(0)
         momenta = path.velocity / fs * self.masses[:, None]
-        return _Result(x + path.moved, momenta, energies, needs)
+        return _Result(x + path.moved, momenta, potential, energies, needs)
 
     def _there_and_back(self, x: Tensor, v: Tensor, stride: Tensor, path: _Path) -> _Path:
         """The end of a reversible window, from the prediction of it."""
@@ -221,22 +226,27 @@ class _State:
     def _kinetic(self, v: Tensor) -> Tensor:
         return self._per_system(0.5 / fs**2 * self.masses * v.square().sum(-1))
 
-    def _measure(self, x: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """The potential energies, and what Windows.energies says [2, systems]."""
+    def _potential(self, x: Tensor) -> Tensor:
+        """Potential energies at x."""
         edges = self.neighbors.update(x)
         fine = torch.ones((), dtype=torch.bool, device=x.device)
         if self.trace is not None:
             self.trace.append((x, fine))
         self._note(edges, ~fine, ~fine)
         no_component = torch.zeros_like(self.species)  # which energies do not depend on
-        atomic = self.predictor.energies(self._graph(x, v, edges, no_component))
-        potential, kinetic = self._per_system(atomic.double()), self._kinetic(v)
+        atomic = self.predictor.energies(self._graph(x, torch.zeros_like(x), edges, no_component))
+        return self._per_system(atomic.double())
+
+    def _measure(self, x: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """The potential energies, and those of Kept [2, systems]."""
+        potential, kinetic = self._potential(x), self._kinetic(v)
         momentum = self._per_system(self.masses[:, None] * v)
         overall = momentum.square().sum(-1) / self._per_system(self.masses)
         return potential, torch.stack([potential + kinetic, kinetic - 0.5 / fs**2 * overall])
 
-    def _keep_energy(self, x: Tensor, t: Tensor, path: _Path) -> tuple[_Path, Tensor]:
-        """The path, its end drawn to the target (not where the pull is 0); the energies before."""
+    def _keep_energy(self, x: Tensor, t: Tensor, path: _Path) -> tuple[_Path, Tensor, Tensor]:
+        """The path, its end drawn to the target (not where the pull is 0); the energies before,
+        and the potential ones."""
         positions, v = x + path.moved, path.velocity[-1]
         potential, energies = self._measure(positions[-1], v)
         internal = internal_velocities(
@@ -247,11 +257,11 @@ class _State:
             path.velocity, internal, t, off, self._kinetic, self.owner, self.near, self.pull,
             MOST_SCALED,
         )  # fmt: skip
-        return path._replace(velocity=drawn), energies
+        return path._replace(velocity=drawn), energies, potential
 
     @torch.no_grad()
     def energies(self) -> tuple[Tensor, Tensor]:
-        """Those of the state [2, systems] eV, as in Windows, and what they needed."""
+        """Those of the state [2, systems] eV, as in Kept, and what they needed."""
         self._needs.clear()
         energies = self._measure(self.positions, self.momenta / self.masses[:, None] * fs)[1]
         return energies, self._needs[0]
@@ -371,7 +381,7 @@ class DeviceEngine:
         state = self._there()
         while True:
             plan, launched = self._begun.popleft()
-            positions, momenta, energies, needs = (x.numpy() for x in launched.wait())
+            positions, momenta, potential, energies, needs = (x.numpy() for x in launched.wait())
             said = _Needs(*needs.tolist())
             if state.lacked(said):
                 again = [plan, *(begun for begun, _ in self._begun)]
@@ -385,7 +395,8 @@ class DeviceEngine:
             if self.kept.seen < self._method.needed and self._method.due(plan.number):
                 self.kept = self.kept.and_these(energies)
             wanted = plan.only[1]
-            return Windows(positions[wanted].copy(), momenta[wanted].copy(), None, done=1)
+            known = potential[wanted].copy() if self._model.has_energies else None
+            return Windows(positions[wanted].copy(), momenta[wanted].copy(), known, done=1)
 
     def state(self) -> tuple[np.ndarray, np.ndarray]:
         """See :meth:`.Engine.state`."""

@@ -67,7 +67,7 @@ class Frames:
 
     times: [frames] fs, counted from window 0. positions: [frames, atoms, 3] Å.
     momenta: [frames, atoms, 3], ASE units. end: of the last window, fs. potential_energies:
-    [frames, systems] eV; None of a model without energies, or where the engine does not say.
+    [frames, systems] eV; None of a model without energies.
     """
 
     times: np.ndarray

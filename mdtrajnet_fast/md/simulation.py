@@ -214,7 +214,6 @@ def simulate(
             )
             try:
                 for frames in windows:
-                    frames = _measured(network, [many[k] for k in going], frames)
                     for column, k in enumerate(going):
                         own_atoms = slice(*system.ptr[column : column + 2])
                         recorders[k].add(frames, column, own_atoms)
@@ -239,19 +238,6 @@ def _start(model: MDtrajNet, atoms: ase.Atoms, metadata: dict[str, Any]) -> Traj
     x, p = atoms.positions[None], atoms.get_momenta()[None]
     energies = potential_energies(model, atoms, x) if model.has_energies else None
     return Trajectory(atoms, [0.0], x, p, metadata, energies)
-
-
-def _measured(model: MDtrajNet, many: list[ase.Atoms], frames: Frames) -> Frames:
-    """The frames with the potential energies of a model that has them."""
-    if frames.potential_energies is not None or not model.has_energies or not len(frames.times):
-        return frames
-    energies = np.full((len(frames.times), len(many)), np.nan)
-    parts = np.split(frames.positions, np.cumsum([len(one) for one in many])[:-1], axis=1)
-    for system, (one, x) in enumerate(zip(many, parts, strict=True)):
-        good = np.isfinite(x).all(axis=(1, 2))
-        if good.any():
-            energies[good, system] = potential_energies(model, one, x[good])
-    return dataclasses.replace(frames, potential_energies=energies)
 
 
 def _thermostats(

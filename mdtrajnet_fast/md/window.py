@@ -160,7 +160,7 @@ class Windows(NamedTuple):
     """What an engine computed of a plan.
 
     positions, momenta: of the frames [frames, atoms, 3], Å and ASE units. energies: potential
-    energies [frames, systems] eV; None of a model, or an engine, that does not say. done: how many
+    energies [frames, systems] eV; None of a model without energies. done: how many
     windows; if these are not all, the next :meth:`Engine.end` says what broke.
     """
 

@@ -94,6 +94,11 @@ def assert_same_trajectory(
         np.testing.assert_allclose(a.positions, b.positions, rtol=0, atol=atol)
         np.testing.assert_allclose(a.momenta, b.momenta, rtol=0, atol=atol)
         assert a.end == b.end
+        assert (a.potential_energies is None) == (not model.has_energies)
+        if a.potential_energies is not None:
+            np.testing.assert_allclose(
+                a.potential_energies, b.potential_energies, rtol=0, atol=10 * atol
+            )
 
 
 @pytest.mark.parametrize("dt", [1.0, 3.0, 0.7, 10.0, 25.0])
@@ -213,10 +218,9 @@ def test_energies(kind):
         assert kept.seen == 2 and len(frames.positions) == 1
         np.testing.assert_allclose(kept.sums, start + engine.energies(), rtol=0, atol=1e-12)
         seen.append([start, kept.sums])
-        if frames.energies is not None:
-            there = dataclasses.replace(system, positions=frames.positions[0])
-            expected = model.potential_energy(there).numpy()[None]
-            np.testing.assert_allclose(frames.energies, expected, rtol=0, atol=1e-12)
+        there = dataclasses.replace(system, positions=frames.positions[0])
+        expected = model.potential_energy(there).numpy()[None]
+        np.testing.assert_allclose(frames.energies, expected, rtol=0, atol=1e-12)
     np.testing.assert_allclose(seen[1], seen[0], rtol=0, atol=1e-12)
     kinetic = [atoms.get_kinetic_energy() for atoms in many]
     total = model.potential_energy(system).numpy() + kinetic
