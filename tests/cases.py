@@ -127,9 +127,9 @@ def alone(of: MDtrajNet) -> MDtrajNet:
 
 def meets(model: MDtrajNet) -> ase.Atoms:
     """A nitrogen atom that flies to a hydrogen molecule, within reach after 270 fs; and the model's
-    window potentials make numbers that are none where nitrogen is a neighbour."""
+    window potentials, in double precision, overflow where nitrogen is a neighbour."""
     assert model.window_potentials is not None
-    model.window_potentials.neighbor_element[:, model.config.species.index("N")] = torch.nan
+    model.window_potentials.neighbor_element[:, model.config.species.index("N")] = 1e200
     lone = ase.Atoms("N", momenta=[[0.0, 0.0, 20.0]])
     return lone + ase.Atoms("H2", [[0, 0, 43.0], [0, 0.74, 43.0]], momenta=np.zeros((2, 3)))
 

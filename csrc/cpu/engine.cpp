@@ -16,6 +16,11 @@ using Array = std::vector<double>;
 // Atoms of a group: enough to make use of weights once they are in the cache, few enough to leave room for the states.
 constexpr int64_t kGroup = 128;
 
+// NO_ENERGY of mdtrajnet_fast/md/window.py.
+constexpr const char* kNoEnergy =
+    "its potential energy is not finite. The model left the chemistry it was trained on; start from a lower temperature or a "
+    "relaxed geometry";
+
 void sum_to(double* to, double factor, const double* x, int64_t count) {
     for (int64_t n = 0; n < count; ++n) to[n] += factor * x[n];
 }
@@ -63,6 +68,8 @@ class Engine::Group {
             case Method::kReversible: reversible(of.times, of.t); break;
             case Method::kSymplectic: symplectic(of.times, of.t);
         }
+        for (std::size_t n = 0; n < path_.moved.size(); ++n)
+            if (!std::isfinite(path_.moved[n] + path_.velocity[n])) throw broke_at(static_cast<int64_t>(n) / 3 % atoms);
         for (int64_t k = 0, frame = 0; k < of.times; ++k) {
             if (of.wanted[k]) {
                 const int64_t at = 3 * (frame * total + first_atom);
@@ -376,6 +383,8 @@ class Engine::Group {
             find_neighbors(x);
             energy_.assign(systems, 0.0);
             predictor_.real() ? add_potential<double>(x, energy_) : add_potential<float>(x, energy_);
+            for (int64_t s = 0; s < systems; ++s)
+                if (!std::isfinite(energy_[s])) throw Broken{first_system + s, -1, kNoEnergy};
             energy_at_ = x;
         }
         return energy_;

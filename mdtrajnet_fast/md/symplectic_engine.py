@@ -19,6 +19,7 @@ from ..system import System
 from .conservation import draw_energy, internal_velocities
 from .window import (
     MOST_SCALED,
+    NO_ENERGY,
     Broke,
     DoneAtOnce,
     Kept,
@@ -72,6 +73,7 @@ class SymplecticEngine(DoneAtOnce):
                 *frames,
             ]
         positions, velocities = (np.stack(y) for y in zip(*frames, strict=True))
+        self._check_atoms(~np.isfinite(positions + velocities).all(axis=(0, 2)))
         if due:
             velocities[-1] = self._keep_energy(end, v)
         momenta = velocities / fs * masses
@@ -114,7 +116,10 @@ class SymplecticEngine(DoneAtOnce):
     def _potential(self, x: np.ndarray) -> np.ndarray:
         """Potential energies [systems] (eV) at x."""
         atomic = self._predictor.energies(self._graph(x)).double().cpu().numpy()
-        return np.add.reduceat(atomic, self._system.ptr[:-1])
+        energies = np.add.reduceat(atomic, self._system.ptr[:-1])
+        for system in np.flatnonzero(~np.isfinite(energies)):
+            raise self._broke(NO_ENERGY, int(system))
+        return energies
 
     def _measured(self, x: np.ndarray, v: np.ndarray) -> np.ndarray:
         """The energies [2, systems] of a state, as in :class:`.window.Kept`."""
@@ -126,7 +131,9 @@ class SymplecticEngine(DoneAtOnce):
 
     def _check_course(self, away: np.ndarray) -> None:
         """Atoms so far (Å) from free flight must not be where nobody should look for neighbours."""
-        wild = ~(np.sqrt((away**2).sum(1)) < self._model.config.radial_cutoff)
+        self._check_atoms(~(np.sqrt((away**2).sum(1)) < self._model.config.radial_cutoff))
+
+    def _check_atoms(self, wild: np.ndarray) -> None:
         if wild.any():
             atom = int(np.argmax(wild))
             system = int(self._system.system_index[atom])

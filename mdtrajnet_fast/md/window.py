@@ -284,6 +284,13 @@ def beyond_training(model: MDtrajNet, method: str, window: float) -> str | None:
     return None if method == "symplectic" else model.extrapolates(window)
 
 
+# What is wrong with a state whose potential energy is none.
+NO_ENERGY = (
+    "its potential energy is not finite. The model left the chemistry it was trained on; start from "
+    "a lower temperature or a relaxed geometry"
+)
+
+
 def left_its_course(model: MDtrajNet, atom: int) -> str:
     """What to say of an atom of a system that no chemistry could have moved so far."""
     return (
