@@ -286,8 +286,8 @@ def beyond_training(model: MDtrajNet, method: str, window: float) -> str | None:
 
 # What is wrong with a state whose potential energy is none.
 NO_ENERGY = (
-    "its potential energy is not finite. The model left the chemistry it was trained on; start from "
-    "a lower temperature or a relaxed geometry"
+    "its potential energy is not finite. The model left the chemistry it was trained on; start "
+    "from a lower temperature or a relaxed geometry"
 )
 
 
