@@ -66,13 +66,15 @@ class Frames:
     """What one window yields, or several in which no other frame lies.
 
     times: [frames] fs, counted from window 0. positions: [frames, atoms, 3] Å.
-    momenta: [frames, atoms, 3], ASE units. end: of the last window, fs.
+    momenta: [frames, atoms, 3], ASE units. end: of the last window, fs. heat: [frames, systems] eV,
+    what the thermostats of a rollout have put in by then (:attr:`.thermostats.Baths.heat`).
     """
 
     times: np.ndarray
     positions: np.ndarray
     momenta: np.ndarray
     end: float
+    heat: np.ndarray | None = None
 
 
 class Schedule:
@@ -254,23 +256,28 @@ def _thermostatted(
     momenta: np.ndarray,
     number: int,
 ) -> Iterator[Frames]:
-    """Windows one by one from number `number` on, with what thermostats do around each."""
+    """Windows one by one from number `number` on, with what thermostats do around each.
+
+    Where a window breaks, nothing of it counts: the heat is that of its start, too.
+    """
     x, p = system.positions, momenta
     while schedule.goes_on(number):
-        times = schedule.times(number)
+        times, given = schedule.times(number), baths.heat
         engine.set_state(x, baths.before(number, times[-1], x, p))
         engine.begin(times, None)
         try:
             windows = engine.end()
         except Broke as why:  # the others can go on from before what the thermostats did
+            baths.heat = given
             broke = Broke(str(why), why.system, 0, x, p)
             raise RolloutError.of(broke, number, schedule.end(number)) from why
-        x = windows.positions[-1]
+        x, within = windows.positions[-1], baths.heat
         p = baths.after(number, times[-1], x, windows.momenta[-1])
         momenta = np.concatenate([windows.momenta[:-1], p[None]])
+        heat = np.stack([within] * (len(times) - 1) + [baths.heat])
         frames = schedule.frames(number)
-        part = slice(len(frames))
-        yield Frames(frames, windows.positions[part], momenta[part], schedule.end(number))
+        part, end = slice(len(frames)), schedule.end(number)
+        yield Frames(frames, windows.positions[part], momenta[part], end, heat[part])
         number += 1
 
 
