@@ -6,10 +6,10 @@ import ase
 import cases
 import numpy as np
 import pytest
-from ase.units import kB
+from ase.units import fs, kB
 from cases import gentle
 
-from mdtrajnet_fast import load_model, simulate
+from mdtrajnet_fast import MDtrajNetDynamics, load_model, simulate
 from mdtrajnet_fast.analysis.trust import TrustMonitor
 from mdtrajnet_fast.md.rollout import RolloutError, potential_energies, rollout
 from mdtrajnet_fast.md.thermostats import CSVR, Baths, Langevin
@@ -21,6 +21,7 @@ from mdtrajnet_fast.mechanics import (
     total_angular_momentum,
     total_momentum,
 )
+from mdtrajnet_fast.system import System
 
 MODEL = gentle(**cases.OWN, **cases.WINDOW_POTENTIALS)
 BOTH = pytest.mark.parametrize("thermostat", ["langevin", "csvr"])
@@ -197,6 +198,64 @@ def test_equilibration():
     again = simulate(atoms, duration=30, **settings, equilibration=300.0)
     np.testing.assert_array_equal(again.positions, warm.positions)
     np.testing.assert_allclose(total_momentum(warm.velocities, atoms.get_masses()), 0, atol=1e-10)
+
+
+@BOTH
+def test_ase_dynamics_is_simulate(thermostat):
+    """To the bit, and with the heat that makes the total energy less it a constant."""
+    atoms = cases.hot("CH3CH2OH")
+    settings = {"model": MODEL, "thermostat": thermostat, "temperature_K": 400.0, "seed": 3}
+    expected = simulate(atoms, 1.5, duration=60, **settings)
+    dynamics = MDtrajNetDynamics(atoms, 1.5 * fs, **settings)
+    heat = []
+    dynamics.attach(lambda: heat.append(dynamics.heat))
+    np.testing.assert_array_equal(atoms.get_momenta(), expected.momenta[0])
+    dynamics.run(40)
+    np.testing.assert_array_equal(atoms.positions, expected.positions[-1])
+    np.testing.assert_array_equal(atoms.get_momenta(), expected.momenta[-1])
+    baths = Baths([dynamics.thermostat], [expected[0]], [3])
+    start = System.from_atoms(expected[0]), expected.momenta[0]
+    found = [f.heat[:, 0] for f in rollout(MODEL, *start, dt=1.5, duration=60, baths=baths)]
+    np.testing.assert_array_equal(heat, np.concatenate([[0.0], *found]))
+    free = MDtrajNetDynamics(atoms, 1.5 * fs, model=MODEL)
+    free.run(4)
+    assert free.heat == 0.0
+
+
+def test_ase_dynamics_after_observers():
+    """New windows draw new random numbers, and the heat is summed on."""
+    atoms = cases.hot("CH3CH2OH")
+    dynamics = MDtrajNetDynamics(atoms, 3 * fs, model=MODEL, thermostat=Langevin(400.0, 0.1))
+    start = atoms.copy()
+    dynamics.run(2)
+    first, heat = atoms.get_momenta(), dynamics.heat
+    atoms.positions = start.positions
+    atoms.set_momenta(start.get_momenta())
+    dynamics.run(2)
+    assert abs(atoms.get_momenta() - first).max() > 0.01
+    baths = Baths([dynamics.thermostat], [start], [0], stage=2, heat=[heat])
+    *_, last = rollout(MODEL, *cases.state(start), dt=3.0, duration=6, baths=baths)
+    np.testing.assert_array_equal(atoms.get_momenta(), last.momenta[-1])
+    assert dynamics.heat == last.heat[-1, 0] != heat != 0
+
+
+def test_ase_dynamics_draws_velocities():
+    atoms = cases.hot("CH3CH2OH")
+    given = atoms.get_momenta()
+    MDtrajNetDynamics(atoms, 3 * fs, model=MODEL, thermostat=CSVR(250.0))
+    np.testing.assert_array_equal(atoms.get_momenta(), given)
+    for settings in ({"temperature_K": 250.0}, {"thermostat": CSVR(250.0)}):
+        atoms.set_momenta(np.zeros((9, 3)))
+        MDtrajNetDynamics(atoms, 3 * fs, model=MODEL, **settings, seed=None)
+        velocities = cases.velocities(atoms)[None]
+        assert kinetic_temperature(velocities, atoms.get_masses(), 21) == pytest.approx(250.0)
+    for settings, match in (
+        ({"thermostat": "nose"}, "langevin, csvr"),
+        ({"thermostat": "csvr"}, "temperature_K"),
+        ({"temperature_K": 0.0}, "temperature_K must be positive"),
+    ):
+        with pytest.raises(ValueError, match=match):
+            MDtrajNetDynamics(atoms, 3 * fs, model=MODEL, **settings)
 
 
 def test_the_others_go_on_with_theirs():
