@@ -216,8 +216,9 @@ def _parser() -> argparse.ArgumentParser:
     add(
         "--equilibration",
         type=float,
-        help="time before the first frame, fs, with a thermostat (default: "
-        f"{EQUILIBRATION_FS:g} where velocities are drawn, else 0)",
+        help="time before the first frame, fs, with a thermostat, which brings the vibrations to "
+        f"the temperature (default: {EQUILIBRATION_FS:g} where velocities are drawn, else 0; 0 "
+        "turns it off)",
     )
     add("--output", type=Path, help="new folder (default: named after the structure)")
     add("--format", choices=["traj", "extxyz", "h5"], help=said("format"))
@@ -400,7 +401,7 @@ def _run(
     print(
         f"{atoms.get_chemical_formula()} ({run['structure']['name']}), {settings['duration']:g} fs "
         f"with {model.name}, {method} windows of "
-        f"{stride_of(model, method, settings['window']):g} fs",
+        f"{stride_of(model, method, settings['window']):g} fs; {_heating(settings)}",
         flush=True,
     )
     begun = time.perf_counter()
@@ -450,6 +451,27 @@ def _thermostat(settings: dict[str, Any]) -> Thermostat | None:
     return THERMOSTATS[name](kelvin, *([] if given is None else [given]))
 
 
+def _heating(settings: dict[str, Any]) -> str:
+    """Where the velocities of a run come from and what keeps its temperature, in words."""
+    kelvin, name = settings["temperature_K"], settings.get("thermostat")
+    start = "the structure's velocities" if kelvin is None else f"velocities drawn at {kelvin:g} K"
+    if equilibration := settings.get("equilibration"):
+        start += f", {equilibration:g} fs of equilibration ({name or 'langevin'}) before frame 0"
+    elif kelvin is not None and name is None:
+        start += ", not equilibrated: a start at a minimum cools to half of it"
+    then = "constant energy" if name is None else f"{name} at {kelvin:g} K"
+    return f"{start}; {then}"
+
+
+def _label(settings: dict[str, Any]) -> str:
+    """What the name of a run's folder says of its temperature."""
+    if (kelvin := settings["temperature_K"]) is None:
+        return ""
+    name = settings["thermostat"]
+    how = f"-{name}" if name else "" if settings["equilibration"] else "-unequilibrated"
+    return f"-{kelvin:g}K{how}"
+
+
 def _new_run(options: argparse.Namespace) -> tuple[Path, dict[str, Any], ase.Atoms]:
     if options.structure is None:
         raise ValueError("give a structure (file, name or SMILES), or --resume FOLDER")
@@ -465,9 +487,15 @@ def _new_run(options: argparse.Namespace) -> tuple[Path, dict[str, Any], ase.Ato
         chosen["equilibration"] = 0.0 if temperature is None else EQUILIBRATION_FS
     if temperature is not None:
         thermal_velocities(atoms, temperature, chosen["seed"])
-    label = f"-{temperature:g}K" if temperature is not None else ""
+    settings = {
+        "model": _absolute(chosen["model"]),
+        "temperature_K": temperature,
+        **{k: v for k, v in chosen.items() if k not in _NOT_SETTINGS},
+    }
+    _thermostat(settings)  # refuses what does not go together
     slug = re.sub(r"[^A-Za-z0-9.+-]+", "_", name).strip("_") or "run"
-    folder = _new_folder(chosen["output"] or Path(f"{slug}{label}"), chosen["output"] is None)
+    wanted = chosen["output"] or Path(f"{slug}{_label(settings)}")
+    folder = _new_folder(wanted, chosen["output"] is None)
     run = {
         "command": ["mdtrajnet", *options.arguments],
         "structure": {
@@ -482,11 +510,8 @@ def _new_run(options: argparse.Namespace) -> tuple[Path, dict[str, Any], ase.Ato
             "momenta_ase": atoms.get_momenta().tolist(),
             "described": description(atoms),
         },
-        "settings": {
-            "model": _absolute(chosen["model"]),
-            "temperature_K": temperature,
-            **{k: v for k, v in chosen.items() if k not in _NOT_SETTINGS},
-        },
+        "settings": settings,
+        "temperature": _heating(settings),
         "trajectory": f"trajectory.{chosen['format']}",
         "versions": _versions(),
     }
