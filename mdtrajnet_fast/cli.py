@@ -40,6 +40,7 @@ from .analysis.observables import (
     vibrational_density_of_states,
 )
 from .data.generate import TEMPERATURES_K, generate
+from .data.generate import THERMOSTATS as GENERATE_THERMOSTATS
 from .data.pairs import Pairs
 from .data.records import Record, as_trajectory, load_records
 from .io.lock import Lock
@@ -261,6 +262,19 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--processes", type=int, default=1)
     sub.add_argument("--max-energy-std", type=float, default=0.02, help="eV")
     sub.add_argument("--split", default="train", help="attribute of the groups")
+    sub.add_argument(
+        "--thermostat",
+        choices=list(GENERATE_THERMOSTATS),
+        help="at the targets, from the equilibration on (default: constant energy)",
+    )
+    sub.add_argument(
+        "--friction", type=float, help=f"of langevin, 1/fs (default: {Langevin.friction_per_fs:g})"
+    )
+    sub.add_argument(
+        "--time-constant",
+        type=float,
+        help=f"of nose-hoover and csvr, fs (default: {CSVR.time_constant_fs:g})",
+    )
 
     sub = command(
         "evaluate",
@@ -595,6 +609,9 @@ def _generate(options: argparse.Namespace) -> None:
         processes=options.processes,
         max_energy_std_eV=options.max_energy_std,
         split=options.split,
+        thermostat=options.thermostat,
+        friction_per_fs=options.friction,
+        time_constant_fs=options.time_constant,
     )
     print(summary)
     if summary.failed:
@@ -641,12 +658,7 @@ def _evaluate(options: argparse.Namespace) -> None:
     _print_errors(groups["temperatures"], "target (K)")
     _print_errors(groups["molecules"], "molecule", at_most=10)
     if model.potential is not None:
-        energy = rms_energy_errors(model, pairs, count, longest, seed=seed)
-        print(
-            f"\nPotential energy: changes within {longest:g} fs are wrong by "
-            f"{energy['energy']:.3f} eV (root mean square; the changes themselves "
-            f"{energy['unchanged']:.3f} eV)"
-        )
+        print("\n" + _said_of_energies(model, pairs, count, longest, seed))
     if model.config.window_potentials is not None:
         print("\n" + _said_of_windows(model, pairs, count, seed))
     if model.dipole is not None and all(r.dipole is not None for r in records):
@@ -688,6 +700,17 @@ def _evaluate_rollout(
 
 def _print_written(folder: Path) -> None:
     print(f"Written: {folder}/ ({', '.join(sorted(p.name for p in folder.glob('[!.]*')))})")
+
+
+def _said_of_energies(model: MDtrajNet, pairs: Pairs, count: int, lag: float, seed: int) -> str:
+    try:
+        wrong = rms_energy_errors(model, pairs, count, lag, seed=seed)
+    except ValueError as error:  # data with a thermostat
+        return f"Potential energy: not looked at, {error}"
+    return (
+        f"Potential energy: changes within {lag:g} fs are wrong by {wrong['energy']:.3f} eV (root "
+        f"mean square; the changes themselves {wrong['unchanged']:.3f} eV)"
+    )
 
 
 def _said_of_windows(model: MDtrajNet, pairs: Pairs, count: int, seed: int) -> str:

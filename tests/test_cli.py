@@ -409,6 +409,32 @@ def test_generate_evaluate_train(tmp_path, capsys):
     assert (tmp_path / "own" / "learning.png").exists()
 
 
+def test_data_with_a_thermostat(tmp_path, capsys):
+    """Are made, and read for what does not take their energy to be constant."""
+    run(
+        "generate O --trajectories 1 --duration 40 --equilibration 10 --conformers 1 "
+        "--temperatures 300 --thermostat nose-hoover --time-constant 50 --output nvt.h5"
+    )
+    (record,) = load_records("nvt.h5")
+    assert record.thermostat == "nose-hoover"
+    capsys.readouterr()
+    run("evaluate nvt.h5 --pairs 20 --times 5")
+    out = capsys.readouterr().out
+    assert "Potential energy: not looked at" in out and "(nose-hoover)" in out
+    assert "Symplectic windows of 3 fs: positions are wrong by 0.00" in out
+    text = 'data = "nvt.h5"\noutput = "run"\ninitial = "molecules-nve"\ntarget = "{}"\nsteps = 1\n'
+    for target in ("potential", "motion"):
+        (tmp_path / f"{target}.toml").write_text(
+            text.format(target) + "batch_size = 2\nthreads = 1\n"
+        )
+    assert "needs trajectories at constant energy" in refused(
+        "train potential.toml --quiet", capsys
+    )
+    run("train motion.toml --quiet")
+    assert "needs trajectories at constant" in refused("evaluate nvt.h5 --rollout", capsys)
+    assert "is not of thermostat" in refused("generate O --friction 1 --output a.h5", capsys)
+
+
 def test_evaluate_rollouts(tmp_path, capsys, water_runs):
     run(f"evaluate {water_runs} --rollout --spacing 4 --output runs")
     out = capsys.readouterr().out

@@ -36,7 +36,7 @@ class Langevin:
     friction_per_fs: float = 0.01
 
     def __post_init__(self) -> None:
-        _check_positive(self)
+        check_positive(self)
 
     def before(
         self, p: np.ndarray, motion: InternalMotion, rng: np.random.Generator, h: float
@@ -65,7 +65,7 @@ class CSVR:
     time_constant_fs: float = 100.0
 
     def __post_init__(self) -> None:
-        _check_positive(self)
+        check_positive(self)
 
     def before(
         self, p: np.ndarray, motion: InternalMotion, rng: np.random.Generator, h: float
@@ -172,7 +172,8 @@ class Baths:
         return changed
 
 
-def _check_positive(thermostat: Any) -> None:
+def check_positive(thermostat: Any) -> None:
+    """Raise ValueError unless all fields of a dataclass are positive numbers."""
     for field in dataclasses.fields(thermostat):
         value = getattr(thermostat, field.name)
         if not (isinstance(value, int | float) and math.isfinite(value) and value > 0):
