@@ -175,9 +175,10 @@ def generate(
     Nosé-Hoover chain's positions and velocities follow the equations of the extended system, and
     Langevin's have random kicks. A model that is trained on them learns windows of that, which are
     those of Newton's equations but for what a thermostat does in the time of a window: with a
-    friction of 0.01 per fs noise of a quarter of the thermal velocity in 3 fs, so for training take
-    "nose-hoover", which has no noise and scales all velocities alike. Potentials cannot be trained on them (target = "potential"): what the
-    kinetic energy gains is not what the potential energy loses.
+    friction of 0.01 per fs noise of a quarter of the thermal velocity in 3 fs. So for training take
+    "nose-hoover", which has no noise and scales all velocities alike. Potentials cannot be trained
+    on them (target = "potential"): what the kinetic energy gains is not what the potential energy
+    loses.
 
     Velocities are Maxwell-Boltzmann, without net momentum and for isolated molecules without net
     rotation, scaled to the kinetic energy of twice the target: half of it goes into potential
