@@ -40,6 +40,7 @@ from .analysis.observables import (
     vibrational_density_of_states,
 )
 from .data.generate import TEMPERATURES_K, generate
+from .data.generate import THERMOSTATS as GENERATE_THERMOSTATS
 from .data.pairs import Pairs
 from .data.records import Record, as_trajectory, load_records
 from .io.lock import Lock
@@ -217,8 +218,9 @@ def _parser() -> argparse.ArgumentParser:
     add(
         "--equilibration",
         type=float,
-        help="time before the first frame, fs, with a thermostat (default: "
-        f"{EQUILIBRATION_FS:g} where velocities are drawn, else 0)",
+        help="time before the first frame, fs, with a thermostat, which brings the vibrations to "
+        f"the temperature (default: {EQUILIBRATION_FS:g} where velocities are drawn, else 0; 0 "
+        "turns it off)",
     )
     add("--output", type=Path, help="new folder (default: named after the structure)")
     add("--format", choices=["traj", "extxyz", "h5"], help=said("format"))
@@ -261,6 +263,19 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--processes", type=int, default=1)
     sub.add_argument("--max-energy-std", type=float, default=0.02, help="eV")
     sub.add_argument("--split", default="train", help="attribute of the groups")
+    sub.add_argument(
+        "--thermostat",
+        choices=list(GENERATE_THERMOSTATS),
+        help="at the targets, from the equilibration on (default: constant energy)",
+    )
+    sub.add_argument(
+        "--friction", type=float, help=f"of langevin, 1/fs (default: {Langevin.friction_per_fs:g})"
+    )
+    sub.add_argument(
+        "--time-constant",
+        type=float,
+        help=f"of nose-hoover and csvr, fs (default: {CSVR.time_constant_fs:g})",
+    )
 
     sub = command(
         "evaluate",
@@ -401,7 +416,7 @@ def _run(
     print(
         f"{atoms.get_chemical_formula()} ({run['structure']['name']}), {settings['duration']:g} fs "
         f"with {model.name}, {method} windows of "
-        f"{stride_of(model, method, settings['window']):g} fs",
+        f"{stride_of(model, method, settings['window']):g} fs; {_heating(settings)}",
         flush=True,
     )
     begun = time.perf_counter()
@@ -451,6 +466,27 @@ def _thermostat(settings: dict[str, Any]) -> Thermostat | None:
     return THERMOSTATS[name](kelvin, *([] if given is None else [given]))
 
 
+def _heating(settings: dict[str, Any]) -> str:
+    """Where the velocities of a run come from and what keeps its temperature, in words."""
+    kelvin, name = settings["temperature_K"], settings.get("thermostat")
+    start = "the structure's velocities" if kelvin is None else f"velocities drawn at {kelvin:g} K"
+    if equilibration := settings.get("equilibration"):
+        start += f", {equilibration:g} fs of equilibration ({name or 'langevin'}) before frame 0"
+    elif kelvin is not None and name is None:
+        start += ", not equilibrated: a start at a minimum cools to half of it"
+    then = "constant energy" if name is None else f"{name} at {kelvin:g} K"
+    return f"{start}; {then}"
+
+
+def _label(settings: dict[str, Any]) -> str:
+    """What the name of a run's folder says of its temperature."""
+    if (kelvin := settings["temperature_K"]) is None:
+        return ""
+    name = settings["thermostat"]
+    how = f"-{name}" if name else "" if settings["equilibration"] else "-unequilibrated"
+    return f"-{kelvin:g}K{how}"
+
+
 def _new_run(options: argparse.Namespace) -> tuple[Path, dict[str, Any], ase.Atoms]:
     if options.structure is None:
         raise ValueError("give a structure (file, name or SMILES), or --resume FOLDER")
@@ -466,9 +502,15 @@ def _new_run(options: argparse.Namespace) -> tuple[Path, dict[str, Any], ase.Ato
         chosen["equilibration"] = 0.0 if temperature is None else EQUILIBRATION_FS
     if temperature is not None:
         thermal_velocities(atoms, temperature, chosen["seed"])
-    label = f"-{temperature:g}K" if temperature is not None else ""
+    settings = {
+        "model": _absolute(chosen["model"]),
+        "temperature_K": temperature,
+        **{k: v for k, v in chosen.items() if k not in _NOT_SETTINGS},
+    }
+    _thermostat(settings)  # refuses what does not go together
     slug = re.sub(r"[^A-Za-z0-9.+-]+", "_", name).strip("_") or "run"
-    folder = _new_folder(chosen["output"] or Path(f"{slug}{label}"), chosen["output"] is None)
+    wanted = chosen["output"] or Path(f"{slug}{_label(settings)}")
+    folder = _new_folder(wanted, chosen["output"] is None)
     run = {
         "command": ["mdtrajnet", *options.arguments],
         "structure": {
@@ -483,11 +525,8 @@ def _new_run(options: argparse.Namespace) -> tuple[Path, dict[str, Any], ase.Ato
             "momenta_ase": atoms.get_momenta().tolist(),
             "described": description(atoms),
         },
-        "settings": {
-            "model": _absolute(chosen["model"]),
-            "temperature_K": temperature,
-            **{k: v for k, v in chosen.items() if k not in _NOT_SETTINGS},
-        },
+        "settings": settings,
+        "temperature": _heating(settings),
         "trajectory": f"trajectory.{chosen['format']}",
         "versions": _versions(),
     }
@@ -571,6 +610,9 @@ def _generate(options: argparse.Namespace) -> None:
         processes=options.processes,
         max_energy_std_eV=options.max_energy_std,
         split=options.split,
+        thermostat=options.thermostat,
+        friction_per_fs=options.friction,
+        time_constant_fs=options.time_constant,
     )
     print(summary)
     if summary.failed:
@@ -617,12 +659,7 @@ def _evaluate(options: argparse.Namespace) -> None:
     _print_errors(groups["temperatures"], "target (K)")
     _print_errors(groups["molecules"], "molecule", at_most=10)
     if model.potential is not None:
-        energy = rms_energy_errors(model, pairs, count, longest, seed=seed)
-        print(
-            f"\nPotential energy: changes within {longest:g} fs are wrong by "
-            f"{energy['energy']:.3f} eV (root mean square; the changes themselves "
-            f"{energy['unchanged']:.3f} eV)"
-        )
+        print("\n" + _said_of_energies(model, pairs, count, longest, seed))
     if model.config.window_potentials is not None:
         print("\n" + _said_of_windows(model, pairs, count, seed))
     if model.dipole is not None and all(r.dipole is not None for r in records):
@@ -664,6 +701,17 @@ def _evaluate_rollout(
 
 def _print_written(folder: Path) -> None:
     print(f"Written: {folder}/ ({', '.join(sorted(p.name for p in folder.glob('[!.]*')))})")
+
+
+def _said_of_energies(model: MDtrajNet, pairs: Pairs, count: int, lag: float, seed: int) -> str:
+    try:
+        wrong = rms_energy_errors(model, pairs, count, lag, seed=seed)
+    except ValueError as error:  # data with a thermostat
+        return f"Potential energy: not looked at, {error}"
+    return (
+        f"Potential energy: changes within {lag:g} fs are wrong by {wrong['energy']:.3f} eV (root "
+        f"mean square; the changes themselves {wrong['unchanged']:.3f} eV)"
+    )
 
 
 def _said_of_windows(model: MDtrajNet, pairs: Pairs, count: int, seed: int) -> str:

@@ -294,7 +294,7 @@ class InternalMotion:
         self._turns = np.zeros((0, len(self.masses), 3))
         if self._isolated and len(axes := rotation_axes(self._atoms)):
             r = positions - self.masses @ positions / self.masses.sum()
-            self._turns = np.stack([np.cross(axis, r) for axis in axes])
+            self._turns = _cross(axes[:, None], r)
 
     def of(self, momenta: Array) -> Array:
         """The internal part of momenta [atoms, 3], in the mass-weighted metric."""

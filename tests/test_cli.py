@@ -23,7 +23,7 @@ from mdtrajnet_fast.cli import main
 from mdtrajnet_fast.data.records import load_records
 from mdtrajnet_fast.io.lock import Lock
 from mdtrajnet_fast.md.thermostats import Langevin
-from mdtrajnet_fast.mechanics import momenta_from_velocities
+from mdtrajnet_fast.mechanics import kinetic_temperature, momenta_from_velocities
 from mdtrajnet_fast.model.checkpoint import BUNDLED
 
 
@@ -43,7 +43,7 @@ def refused(text, capsys):
 
 def test_simulate_writes_one_folder(tmp_path, capsys):
     run("simulate ethanol --dt 2 --duration 300 --equilibration 0 --quiet")
-    folder = tmp_path / "ethanol-300K"
+    folder = tmp_path / "ethanol-300K-unequilibrated"
     files = {"run.json", "spectrum.csv", "spectrum.png", "trajectory.traj"}
     assert {p.name for p in folder.iterdir()} == files
     assert all((folder / name).stat().st_size > 100 for name in files)
@@ -58,8 +58,8 @@ def test_simulate_writes_one_folder(tmp_path, capsys):
     assert table.shape[1] == 2 and 3900 < table[-1, 0] < 4500
     written = json.loads((folder / "run.json").read_text())
     assert written["settings"]["seed"] == 0 and written["trust"]["frames"] == 151
-    run("simulate ethanol --dt 2 --duration 20 --equilibration 50 --quiet")
-    assert (tmp_path / "ethanol-300K-2").is_dir()
+    run("simulate ethanol --dt 2 --duration 20 --equilibration 0 --quiet")
+    assert (tmp_path / "ethanol-300K-unequilibrated-2").is_dir()
 
 
 def test_run_json_is_enough_to_repeat_the_run(tmp_path):
@@ -89,7 +89,44 @@ def test_thermostats(tmp_path, capsys):
     )
     assert "csvr" in refused("simulate water --thermostat langevin --time-constant 5", capsys)
     assert "langevin" in refused("simulate water --friction 5", capsys)
+    cases.hot("H2O").write("moving.extxyz")
+    assert "--temperature" in refused("simulate moving.extxyz --thermostat csvr", capsys)
     assert "positive" in refused("simulate water --thermostat csvr --time-constant -1", capsys)
+
+
+@pytest.mark.parametrize(
+    "given, folder, said",
+    [
+        ("", "water-300K", "300 K, 1000 fs of equilibration (langevin) before frame 0; constant"),
+        (
+            "--temperature 250 --equilibration 30",
+            "water-250K",
+            "250 K, 30 fs of equilibration (langevin) before frame 0; constant energy",
+        ),
+        (
+            "--thermostat csvr --temperature 400 --equilibration 0",
+            "water-400K-csvr",
+            "velocities drawn at 400 K; csvr at 400 K",
+        ),
+        ("--equilibration 0", "water-300K-unequilibrated", "drawn at 300 K, not equilibrated"),
+    ],
+)
+def test_what_is_said_of_the_temperature(tmp_path, capsys, given, folder, said):
+    """By the name of the folder, in run.json and in print."""
+    run(f"simulate water --dt 3 --duration 30 {given} --quiet")
+    assert said in capsys.readouterr().out
+    assert said in json.loads((tmp_path / folder / "run.json").read_text())["temperature"]
+
+
+def test_runs_are_at_the_temperature_asked_for(tmp_path):
+    """Without an option. Of water, whose 3 vibrations were at 150 K if nothing brought them there;
+    the mean of the molecules' seeds is as far from 300 K as chance takes it."""
+    kelvin = []
+    for seed in range(6):
+        run(f"simulate water --dt 3 --duration 3000 --seed {seed} --output {seed} --quiet")
+        t = Trajectory.read(tmp_path / str(seed) / "trajectory.traj")
+        kelvin.append(kinetic_temperature(t.velocities, t.atoms.get_masses(), 3).mean())
+    assert np.mean(kelvin) == pytest.approx(300, abs=75)
 
 
 @pytest.mark.parametrize("kind", ["traj", "extxyz", "h5"])
@@ -156,15 +193,16 @@ def test_default_folders_are_made_by_one_process_each(tmp_path, monkeypatch):
     mkdir = Path.mkdir
 
     def late(path, *args, **kwargs):
-        if path.name == "NH3-300K":
+        if path.name == "NH3-300K-unequilibrated":
             with suppress(FileExistsError):
                 mkdir(path)
         mkdir(path, *args, **kwargs)
 
     monkeypatch.setattr(Path, "mkdir", late)
     run("simulate NH3 --dt 3 --duration 6 --equilibration 0 --quiet")
-    assert list((tmp_path / "NH3-300K").iterdir()) == []
-    assert len(Trajectory.read(tmp_path / "NH3-300K-2" / "trajectory.traj")) == 3
+    assert list((tmp_path / "NH3-300K-unequilibrated").iterdir()) == []
+    made = tmp_path / "NH3-300K-unequilibrated-2"
+    assert len(Trajectory.read(made / "trajectory.traj")) == 3
 
 
 @pytest.mark.parametrize(
@@ -369,6 +407,32 @@ def test_generate_evaluate_train(tmp_path, capsys):
     run("simulate water --model run/model --duration 20 --quiet")
     run("evaluate water.h5 --model run --pairs 5 --output own --times 5")
     assert (tmp_path / "own" / "learning.png").exists()
+
+
+def test_data_with_a_thermostat(tmp_path, capsys):
+    """Are made, and read for what does not take their energy to be constant."""
+    run(
+        "generate O --trajectories 1 --duration 40 --equilibration 10 --conformers 1 "
+        "--temperatures 300 --thermostat nose-hoover --time-constant 50 --output nvt.h5"
+    )
+    (record,) = load_records("nvt.h5")
+    assert record.thermostat == "nose-hoover"
+    capsys.readouterr()
+    run("evaluate nvt.h5 --pairs 20 --times 5")
+    out = capsys.readouterr().out
+    assert "Potential energy: not looked at" in out and "(nose-hoover)" in out
+    assert "Symplectic windows of 3 fs: positions are wrong by 0.00" in out
+    text = 'data = "nvt.h5"\noutput = "run"\ninitial = "molecules-nve"\ntarget = "{}"\nsteps = 1\n'
+    for target in ("potential", "motion"):
+        (tmp_path / f"{target}.toml").write_text(
+            text.format(target) + "batch_size = 2\nthreads = 1\n"
+        )
+    assert "needs trajectories at constant energy" in refused(
+        "train potential.toml --quiet", capsys
+    )
+    run("train motion.toml --quiet")
+    assert "needs trajectories at constant" in refused("evaluate nvt.h5 --rollout", capsys)
+    assert "is not of thermostat" in refused("generate O --friction 1 --output a.h5", capsys)
 
 
 def test_evaluate_rollouts(tmp_path, capsys, water_runs):

@@ -67,15 +67,43 @@ def mode_temperatures(trajectory: Trajectory, modes: NormalModes) -> Array:
     mass-weighted distance (W. Kabsch, Acta Cryst. A 32, 922 (1976)), an isolated system's; its
     velocities are projected onto the modes. Far from the geometry the modes are no longer those
     of the potential, but the directions are as orthogonal as they were, so that equipartition
-    gives each the same temperature.
+    gives each the same temperature, but for :func:`mode_freedoms`.
     """
     masses = trajectory.atoms.get_masses()
-    velocities = trajectory.velocities
-    if not trajectory.atoms.pbc.any():
-        weights = masses / masses.sum()
-        x = trajectory.positions - np.einsum("a,fax->fx", weights, trajectory.positions)[:, None]
-        u, _, vt = np.linalg.svd(np.einsum("a,fax,ay->fxy", weights, x, modes.positions))
-        u[:, :, -1] *= np.sign(np.linalg.det(u @ vt))[:, None]  # a rotation, not a reflection
-        velocities = velocities @ (u @ vt)
+    _, turns = turned(trajectory, modes)
+    velocities = trajectory.velocities @ turns
     speeds = np.einsum("kax,a,fax->fk", modes.vectors, np.sqrt(masses), velocities, optimize=True)
     return np.mean(speeds**2, axis=0) * EV / kB
+
+
+def mode_freedoms(trajectory: Trajectory, modes: NormalModes) -> Array:
+    """What part of a degree of freedom internal motion has along every mode: [modes], mean.
+
+    Away from the geometry of the modes a part of each moves or turns the system as a whole, which
+    motion without net momentum and rotation has no energy in. Equipartition gives each mode the
+    temperature :func:`mode_temperatures` / mode_freedoms: with the projector P on the internal
+    motion at a geometry, the mass-weighted momenta p have <(q . p)^2> = kB T q . P q.
+    """
+    positions, _ = turned(trajectory, modes)
+    flat = modes.vectors.reshape(len(modes.vectors), -1)
+    frame, lost = trajectory.atoms.copy(), np.zeros(len(flat))
+    for frame.positions in positions:
+        lost += ((flat @ rigid_motions(frame)) ** 2).sum(axis=1)
+    return 1 - lost / len(positions)
+
+
+def turned(trajectory: Trajectory, modes: NormalModes) -> tuple[Array, Array]:
+    """Positions turned onto the geometry of modes as in :func:`mode_temperatures`, and the turns.
+
+    Positions: [frames, atoms, 3] Å, relative to the centre of mass. Turns: [frames, 3, 3], by which
+    row vectors are multiplied.
+    """
+    masses = trajectory.atoms.get_masses()
+    weights = masses / masses.sum()
+    x = trajectory.positions - np.einsum("a,fax->fx", weights, trajectory.positions)[:, None]
+    if trajectory.atoms.pbc.any():
+        return x, np.broadcast_to(np.eye(3), (len(x), 3, 3))
+    u, _, vt = np.linalg.svd(np.einsum("a,fax,ay->fxy", weights, x, modes.positions))
+    u[:, :, -1] *= np.sign(np.linalg.det(u @ vt))[:, None]  # a rotation, not a reflection
+    turns = u @ vt
+    return x @ turns, turns

@@ -1,4 +1,6 @@
-"""Reference trajectories: constant-energy MD with GFN2-xTB or any ASE calculator, written to HDF5.
+"""Reference trajectories: MD with GFN2-xTB or any ASE calculator, written to HDF5.
+
+At constant energy, or with a thermostat, at constant temperature.
 
 Every system is relaxed (several conformers where it is given as SMILES), given random velocities,
 equilibrated and sampled. Everything random comes from (seed, system, number of the trajectory), so
@@ -8,6 +10,7 @@ same settings adds what is missing.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import importlib.util
 import json
@@ -16,7 +19,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -38,10 +41,23 @@ from ..io.lock import Lock
 from ..io.structures import conformers as rdkit_conformers
 from ..io.structures import read_structure
 from ..io.trajectory import Trajectory
-from ..mechanics import degrees_of_freedom, thermal_velocities, velocities_from_momenta
+from ..md.thermostats import CSVR, Baths, Langevin
+from ..mechanics import (
+    degrees_of_freedom,
+    momenta_from_velocities,
+    thermal_velocities,
+    velocities_from_momenta,
+)
+from .nose_hoover import NoseHoover, NoseHooverChain
 from .records import Writer, check_name
 
 TEMPERATURES_K = (300.0, 300.0, 150.0, 300.0, 450.0, 300.0, 600.0, 300.0, 450.0, 600.0)
+
+THERMOSTATS: dict[str, type[NoseHoover] | type[Langevin] | type[CSVR]] = {
+    "nose-hoover": NoseHoover,
+    "langevin": Langevin,
+    "csvr": CSVR,
+}
 
 POS_SCALE, VEL_SCALE = 2e-4, 1e-5  # Å and Å/fs of one int16 count: up to 6.55 Å and 0.327 Å/fs
 _ROOM = 2.5  # Å that an atom of an isolated molecule may move away from the relaxed geometry
@@ -78,6 +94,15 @@ class _Settings:
     seed: int
     max_energy_std_eV: float
     draws: int
+    thermostat: str | None = None
+    constant: float | None = None  # of the thermostat: 1/fs or fs; None for its default
+
+    def bath(self, temperature_K: float) -> NoseHoover | Langevin | CSVR | None:
+        """The thermostat of a trajectory, if there is one."""
+        if self.thermostat is None:
+            return None
+        constants = [] if self.constant is None else [self.constant]
+        return THERMOSTATS[self.thermostat](temperature_K, *constants)
 
 
 @dataclass(frozen=True, eq=False)
@@ -119,6 +144,9 @@ def generate(
     max_energy_std_eV: float = 0.02,
     draws: int = 5,
     split: str = "train",
+    thermostat: str | None = None,
+    friction_per_fs: float | None = None,
+    time_constant_fs: float | None = None,
 ) -> Summary:
     """Runs MD of all systems and writes or continues the HDF5 file `out` (format: see `data.py`).
 
@@ -133,20 +161,37 @@ def generate(
     conformers: at most so many per SMILES; those that relax to the same energy count once.
     step_fs, frame_fs, duration_fs, equilibration_fs: the MD step, the time between frames, the
         length of what is recorded and of what runs before; whole multiples of one another.
-    max_energy_std_eV: velocities are drawn again if the total energy varies by more.
+    max_energy_std_eV: velocities are drawn again if the total energy (with a thermostat, less the
+        heat that it has put in) varies by more.
     draws: of velocities, after which a trajectory counts as failed (see Summary.failed).
     split: attribute of the groups.
+    thermostat: "nose-hoover" (a chain of three), "langevin" or "csvr", which acts around every
+        step, from the first one of the equilibration on; None for constant energy.
+    friction_per_fs, time_constant_fs: of "langevin" (1/fs, default 0.01) and of the others (fs,
+        default 100).
+
+    With a thermostat frames are canonical, at target temperatures over the internal degrees of
+    freedom, and what is from frame to frame is the motion of the system with the thermostat: a
+    Nosé-Hoover chain's positions and velocities follow the equations of the extended system, and
+    Langevin's have random kicks. A model that is trained on them learns windows of that, which are
+    those of Newton's equations but for what a thermostat does in the time of a window: with a
+    friction of 0.01 per fs noise of a quarter of the thermal velocity in 3 fs. So for training take
+    "nose-hoover", which has no noise and scales all velocities alike. Potentials cannot be trained
+    on them (target = "potential"): what the kinetic energy gains is not what the potential energy
+    loses.
 
     Velocities are Maxwell-Boltzmann, without net momentum and for isolated molecules without net
-    rotation, scaled to the kinetic energy of twice the target over 3N degrees of freedom: half of
-    it goes into potential energy. An isolated molecule has its centre of mass at the origin, and a
-    trajectory in which its bonds change (see `analysis.bond_changes`) is drawn again; periodic
-    systems are not checked for bonds. Molecules of up to some 4 Å radius are stored as int16,
-    anything else as float32.
+    rotation, scaled to the kinetic energy of twice the target: half of it goes into potential
+    energy. At constant energy that is twice the target over 3N degrees of freedom, with a
+    thermostat over the internal ones. An isolated molecule has its centre of mass at the origin,
+    and a trajectory in which its bonds change (see `analysis.bond_changes`) is drawn again;
+    periodic systems are not checked for bonds. Molecules of up to some 4 Å radius are stored as
+    int16, anything else as float32.
 
     A group has the attributes smiles (or structure, a hash of the geometry given), split, method,
-    dt_fs, frame_fs, pos_scale and vel_scale (where int16), seed, and the other settings that
-    continuing the file compares. `trajectories`, `processes` and `draws` may differ then.
+    dt_fs, frame_fs, pos_scale and vel_scale (where int16), seed, thermostat with its
+    friction_per_fs or time_constant_fs (where there is one), and the other settings that continuing
+    the file compares. `trajectories`, `processes` and `draws` may differ then.
 
     Processes are started with the spawn method, one thread each, so a script that calls this needs
     `if __name__ == "__main__":`. Ctrl-C or an exception leaves a valid file of complete
@@ -167,6 +212,9 @@ def generate(
             f"temperatures_K is {tuple(temperatures_K)}, expected positive values in K"
         )
     arguments = _as_json({} if calculator_kwargs is None else calculator_kwargs)
+    bath = _thermostat(
+        thermostat, friction_per_fs=friction_per_fs, time_constant_fs=time_constant_fs
+    )
     settings = _Settings(
         calculator=calculator,
         calculator_kwargs=arguments,
@@ -178,6 +226,8 @@ def generate(
         seed=seed,
         max_energy_std_eV=max_energy_std_eV,
         draws=draws,
+        thermostat=thermostat,
+        constant=next((x for x in bath.values() if isinstance(x, float)), None),
     )
     make_calculator(calculator, arguments)  # fails here rather than in every process
     found = _read_systems(systems)
@@ -193,6 +243,7 @@ def generate(
         "duration_fs": float(duration_fs),
         "equilibration_fs": float(equilibration_fs),
         "max_energy_std_eV": float(max_energy_std_eV),
+        **bath,
     }
 
     writer = Writer(out)
@@ -234,7 +285,7 @@ def _complete(
                     cell=np.array(system.atoms.cell),
                     pbc=system.atoms.pbc,
                     **scales,
-                    **common,
+                    **{key: value for key, value in common.items() if value is not None},
                     **_attributes(system),
                 )
                 contents[system.name] = set()
@@ -334,6 +385,25 @@ def _as_json(arguments: Mapping[str, Any]) -> str:
         return json.dumps(dict(arguments), sort_keys=True)
     except TypeError as error:
         raise ValueError(f"calculator_kwargs must be JSON values, but: {error}") from error
+
+
+def _thermostat(name: str | None, **constants: float | None) -> dict[str, Any]:
+    """What the attributes of a file say of a thermostat: its name and its constant, or None."""
+    said: dict[str, Any] = {"thermostat": name, **dict.fromkeys(constants)}
+    own = None
+    if name is not None:
+        if name not in THERMOSTATS:
+            raise ValueError(
+                f"thermostat must be one of {', '.join(THERMOSTATS)}, or none, got {name!r}"
+            )
+        (own,) = (f for f in dataclasses.fields(THERMOSTATS[name]) if f.name in constants)
+        given = constants[own.name]
+        said[own.name] = own.default if given is None else float(given)
+        THERMOSTATS[name](300.0, said[own.name])  # refuses what is not positive
+    for constant, value in constants.items():
+        if value is not None and (own is None or constant != own.name):
+            raise ValueError(f"{constant} = {value} is not of thermostat {name}: leave it out")
+    return said
 
 
 def _positive(**values: float) -> None:
@@ -480,17 +550,23 @@ def _simulate(index: int, k: int, temperature_K: float) -> _Outcome:
         rng = np.random.default_rng(seeds)
         atoms = relaxed[conformer].copy()
         try:
-            # Twice the target over 3N degrees of freedom, whatever there is without rotation.
-            share = 3 * len(atoms) / degrees_of_freedom(atoms)
+            bath = settings.bath(temperature_K)
+            # Twice the target over 3N degrees of freedom, whatever there is without rotation; with
+            # a thermostat, over those that there are.
+            share = 1.0 if bath is not None else 3 * len(atoms) / degrees_of_freedom(atoms)
             thermal_velocities(atoms, 2 * temperature_K * share, rng)
-            arrays = _integrate(atoms, settings)
+            heat_bath: Baths | NoseHooverChain | None = None
+            if isinstance(bath, NoseHoover):
+                heat_bath = NoseHooverChain(bath, atoms)
+            elif bath is not None:
+                heat_bath = Baths([bath], [atoms.copy()], [int(rng.integers(2**63))])
+            arrays, spread = _integrate(atoms, settings, heat_bath)
         except _Rejected as reason:
             failure = str(reason)
             continue
         except Exception as error:  # calculators raise anything
             failure = f"{type(error).__name__}: {error}"
             continue
-        spread = float(arrays["energy"].std())
         attributes = {
             "temperature_K": temperature_K,
             "conformer": conformer,
@@ -524,8 +600,13 @@ def _kinetic_energy(masses: np.ndarray, velocities: np.ndarray) -> float:
     return 0.5 * float((masses[:, None] * velocities**2).sum()) / ase.units.fs**2
 
 
-def _integrate(atoms: Atoms, settings: _Settings) -> dict[str, np.ndarray]:
-    """Velocity Verlet from these atoms: arrays of the frames. _Rejected where they are no good.
+def _integrate(
+    atoms: Atoms, settings: _Settings, bath: Baths | NoseHooverChain | None
+) -> tuple[dict[str, np.ndarray], float]:
+    """Velocity Verlet from these atoms: arrays of the frames, and how their energy scatters (eV).
+
+    bath: what acts around every step. The energy less its heat is what scatters. Raises _Rejected
+    where the frames are no good.
 
     ase.md.VelocityVerlet does the same, but what it and Atoms.get_forces do around each evaluation
     (comparing and copying atoms) costs a third of the time with tblite.
@@ -538,16 +619,26 @@ def _integrate(atoms: Atoms, settings: _Settings) -> dict[str, np.ndarray]:
     step = settings.step_fs
     last = settings.steps_equilibration + settings.steps_per_frame * (settings.frames - 1)
     frames: dict[str, list] = {"positions": [], "velocities": [], "energy": []}
+    heat: list[float] = []
     if "dipole" in calculator.results and not atoms.pbc.any():
         frames["dipole"] = []
     acceleration = calculator.results["forces"] * to_acceleration
+
+    def exchange(act: Callable[..., np.ndarray], velocities: np.ndarray) -> np.ndarray:
+        momenta = act(now, step, atoms.positions, momenta_from_velocities(velocities, masses))
+        return velocities_from_momenta(momenta, masses)
+
     for now in range(last + 1):
         if now:
+            if bath is not None:
+                velocities = exchange(bath.before, velocities)
             velocities = velocities + 0.5 * step * acceleration
             atoms.positions += step * velocities
             calculator.calculate(atoms, ["energy", "forces"], ["positions"])
             acceleration = calculator.results["forces"] * to_acceleration
             velocities = velocities + 0.5 * step * acceleration
+            if bath is not None:
+                velocities = exchange(bath.after, velocities)
         since = now - settings.steps_equilibration
         if since >= 0 and since % settings.steps_per_frame == 0:
             results = calculator.results
@@ -556,6 +647,7 @@ def _integrate(atoms: Atoms, settings: _Settings) -> dict[str, np.ndarray]:
             frames["positions"].append(atoms.positions.copy())
             frames["velocities"].append(velocities)
             frames["energy"].append(potential + _kinetic_energy(masses, velocities))
+            heat.append(0.0 if bath is None else float(bath.heat[0]))
             if "dipole" in frames:
                 frames["dipole"].append(results["dipole"].copy())
             if not np.isfinite(frames["energy"][-1]):
@@ -564,10 +656,10 @@ def _integrate(atoms: Atoms, settings: _Settings) -> dict[str, np.ndarray]:
     change = _bond_change(atoms, [-1.0, *times], [start, *frames["positions"]])
     if change is not None:
         raise _Rejected(change)
-    spread = float(np.std(frames["energy"]))
+    spread = float(np.std(np.subtract(frames["energy"], heat)))
     if spread > settings.max_energy_std_eV:
         raise _Rejected(
             f"standard deviation of the energy {spread:.3g} eV, at most "
             f"{settings.max_energy_std_eV:g} eV allowed (a shorter step_fs may help)"
         )
-    return {name: np.array(values) for name, values in frames.items()}
+    return {name: np.array(values) for name, values in frames.items()}, spread

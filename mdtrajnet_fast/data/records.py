@@ -3,7 +3,7 @@
 The HDF5 format has a group for each molecule or periodic system, and in it one for each trajectory:
 
     /<molecule>              attributes: frame_fs (required), pos_scale, vel_scale, smiles, pbc,
-                             method, ...
+                             method, thermostat (where there was one), ...
         numbers  [atoms]     atomic numbers
         masses   [atoms]     amu; only where they are not the standard ones
         cell     [3, 3]      Å, rows are lattice vectors; only where pbc is set
@@ -65,6 +65,7 @@ class Record:
     pbc: np.ndarray  # bool [3]
     method: str | None = None  # what made it, e.g. "GFN2-xTB (tblite)"
     dipole: np.ndarray | None = None  # float32 [frames, 3], e Å
+    thermostat: str | None = None  # what acted on it, e.g. "nose-hoover"; None: constant energy
 
     def __post_init__(self) -> None:
         where = f"{self.molecule}/{self.trajectory}"
@@ -261,7 +262,9 @@ def _read_common(path: Path, group: h5py.Group) -> dict[str, Any]:
         masses = group["masses"][()].astype(np.float64)
     else:  # numbers out of range are refused by Record
         masses = atomic_masses[np.where((numbers > 0) & (numbers < len(atomic_masses)), numbers, 1)]
-    smiles, method = (_text(group.attrs.get(name)) for name in ("smiles", "method"))
+    smiles, method, thermostat = (
+        _text(group.attrs.get(name)) for name in ("smiles", "method", "thermostat")
+    )
     return {
         "molecule": molecule,
         "numbers": numbers,
@@ -269,6 +272,7 @@ def _read_common(path: Path, group: h5py.Group) -> dict[str, Any]:
         "frame_fs": float(group.attrs["frame_fs"]),
         "smiles": smiles,
         "method": method,
+        "thermostat": thermostat,
         "cell": group["cell"][()].astype(np.float64) if "cell" in group else np.zeros((3, 3)),
         "pbc": np.broadcast_to(np.asarray(group.attrs.get("pbc", False), bool), (3,)).copy(),
         "scales": {
@@ -418,6 +422,19 @@ def _frame_spacing(
     return frame_fs
 
 
+def check_constant_energy(records: Iterable[Record], what: str) -> None:
+    """Refuse records with a thermostat, for what takes their energy to be constant.
+
+    Raises ValueError, which names the first such record and the purpose.
+    """
+    for record in records:
+        if record.thermostat is not None:
+            raise ValueError(
+                f"{record.molecule}/{record.trajectory} was made with a thermostat "
+                f"({record.thermostat}), and {what} needs trajectories at constant energy"
+            )
+
+
 def as_trajectory(record: Record) -> Trajectory:
     """A record's frames, the first one at 0 fs."""
     return Trajectory(
@@ -512,12 +529,16 @@ class Writer:
             }
 
     def check(self, name: str, numbers: np.ndarray, **attributes: Any) -> None:
-        """Raises ValueError, saying what differs, unless group `name` has these attributes."""
+        """Raises ValueError, saying what differs, unless group `name` has these attributes.
+
+        One that is None must not be there.
+        """
         with reading(self.path) as file:
             stored = {**file[name].attrs, "numbers": file[name]["numbers"][()]}
         for key, new in {**attributes, "numbers": numbers}.items():
             old = stored.get(key)
-            if old is None or not np.array_equal(old, new):
+            same = old is new if old is None or new is None else np.array_equal(old, new)
+            if not same:
                 raise ValueError(
                     f"{self.path}: group {name} was written with {key} = {old}, but now {key} = "
                     f"{new}; continue the file with its own settings, or write to another file"
@@ -644,6 +665,10 @@ def _encode(
     return counts.astype(np.int16)
 
 
+_SAID_OF_ALL = ("smiles", "method", "thermostat")
+_SHARED = ("numbers", "masses", "frame_fs", "cell", "pbc", *_SAID_OF_ALL)
+
+
 def write_records(path: str | os.PathLike[str], records: Iterable[Record]) -> None:
     """Writes records, say of an imported extxyz file, to an HDF5 file as float32.
 
@@ -655,7 +680,7 @@ def write_records(path: str | os.PathLike[str], records: Iterable[Record]) -> No
     first: dict[str, Record] = {}
     for record in records:
         one = first.setdefault(record.molecule, record)
-        for key in ("numbers", "masses", "frame_fs", "smiles", "cell", "pbc", "method"):
+        for key in _SHARED:
             old, new = getattr(one, key), getattr(record, key)
             if not np.array_equal(old, new):
                 raise ValueError(
@@ -664,7 +689,7 @@ def write_records(path: str | os.PathLike[str], records: Iterable[Record]) -> No
                     "(dataclasses.replace)"
                 )
         if one is record:
-            said: dict[str, Any] = {"smiles": record.smiles, "method": record.method}
+            said: dict[str, Any] = {x: getattr(record, x) for x in _SAID_OF_ALL}
             writer.add_group(
                 record.molecule,
                 record.numbers,

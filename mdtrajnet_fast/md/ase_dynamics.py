@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,11 +14,13 @@ from ase import units
 from ase.calculators.calculator import Calculator, all_changes
 from ase.md.md import MolecularDynamics
 
+from ..mechanics import thermal_velocities
 from ..model.checkpoint import load_model
 from ..model.network import MDtrajNet
 from ..system import System, check_unconstrained
 from .calculator import MDtrajNetCalculator
 from .rollout import check_rate, rollout
+from .thermostats import Baths, Thermostat, thermostat_of
 from .window import beyond_training, method_of, stride_of
 
 _SAME = 1e-9  # Å
@@ -46,22 +49,30 @@ class UnknownEnergy(Calculator):
 class MDtrajNetDynamics(MolecularDynamics):
     """Predicted molecular dynamics behind the interface of ASE's integrators.
 
-    atoms: an ase.Atoms with momenta; moved in place, unwrapped.
+    atoms: an ase.Atoms with momenta, or at rest with a temperature; moved in place, unwrapped.
     timestep: spacing of the frames in ASE units (1 fs is ase.units.fs). A step moves the atoms to
         the next frame; the frames of a window are predicted together.
     model: a name or path for :func:`~mdtrajnet_fast.load_model`, or a loaded model.
     window: stride of the rollout (fs); None for the model's own.
-    method, energy_rate: as for :func:`~mdtrajnet_fast.simulate`.
+    method, energy_rate, thermostat, temperature_K, seed: as for :func:`~mdtrajnet_fast.simulate`:
+        temperature_K draws velocities (in place, over those of the atoms) and is that of a
+        thermostat by name; "langevin", "csvr" or an object of :mod:`.thermostats`, which leaves
+        velocities as they are, unless the atoms are at rest. A dynamics that goes on from another
+        one's atoms needs another seed, or it draws the same random numbers again.
     Further arguments are those of ase.md.md.MolecularDynamics: trajectory, logfile, ...
 
-    Observers may change the atoms, as a thermostat does: a new window then starts from the state
-    they leave, and a model with a potential keeps the energy of that state. Observers that wrap
-    atoms into the cell, or change what lies below 1e-9 of the state, change nothing. Forces are not
-    asked for. Atoms without a calculator get :class:`.MDtrajNetCalculator`, so that loggers print
-    the model's own energies, or, of a model without window potentials, :class:`UnknownEnergy`, so
-    that they print "nan".
+    The attribute `heat` (eV) is what the thermostat has put in so far; total energy less heat is
+    conserved.
 
-    Raises ValueError for elements that the model does not know, atoms at rest, and what
+    Observers may change the atoms, as ASE's own thermostats do: a new window then starts from the
+    state they leave, and a model with a potential keeps the energy of that state. Observers that
+    wrap atoms into the cell, or change what lies below 1e-9 of the state, change nothing. Forces
+    are not asked for. Atoms without a calculator get :class:`.MDtrajNetCalculator`, so that loggers
+    print the model's own energies, or, of a model without window potentials,
+    :class:`UnknownEnergy`, so that they print "nan".
+
+    Raises ValueError for elements that the model does not know, atoms at rest without a
+    temperature, a thermostat by name without one, and what
     :func:`~mdtrajnet_fast.system.check_atoms` refuses, constraints among it.
     """
 
@@ -73,6 +84,9 @@ class MDtrajNetDynamics(MolecularDynamics):
         window: float | None = None,
         method: str | None = None,
         energy_rate: float | None = None,
+        thermostat: str | Thermostat | None = None,
+        temperature_K: float | None = None,
+        seed: int | None = 0,
         **kwargs: Any,
     ):
         self.model = model if isinstance(model, MDtrajNet) else load_model(model)
@@ -82,16 +96,26 @@ class MDtrajNetDynamics(MolecularDynamics):
         self.window = stride_of(self.model, self.method, window)
         if (wrong := beyond_training(self.model, self.method, self.window)) is not None:
             warnings.warn(wrong, RuntimeWarning, stacklevel=2)
-        if not atoms.get_momenta().any():
-            raise ValueError(
-                "the atoms are at rest: set momenta first, for instance with "
-                "mdtrajnet_fast.thermal_velocities(atoms, temperature_K, seed)"
-            )
+        self.thermostat: Thermostat | None = None
+        if thermostat is not None:
+            self.thermostat = thermostat_of(thermostat, temperature_K)
+        self.seed = secrets.randbits(31) if seed is None else seed
+        if temperature_K is None and not atoms.get_momenta().any():
+            if self.thermostat is None:
+                raise ValueError(
+                    "the atoms are at rest: give temperature_K, or set momenta first, for instance "
+                    "with mdtrajnet_fast.thermal_velocities(atoms, temperature_K, seed)"
+                )
+            temperature_K = self.thermostat.temperature_K
+        if temperature_K is not None:
+            thermal_velocities(atoms, temperature_K, self.seed)
         if atoms.calc is None:
             known = self.model.window_potentials is not None
             atoms.calc = MDtrajNetCalculator(self.model) if known else UnknownEnergy()
         super().__init__(atoms, timestep, **kwargs)
-        self._coming: Iterator[tuple[np.ndarray, np.ndarray]] = iter(())
+        self.heat = 0.0
+        self._begun = 0  # motions: of the first state, and of each that observers left
+        self._coming: Iterator[tuple[np.ndarray, np.ndarray, float]] = iter(())
         self._last: tuple[np.ndarray, ...] | None = None
         self._wrapped = np.zeros((len(atoms), 3))  # Å, by observers
 
@@ -103,7 +127,7 @@ class MDtrajNetDynamics(MolecularDynamics):
             self._coming, self._wrapped = self._frames(), np.zeros((len(self.atoms), 3))
         else:
             self._wrapped += images
-        positions, momenta = next(self._coming)
+        positions, momenta, self.heat = next(self._coming)
         self.atoms.set_positions(positions + self._wrapped)
         self.atoms.set_momenta(momenta)
         self._last = self._state()
@@ -131,11 +155,17 @@ class MDtrajNetDynamics(MolecularDynamics):
         state = a.positions, a.get_momenta(), a.numbers, a.get_masses(), a.cell[:], a.pbc
         return tuple(x.copy() for x in state)
 
-    def _frames(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    def _frames(self) -> Iterator[tuple[np.ndarray, np.ndarray, float]]:
         system = System.from_atoms(self.atoms)
         momenta = self.atoms.get_momenta()
         # ASE's unit of time is irrational in fs: round away what the conversion adds
         dt = float(np.round(self.dt / units.fs, 9))
+        baths = None
+        if self.thermostat is not None:
+            # stages of their own, of which the equilibration of `simulate` has the second
+            stage, heat = 2 * self._begun, np.array([self.heat])
+            baths = Baths([self.thermostat], [self.atoms], [self.seed], stage, heat)
+        self._begun += 1
         windows = rollout(
             self.model,
             system,
@@ -144,10 +174,12 @@ class MDtrajNetDynamics(MolecularDynamics):
             window=self.window,
             method=self.method,
             energy_rate=self.energy_rate,
+            baths=baths,
             at_once=1,  # observers may change what follows
         )
         for frames in windows:
-            yield from zip(frames.positions, frames.momenta, strict=True)
+            heat = np.zeros((len(frames.times), 1)) if frames.heat is None else frames.heat
+            yield from zip(frames.positions, frames.momenta, heat[:, 0].tolist(), strict=True)
 
     def irun(self, steps: int = 50) -> Iterator[bool]:
         """Run as a generator that yields after every step; no forces are asked for."""

@@ -67,7 +67,8 @@ class Frames:
 
     times: [frames] fs, counted from window 0. positions: [frames, atoms, 3] Å.
     momenta: [frames, atoms, 3], ASE units. end: of the last window, fs. potential_energies:
-    [frames, systems] eV; None of a model without energies.
+    [frames, systems] eV; None of a model without energies. heat: [frames, systems] eV, what the
+    thermostats of a rollout have put in by then (:attr:`.thermostats.Baths.heat`).
     """
 
     times: np.ndarray
@@ -75,6 +76,7 @@ class Frames:
     momenta: np.ndarray
     end: float
     potential_energies: np.ndarray | None = None
+    heat: np.ndarray | None = None
 
 
 class Schedule:
@@ -250,23 +252,28 @@ def _thermostatted(
     momenta: np.ndarray,
     number: int,
 ) -> Iterator[Frames]:
-    """Windows one by one from number `number` on, with what thermostats do around each."""
+    """Windows one by one from number `number` on, with what thermostats do around each.
+
+    Where a window breaks, nothing of it counts: the heat is that of its start, too.
+    """
     x, p = system.positions, momenta
     while schedule.goes_on(number):
-        plan, frames = schedule.plan(number, 1)
+        (plan, frames), given = schedule.plan(number, 1), baths.heat
         h, end_wanted = plan.times[0][-1], plan.wanted[0][-1]
         engine.set_state(x, baths.before(number, h, x, p))
         engine.begin(plan)
         try:
             windows = engine.end()
         except Broke as why:  # the others can go on from before what the thermostats did
+            baths.heat = given
             broke = Broke(str(why), why.system, x, p)
             raise RolloutError.of(broke, number, schedule.end(number), engine.kept) from why
-        x, p = engine.state()
+        (x, p), within = engine.state(), baths.heat
         p = baths.after(number, h, x, p)
+        heat = np.repeat(within[None], len(frames), 0)
         if end_wanted:
-            windows.momenta[-1] = p
-        yield Frames(frames, *windows[:2], schedule.end(number), windows.energies)
+            windows.momenta[-1], heat[-1] = p, baths.heat
+        yield Frames(frames, *windows[:2], schedule.end(number), windows.energies, heat)
         number += 1
 
 

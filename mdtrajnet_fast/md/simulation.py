@@ -48,7 +48,7 @@ def simulate(
     model: str | Path | MDtrajNet = "molecules-nve",
     window: float | None = None,
     velocities: np.ndarray | Sequence[np.ndarray] | None = None,
-    temperature_K: float | None = None,
+    temperature_K: float | Sequence[float] | None = None,
     seed: int | None = 0,
     trajectory: str | Path | Sequence[str | Path] | None = None,
     resume: bool = False,
@@ -69,7 +69,10 @@ def simulate(
     velocities: [atoms, 3] Å/fs (a list of such arrays for a list), in place of those of atoms.
     temperature_K, seed: draw velocities at exactly this kinetic temperature over the free degrees
         of freedom (:func:`~mdtrajnet_fast.mechanics.thermal_velocities`); system k of a list draws
-        with seed + k. None: a seed that nobody knows.
+        with seed + k. None: a seed that nobody knows. For a list, one temperature for all or one
+        for each system, which its thermostat is at, too. Half of the kinetic energy of a system
+        that starts at a minimum becomes potential energy: for a run at this temperature, give
+        equilibration or a thermostat as well.
     trajectory: file to stream the frames to (.traj, .extxyz or .h5), or one for each system.
         Written after every window; never overwritten. (All frames are kept in memory, too.)
     resume: continue the file (or files) up to `duration`, or begin where there is none. The start
@@ -93,7 +96,9 @@ def simulate(
     equilibration: time (fs) before frame 0, with the thermostat (of a run at constant energy:
         :class:`.thermostats.Langevin` at temperature_K), that is not kept. If the model has
         energies, a run at constant energy then starts with the thermostat's mean energy, the
-        potential part of which is taken from its last three quarters.
+        potential part of which is taken from its last three quarters. With 0 the run starts from
+        the atoms as they are, at half of temperature_K in the mean if they are at a minimum; 1000
+        to 2000 fs bring a small molecule to the temperature, as the command line does by default.
     progress: show a progress bar.
 
     Returns a :class:`~mdtrajnet_fast.Trajectory` (a list of them for a list) with frames at 0, dt,
@@ -135,7 +140,8 @@ def simulate(
     if not 0 <= equilibration < np.inf:
         raise ValueError(f"equilibration must be a number of fs, 0 or more, got {equilibration}")
     seeds = [seed + k for k in range(len(many))]
-    thermostats = _thermostats(thermostat, temperature_K, len(many))
+    kelvins = _temperatures(temperature_K, single, len(many))
+    thermostats = _thermostats(thermostat, kelvins)
     said = [metadata] * len(many)
     if thermostats:
         pairs = zip(thermostats, seeds, strict=True)
@@ -146,12 +152,12 @@ def simulate(
     ]
     fresh = [k for k, held in enumerate(begun) if held is None]
     for k in fresh:
-        kelvin = temperature_K
+        kelvin = kelvins[k]
         if thermostats and given[k] is None and not many[k].get_momenta().any():
             kelvin = thermostats[k].temperature_K
         _set_start(many[k], given[k], kelvin, seeds[k], k)
     if equilibration and fresh:
-        warm = thermostats or _thermostats("langevin", temperature_K, len(many))
+        warm = thermostats or _thermostats("langevin", kelvins)
         _equilibrate(
             network,
             [many[k] for k in fresh],
@@ -181,6 +187,7 @@ def simulate(
         # not in the files: the windows that tell it are predicted again
         kept = energies_kept(network, first, p, window=stride, method=method, windows=start)
     going = list(range(len(many)))
+    heat: np.ndarray | None = None
     kept_warm: Sequence[Thermostat | None] = thermostats or [None] * len(many)
     with ExitStack() as stack:
         recorders = [
@@ -193,6 +200,14 @@ def simulate(
         while going:
             system = System.from_atoms([many[k] for k in going])
             system = dataclasses.replace(system, positions=positions)
+            baths = None
+            if thermostats:
+                baths = Baths(
+                    [thermostats[k] for k in going],
+                    [many[k] for k in going],
+                    [seeds[k] for k in going],
+                    heat=heat,
+                )
             windows = rollout(
                 network,
                 system,
@@ -204,13 +219,7 @@ def simulate(
                 method=method,
                 energy_rate=rate,
                 kept=kept,
-                baths=Baths(
-                    [thermostats[k] for k in going],
-                    [many[k] for k in going],
-                    [seeds[k] for k in going],
-                )
-                if thermostats
-                else None,
+                baths=baths,
             )
             try:
                 for frames in windows:
@@ -229,6 +238,7 @@ def simulate(
                 others = system.system_index != error.system
                 positions, momenta = error.positions[others], error.momenta[others]
                 start = error.window
+                heat = None if baths is None else np.delete(baths.heat, error.system)
     done = [recorder.trajectory(duration) for recorder in recorders]
     return done[0] if single else done
 
@@ -240,18 +250,33 @@ def _start(model: MDtrajNet, atoms: ase.Atoms, metadata: dict[str, Any]) -> Traj
     return Trajectory(atoms, [0.0], x, p, metadata, energies)
 
 
+def _temperatures(
+    given: float | Sequence[float] | None, single: bool, count: int
+) -> list[float | None]:
+    """The temperature of each system (K)."""
+    if not isinstance(given, Sequence | np.ndarray):
+        return [given] * count
+    if single:
+        raise ValueError(f"one system has one temperature_K, got {given!r}")
+    each: list[float | None] = [float(kelvin) for kelvin in given]
+    if len(each) != count:
+        raise ValueError(
+            f"{count} systems need {count} temperatures, or one for all, got {given!r}"
+        )
+    return each
+
+
 def _thermostats(
-    given: str | Thermostat | Sequence[str | Thermostat] | None,
-    temperature_K: float | None,
-    count: int,
+    given: str | Thermostat | Sequence[str | Thermostat] | None, kelvins: Sequence[float | None]
 ) -> list[Thermostat]:
-    """One for each system; none for constant energy."""
+    """One for each system, at its temperature (K); none for constant energy."""
     if given is None:
         return []
+    count = len(kelvins)
     each = [given] * count if isinstance(given, str | Langevin | CSVR) else list(given)
     if len(each) != count:
         raise ValueError(f"{count} systems need {count} thermostats, or one for all, got {given!r}")
-    return [thermostat_of(one, temperature_K) for one in each]
+    return [thermostat_of(one, kelvin) for one, kelvin in zip(each, kelvins, strict=True)]
 
 
 def _equilibrate(

@@ -36,7 +36,7 @@ class Langevin:
     friction_per_fs: float = 0.01
 
     def __post_init__(self) -> None:
-        _check_positive(self)
+        check_positive(self)
 
     def before(
         self, p: np.ndarray, motion: InternalMotion, rng: np.random.Generator, h: float
@@ -65,7 +65,7 @@ class CSVR:
     time_constant_fs: float = 100.0
 
     def __post_init__(self) -> None:
-        _check_positive(self)
+        check_positive(self)
 
     def before(
         self, p: np.ndarray, motion: InternalMotion, rng: np.random.Generator, h: float
@@ -122,6 +122,12 @@ class Baths:
     """The thermostats of the systems of one rollout.
 
     thermostats, atoms, seeds: of each system. stage: another one draws other random numbers.
+    heat: [systems] eV, what they have put in by the state that the rollout begins with: 0, or
+    what :attr:`heat` was there in the rollout that is continued.
+
+    The attribute heat: [systems] eV, the sum of all changes that the thermostats made to the
+    kinetic energies until now. The total energy less the heat is what exact windows conserve (the
+    effective energy of G. Bussi, M. Parrinello, Phys. Rev. E 75, 056707 (2007)).
     """
 
     def __init__(
@@ -130,8 +136,15 @@ class Baths:
         atoms: Sequence[ase.Atoms],
         seeds: Sequence[int],
         stage: int = 0,
+        heat: np.ndarray | None = None,
     ):
         self._thermostats, self._seeds, self._stage = thermostats, seeds, stage
+        self.heat = np.zeros(len(atoms)) if heat is None else np.array(heat, dtype=np.float64)
+        if self.heat.shape != (len(atoms),):
+            raise ValueError(
+                f"got heat of shape {self.heat.shape} for {len(atoms)} systems; expected one "
+                "number of eV for each"
+            )
         self._motions = [InternalMotion(one) for one in atoms]
         self._ptr = np.cumsum([0] + [len(one) for one in atoms])
 
@@ -144,7 +157,7 @@ class Baths:
         return self._act("after", 2 * number + 1, h, x, p)
 
     def _act(self, name: str, number: int, h: float, x: np.ndarray, p: np.ndarray) -> np.ndarray:
-        changed = p.copy()
+        changed, heat = p.copy(), self.heat.copy()
         parts = zip(self._ptr, self._ptr[1:], strict=False)
         for k, (a, b) in enumerate(parts):
             key = [self._seeds[k] % 2**64, self._stage]
@@ -152,11 +165,15 @@ class Baths:
             motion = self._motions[k]
             motion.at(x[a:b])
             internal = motion.of(p[a:b])
-            changed[a:b] += getattr(self._thermostats[k], name)(internal, motion, rng, h) - internal
+            acted = getattr(self._thermostats[k], name)(internal, motion, rng, h)
+            changed[a:b] += acted - internal
+            heat[k] += 0.5 * ((acted**2 - internal**2) / motion.masses[:, None]).sum()
+        self.heat = heat  # a new array: the one before is what frames were given
         return changed
 
 
-def _check_positive(thermostat: Any) -> None:
+def check_positive(thermostat: Any) -> None:
+    """Raise ValueError unless all fields of a dataclass are positive numbers."""
     for field in dataclasses.fields(thermostat):
         value = getattr(thermostat, field.name)
         if not (isinstance(value, int | float) and math.isfinite(value) and value > 0):

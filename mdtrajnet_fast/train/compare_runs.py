@@ -30,7 +30,7 @@ from ..analysis.observables import (
 )
 from ..analysis.trust import trust_summary
 from ..data.generate import teacher
-from ..data.records import Record, as_trajectory
+from ..data.records import Record, as_trajectory, check_constant_energy
 from ..io.trajectory import Trajectory
 from ..md.calculator import MDtrajNetCalculator
 from ..md.rollout import potential_energies
@@ -92,8 +92,9 @@ def reference_runs(
 
     Raises ValueError, naming the trajectory, for elements that the model does not know, a spacing
     that is no multiple of the record's or differs from that of others, frames too far apart for
-    4,000 cm^-1, and runs too short for a resolution of 30 cm^-1 (1.6 ps).
+    4,000 cm^-1, runs too short for a resolution of 30 cm^-1 (1.6 ps), and runs with a thermostat.
     """
+    check_constant_energy(records, "a comparison of runs")
     runs: list[Trajectory] = []
     for record in records:
         where = f"{record.molecule}/{record.trajectory}"

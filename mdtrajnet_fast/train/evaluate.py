@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..data.device_pairs import TensorBatch, tensor_batch
 from ..data.pairs import MARGIN, Batch, Choice, Pairs
-from ..data.records import Record
+from ..data.records import Record, check_constant_energy
 from ..model.network import MDtrajNet
 from ..model.window_potentials import ENDS, ENERGY, MIDDLE
 from ..ops import Graph
@@ -63,8 +63,10 @@ def rms_energy_errors(
     """Root mean square of :func:`energy_errors` over `count` random pairs at one lag.
 
     Returns energy (eV), and unchanged: what it is where no potential energy changes. Raises
-    ValueError as :meth:`~mdtrajnet_fast.data.pairs.Pairs.draw` and :func:`energy_errors`.
+    ValueError as :meth:`~mdtrajnet_fast.data.pairs.Pairs.draw` and :func:`energy_errors`, and for
+    data that were made with a thermostat.
     """
+    check_constant_energy(pairs.records, "an error of energies")
     rng = np.random.default_rng(seed)
     wrong, gains = [], []
     for done in range(0, count, AT_ONCE):

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..data.device_pairs import ResidentPairs, TensorBatch, tensor_batch
 from ..data.pairs import MARGIN, Batch, Pairs
+from ..data.records import check_constant_energy
 from ..md.rollout import one_window
 from ..model.network import MDtrajNet
 from ..system import System
@@ -109,11 +110,15 @@ class Motion(_Task):
 
 
 class Potential(_Task):
-    """The task of a run that trains the potential, as :class:`Motion`; the motion stays."""
+    """The task of a run that trains the potential, as :class:`Motion`; the motion stays.
+
+    Raises ValueError for data that were made with a thermostat.
+    """
 
     unit, columns = "eV", ("_energy", "_unchanged")
 
     def __init__(self, config: TrainConfig, pairs: Pairs, model: MDtrajNet, average: MDtrajNet):
+        check_constant_energy(pairs.records, 'target = "potential"')
         self.config, self.pairs, self.model, self.average = config, pairs, model, average
         self.max_lag = model.config.time_cutoff if config.max_lag_fs is None else config.max_lag_fs
         self.longest_lag = model.config.longest_lag  # of the motion

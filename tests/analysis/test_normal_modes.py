@@ -8,8 +8,12 @@ from ase.build import molecule
 from scipy.spatial.transform import Rotation
 
 from mdtrajnet_fast import Trajectory
-from mdtrajnet_fast.analysis.normal_modes import mode_temperatures, normal_modes
-from mdtrajnet_fast.mechanics import degrees_of_freedom, momenta_from_velocities
+from mdtrajnet_fast.analysis.normal_modes import mode_freedoms, mode_temperatures, normal_modes
+from mdtrajnet_fast.mechanics import (
+    InternalMotion,
+    degrees_of_freedom,
+    momenta_from_velocities,
+)
 
 C_CM_PER_S = 2.99792458e10
 
@@ -68,3 +72,23 @@ def test_temperature_of_one_mode():
     wanted = np.zeros(freedom)
     wanted[chosen] = (speed**2).mean() / ase.units.fs**2 / ase.units.kB
     np.testing.assert_allclose(kelvin, wanted, rtol=1e-8, atol=1e-6)
+
+
+def test_freedoms_of_modes():
+    """Far from the geometry of the modes: canonical momenta have kB T for each part of freedom."""
+    atoms = molecule("CH3OH")
+    modes, masses = normal_modes(atoms, springs(atoms)), atoms.get_masses()[:, None]
+    bent = atoms.copy()
+    bent.set_distance(0, 1, 2.2, fix=0)
+    bent.rattle(0.2, seed=3)
+    bent.rotate(40, [1, 2, 3])
+    motion, rng = InternalMotion(bent), np.random.default_rng(0)
+    spread = np.sqrt(masses * ase.units.kB * 300.0)
+    momenta = [motion.of(spread * rng.standard_normal((6, 3))) for _ in range(20000)]
+    run = Trajectory(atoms, np.arange(20000.0), np.tile(bent.positions, (20000, 1, 1)), momenta)
+    kelvin, freedoms = mode_temperatures(run, modes), mode_freedoms(run[:1], modes)
+    assert freedoms.min() < 0.97 and (freedoms < 1 + 1e-12).all()
+    np.testing.assert_allclose(kelvin / freedoms, 300, rtol=0.05)
+    assert abs(kelvin / 300 - freedoms).max() < 0.05
+    at_home = Trajectory(atoms, [0.0], atoms.positions[None], np.zeros((1, 6, 3)))
+    np.testing.assert_allclose(mode_freedoms(at_home, modes), 1, atol=1e-12)

@@ -17,12 +17,26 @@ import pytest
 from ase import Atoms
 from ase.build import bulk, molecule
 from ase.calculators.emt import EMT
+from ase.md.nose_hoover_chain import NoseHooverChainNVT
 from ase.md.verlet import VelocityVerlet
 from ase.optimize import BFGS
 
-from mdtrajnet_fast.data.generate import _bond_change, generate, make_calculator
-from mdtrajnet_fast.data.records import Writer, load_records
+from mdtrajnet_fast.data.generate import (
+    _bond_change,
+    _integrate,
+    _Settings,
+    generate,
+    make_calculator,
+)
+from mdtrajnet_fast.data.nose_hoover import NoseHoover, NoseHooverChain
+from mdtrajnet_fast.data.records import (
+    Writer,
+    check_constant_energy,
+    load_records,
+    write_records,
+)
 from mdtrajnet_fast.io.lock import Lock
+from mdtrajnet_fast.mechanics import thermal_velocities
 
 WATER = hashlib.sha1(b"O").hexdigest()[:10]
 SHORT = {"duration_fs": 8.0, "equilibration_fs": 4.0, "seed": 3}
@@ -199,6 +213,122 @@ def test_periodic_system_with_an_ase_calculator(tmp_path):
         assert set(file["copper/traj00"]) == {"positions", "velocities", "energy"}
 
 
+LONG = {"duration_fs": 5_000.0, "equilibration_fs": 500.0, "step_fs": 0.5, "frame_fs": 5.0}
+SPRINGS = """
+import numpy as np
+from ase.calculators.calculator import Calculator, all_changes
+
+
+class Springs(Calculator):
+    implemented_properties = ["energy", "forces"]
+
+    def calculate(self, atoms=None, properties=None, system_changes=all_changes):
+        apart = atoms.positions[:, None] - atoms.positions
+        lengths = np.sqrt((apart**2).sum(-1)) + np.eye(len(atoms))
+        rest = np.where(np.add.outer(atoms.numbers, atoms.numbers) == 9, 0.96, 1.5)
+        stretch = np.where(np.eye(len(atoms)) > 0, 0.0, lengths - rest)
+        forces = -20.0 * ((stretch + 20 * stretch**3) / lengths)[:, :, None] * apart
+        energy = 20.0 * (stretch**2 / 2 + 5 * stretch**4).sum() / 2
+        self.results = {"energy": energy, "forces": forces.sum(1)}
+"""
+
+
+@pytest.mark.parametrize(
+    "thermostat",
+    [
+        {"thermostat": "nose-hoover", "time_constant_fs": 30.0},
+        {"thermostat": "langevin", "friction_per_fs": 0.1},
+        {"thermostat": "csvr", "time_constant_fs": 10.0},
+    ],
+    ids=lambda given: given["thermostat"],
+)
+def test_thermostats(tmp_path, monkeypatch, thermostat):
+    """Of a water molecule on anharmonic springs: frames at the temperature, with its scatter.
+
+    With three degrees of freedom a thermostat that counts nine would be three times too hot.
+    """
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "springs.py").write_text(SPRINGS)
+    ase.io.write("water.xyz", molecule("H2O"))
+    options = {"calculator": "springs:Springs", "trajectories": 2, "temperatures_K": [400.0]}
+    options |= LONG | thermostat | {"max_energy_std_eV": 0.01, "seed": 1}
+    summary = generate(["water.xyz"], "out.h5", **options)
+    assert summary.written == 2 and not summary.redrawn
+    records = load_records("out.h5")
+    kinetic = np.concatenate([_kinetic(r) for r in records]) / (ase.units.kB * 400.0)
+    assert kinetic.mean() == pytest.approx(1.5, rel=0.15)
+    assert kinetic.var() == pytest.approx(1.5, rel=0.4)
+    for record in records:
+        assert record.thermostat == thermostat["thermostat"]
+        mass = record.masses[:, None]
+        arms, velocities = record.positions.astype(float), record.velocities.astype(float)
+        assert np.abs((mass * velocities).sum(1) / mass.sum()).max() < 2e-5
+        arms -= (mass * arms).sum(1)[:, None] / mass.sum()
+        assert np.abs((mass * np.cross(arms, velocities)).sum(1)).max() < 1e-3
+        assert record.energy.std() > 0.03  # of the molecule, to which heat comes and goes
+    constant = "friction_per_fs" if "friction_per_fs" in thermostat else "time_constant_fs"
+    with h5py.File("out.h5") as file:
+        attributes = dict(file["water"].attrs)
+        spread = file["water/traj00"].attrs["energy_std_eV"]
+    assert attributes["thermostat"] == thermostat["thermostat"]
+    assert attributes[constant] == thermostat.get(constant, 100.0)
+    assert spread < 0.01
+    before = everything("out.h5")
+    again = {**options, "trajectories": 3}
+    for change, message in (
+        ({"thermostat": None, constant: None}, "thermostat = "),
+        ({constant: 0.5}, f"{constant} = "),
+    ):
+        with pytest.raises(ValueError, match=message):
+            generate(["water.xyz"], "out.h5", **{**again, **change})
+    assert everything("out.h5") == before
+
+
+def _kinetic(record):
+    squares = record.masses[:, None] * record.velocities.astype(float) ** 2
+    return 0.5 * squares.sum((1, 2)) / ase.units.fs**2
+
+
+def test_a_thermostat_is_not_added_to_a_file(water):
+    before = water.read_bytes()
+    with pytest.raises(ValueError, match="thermostat = None, but now thermostat = csvr"):
+        generate(["O"], water, trajectories=5, thermostat="csvr", **SHORT)
+    assert water.read_bytes() == before
+
+
+def test_nose_hoover_is_that_of_ase(monkeypatch):
+    """Step by step, with ASE's integrator given the same chain; it conserves what it should."""
+    atoms = molecule("H2O")
+    thermal_velocities(atoms, 1500.0, 1)
+    atoms.calc = make_calculator("gfn2-xtb")
+    monkeypatch.setattr("mdtrajnet_fast.data.generate._bond_change", lambda *_: None)
+    settings = _Settings("gfn2-xtb", "{}", 1, 0.25, 0, 4, 21, 0, 0.02, 1)
+    chain = NoseHooverChain(NoseHoover(300.0, 20.0), atoms)
+    mine = atoms.copy()
+    frames, spread = _integrate(mine, settings, chain)
+    theirs = NoseHooverChainNVT(atoms, 0.25 * ase.units.fs, 300.0, 20.0 * ase.units.fs)
+    theirs._thermostat = NoseHooverChain(NoseHoover(300.0, 20.0), atoms)._chain
+    theirs.run(80)
+    np.testing.assert_allclose(frames["positions"][-1], atoms.positions, atol=1e-8)
+    conserved = frames["energy"][-1] - chain.heat[0]
+    thermostat = theirs._thermostat.get_thermostat_energy()
+    assert conserved == pytest.approx(atoms.get_total_energy() + thermostat, abs=1e-6)
+    assert spread < 0.05 * np.std(frames["energy"])
+
+
+def test_energies_of_thermostatted_data_are_not_learned_from(tmp_path):
+    path = tmp_path / "nvt.h5"
+    generate(["O"], path, trajectories=1, thermostat="csvr", **SHORT)
+    records = load_records(path)
+    with pytest.raises(
+        ValueError, match=r"traj00 was made with a thermostat \(csvr\), and energies"
+    ):
+        check_constant_energy(records, "energies")
+    write_records(tmp_path / "again.h5", records)
+    (again,) = load_records(tmp_path / "again.h5")
+    assert again.thermostat == "csvr"
+
+
 def test_what_fails_is_reported(tmp_path):
     ase.io.write(tmp_path / "copper.xyz", Atoms("Cu2", [[0, 0, 0], [0, 0, 2.3]]))
     ase.io.write(tmp_path / "argon.xyz", Atoms("Ar2", [[0, 0, 0], [0, 0, 3.8]]))
@@ -301,6 +431,11 @@ def test_another_structure_of_the_same_name_is_not_mixed_in(water, tmp_path):
         ({"equilibration_fs": -1.0}, "must not be negative"),
         ({"processes": 0}, "processes is 0"),
         ({"step_fs": float("nan")}, "step_fs is nan"),
+        ({"thermostat": "nose"}, "must be one of nose-hoover, langevin, csvr, or none"),
+        ({"friction_per_fs": 0.1}, "friction_per_fs = 0.1 is not of thermostat None"),
+        ({"thermostat": "langevin", "time_constant_fs": 9.0}, "is not of thermostat langevin"),
+        ({"thermostat": "csvr", "time_constant_fs": 0.0}, "must be a positive number"),
+        ({"thermostat": "nose-hoover", "time_constant_fs": -1.0}, "must be a positive number"),
         ({"temperatures_K": []}, "temperatures_K"),
         ({"temperatures_K": [300, 0]}, "temperatures_K"),
         ({"calculator": "gfn3"}, "calculator 'gfn3' cannot be made .*expected gfn2-xtb"),

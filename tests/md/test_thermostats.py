@@ -1,14 +1,17 @@
 """Thermostats: the canonical distribution, what they leave alone, and runs that go on."""
 
+import dataclasses
+
 import ase
 import cases
 import numpy as np
 import pytest
-from ase.units import kB
+from ase.units import fs, kB
 from cases import gentle
 
-from mdtrajnet_fast import simulate
+from mdtrajnet_fast import MDtrajNetDynamics, load_model, simulate
 from mdtrajnet_fast.analysis.trust import TrustMonitor
+from mdtrajnet_fast.md.rollout import RolloutError, potential_energies, rollout
 from mdtrajnet_fast.md.thermostats import CSVR, Baths, Langevin
 from mdtrajnet_fast.mechanics import (
     InternalMotion,
@@ -18,6 +21,7 @@ from mdtrajnet_fast.mechanics import (
     total_angular_momentum,
     total_momentum,
 )
+from mdtrajnet_fast.system import System
 
 MODEL = gentle(**cases.OWN, **cases.WINDOW_POTENTIALS)
 BOTH = pytest.mark.parametrize("thermostat", ["langevin", "csvr"])
@@ -92,6 +96,96 @@ def test_temperatures_of_a_batch():
         assert t.mean() == pytest.approx(kelvin, rel=0.15)
 
 
+def kinetic(momenta, masses):
+    return 0.5 * (momenta**2 / masses[:, None]).sum((-1, -2))
+
+
+@pytest.mark.parametrize("thermostat", [Langevin(400.0, 0.1), CSVR(400.0, 10.0)], ids=str)
+def test_heat_is_what_thermostats_put_in(thermostat):
+    """The changes that they make to the kinetic energy, of molecules that fly and turn as well."""
+    many = [cases.hot("CH3CH2OH"), cases.hot("H2O", temperature_K=100.0)]
+    many[0].set_momenta(many[0].get_momenta() + 0.3 * many[0].get_masses()[:, None])
+    system, p = cases.state(many)
+    baths, x, put_in = Baths([thermostat] * 2, many, [1, 2]), system.positions, np.zeros(2)
+    for number in range(20):
+        for act in (baths.before, baths.after):
+            changed = act(number, 3.0, x, p)
+            for k, part in enumerate((slice(0, 9), slice(9, 12))):
+                masses = system.masses[part]
+                put_in[k] += kinetic(changed[part], masses) - kinetic(p[part], masses)
+            p = changed
+    np.testing.assert_allclose(baths.heat, put_in, rtol=1e-10, atol=1e-10)
+    assert abs(baths.heat).min() > 0.01
+    with pytest.raises(ValueError, match="2 systems"):
+        Baths([thermostat] * 2, many, [1, 2], heat=[0.0])
+
+
+@BOTH
+def test_energy_less_heat_is_conserved(thermostat):
+    """With the bundled potentials: heat comes and goes, and its sum explains the total energy."""
+    atoms = cases.hot("CH3CH2OH", temperature_K=100.0)
+    bath = {"langevin": Langevin(500.0, 0.05), "csvr": CSVR(500.0, 20.0)}[thermostat]
+    model = load_model("molecules-nve", dtype="float64")
+    baths = Baths([bath], [atoms], [4])
+    frames = list(rollout(model, *cases.state(atoms), dt=3.0, duration=1500, baths=baths))
+    x, p, heat = (
+        np.concatenate([getattr(f, n) for f in frames]) for n in ("positions", "momenta", "heat")
+    )
+    total = potential_energies(model, atoms, x) + kinetic(p, atoms.get_masses())
+    assert heat.shape == (500, 1) and np.ptp(total) > 0.6
+    assert np.std(total - heat[:, 0]) < 0.1 * np.std(total)
+    assert abs(np.mean((total - heat[:, 0])[400:] - (total - heat[:, 0])[:100])) < 0.03
+
+
+@BOTH
+def test_heat_goes_on_to_the_bit(thermostat):
+    """From frames that are ends of windows; and those within have what was put in before them."""
+    atoms = cases.hot("CH3CH2OH")
+    bath = {"langevin": Langevin(300.0), "csvr": CSVR(300.0)}[thermostat]
+    system, p = cases.state(atoms)
+    settings = {"dt": 1.5, "duration": 60}
+    whole = list(rollout(MODEL, system, p, **settings, baths=Baths([bath], [atoms], [4])))
+    middle = whole[9]
+    go_on = dataclasses.replace(system, positions=middle.positions[-1])
+    baths = Baths([bath], [atoms], [4], heat=middle.heat[-1])
+    rest = list(rollout(MODEL, go_on, middle.momenta[-1], **settings, start=10, baths=baths))
+    assert len(rest) == 10
+    for a, b in zip(whole[10:], rest, strict=True):
+        np.testing.assert_array_equal(a.heat, b.heat)
+        np.testing.assert_array_equal(a.momenta, b.momenta)
+        assert a.heat.shape == (2, 1) and (a.heat[0] != a.heat[1]).all()
+    np.testing.assert_array_equal(baths.heat, whole[-1].heat[-1])
+    assert whole[0].heat is not None
+    (free, *_) = rollout(MODEL, system, p, dt=3.0, duration=6)
+    assert free.heat is None
+
+
+def test_a_window_that_breaks_gives_no_heat():
+    broken = cases.meets(gentle(**cases.OWN, **cases.WINDOW_POTENTIALS))
+    model = gentle(**cases.OWN, **cases.WINDOW_POTENTIALS)
+    cases.meets(model)
+    many = [broken, cases.hot("H2O")]
+    baths, heat = Baths([Langevin(300.0, 1e-3)] * 2, many, [1, 2]), None
+    with pytest.raises(RolloutError):
+        for frames in rollout(model, *cases.state(many), dt=3.0, duration=900, baths=baths):
+            heat = frames.heat[-1]
+    np.testing.assert_array_equal(baths.heat, heat)
+
+
+def test_temperatures_of_systems():
+    """One for each: velocities are drawn and thermostats are at them, as in runs of their own."""
+    many = [cases.hot("CH3CH2OH"), cases.hot("H2O")]
+    settings = {"dt": 3.0, "duration": 30, "model": MODEL, "thermostat": "csvr"}
+    runs = simulate(many, **settings, temperature_K=[200.0, 600.0])
+    drawn = simulate(many, 3.0, duration=3, model=MODEL, temperature_K=np.array([200.0, 600.0]))
+    for k, (kelvin, freedom) in enumerate(((200.0, 21), (600.0, 3))):
+        alone = simulate(many[k], **settings, temperature_K=kelvin, seed=k)
+        np.testing.assert_array_equal(runs[k].momenta, alone.momenta)
+        assert runs[k].metadata["temperature_K"] == kelvin
+        start = kinetic_temperature(drawn[k].velocities[:1], many[k].get_masses(), freedom)
+        assert start[0] == pytest.approx(kelvin)
+
+
 def test_equilibration():
     """Frame 0 is as warm as asked for, in kinetic and potential energy."""
     atoms = cases.hot("CH3CH2OH")
@@ -104,6 +198,64 @@ def test_equilibration():
     again = simulate(atoms, duration=30, **settings, equilibration=300.0)
     np.testing.assert_array_equal(again.positions, warm.positions)
     np.testing.assert_allclose(total_momentum(warm.velocities, atoms.get_masses()), 0, atol=1e-10)
+
+
+@BOTH
+def test_ase_dynamics_is_simulate(thermostat):
+    """To the bit, and with the heat that makes the total energy less it a constant."""
+    atoms = cases.hot("CH3CH2OH")
+    settings = {"model": MODEL, "thermostat": thermostat, "temperature_K": 400.0, "seed": 3}
+    expected = simulate(atoms, 1.5, duration=60, **settings)
+    dynamics = MDtrajNetDynamics(atoms, 1.5 * fs, **settings)
+    heat = []
+    dynamics.attach(lambda: heat.append(dynamics.heat))
+    np.testing.assert_array_equal(atoms.get_momenta(), expected.momenta[0])
+    dynamics.run(40)
+    np.testing.assert_array_equal(atoms.positions, expected.positions[-1])
+    np.testing.assert_array_equal(atoms.get_momenta(), expected.momenta[-1])
+    baths = Baths([dynamics.thermostat], [expected[0]], [3])
+    start = System.from_atoms(expected[0]), expected.momenta[0]
+    found = [f.heat[:, 0] for f in rollout(MODEL, *start, dt=1.5, duration=60, baths=baths)]
+    np.testing.assert_array_equal(heat, np.concatenate([[0.0], *found]))
+    free = MDtrajNetDynamics(atoms, 1.5 * fs, model=MODEL)
+    free.run(4)
+    assert free.heat == 0.0
+
+
+def test_ase_dynamics_after_observers():
+    """New windows draw new random numbers, and the heat is summed on."""
+    atoms = cases.hot("CH3CH2OH")
+    dynamics = MDtrajNetDynamics(atoms, 3 * fs, model=MODEL, thermostat=Langevin(400.0, 0.1))
+    start = atoms.copy()
+    dynamics.run(2)
+    first, heat = atoms.get_momenta(), dynamics.heat
+    atoms.positions = start.positions
+    atoms.set_momenta(start.get_momenta())
+    dynamics.run(2)
+    assert abs(atoms.get_momenta() - first).max() > 0.01
+    baths = Baths([dynamics.thermostat], [start], [0], stage=2, heat=[heat])
+    *_, last = rollout(MODEL, *cases.state(start), dt=3.0, duration=6, baths=baths)
+    np.testing.assert_array_equal(atoms.get_momenta(), last.momenta[-1])
+    assert dynamics.heat == last.heat[-1, 0] != heat != 0
+
+
+def test_ase_dynamics_draws_velocities():
+    atoms = cases.hot("CH3CH2OH")
+    given = atoms.get_momenta()
+    MDtrajNetDynamics(atoms, 3 * fs, model=MODEL, thermostat=CSVR(250.0))
+    np.testing.assert_array_equal(atoms.get_momenta(), given)
+    for settings in ({"temperature_K": 250.0}, {"thermostat": CSVR(250.0)}):
+        atoms.set_momenta(np.zeros((9, 3)))
+        MDtrajNetDynamics(atoms, 3 * fs, model=MODEL, **settings, seed=None)
+        velocities = cases.velocities(atoms)[None]
+        assert kinetic_temperature(velocities, atoms.get_masses(), 21) == pytest.approx(250.0)
+    for settings, match in (
+        ({"thermostat": "nose"}, "langevin, csvr"),
+        ({"thermostat": "csvr"}, "temperature_K"),
+        ({"temperature_K": 0.0}, "temperature_K must be positive"),
+    ):
+        with pytest.raises(ValueError, match=match):
+            MDtrajNetDynamics(atoms, 3 * fs, model=MODEL, **settings)
 
 
 def test_the_others_go_on_with_theirs():
@@ -151,11 +303,18 @@ def test_internal_motion():
         ({"thermostat": [CSVR(300.0)]}, "2 thermostats"),
         ({"equilibration": -1.0, "temperature_K": 300.0}, "equilibration"),
         ({"equilibration": 100.0}, "temperature_K"),
+        ({"temperature_K": [300.0]}, "2 temperatures"),
+        ({"temperature_K": [300.0, -1.0]}, "temperature_K must be positive"),
     ],
 )
 def test_refusals(given, match):
     with pytest.raises(ValueError, match=match):
         simulate([cases.hot("H2O"), cases.hot("NH3")], model=MODEL, **given)
+
+
+def test_one_system_has_one_temperature():
+    with pytest.raises(ValueError, match="one temperature_K"):
+        simulate(cases.hot("H2O"), model=MODEL, temperature_K=[300.0])
 
 
 @pytest.mark.parametrize("kind", [Langevin, CSVR])
