@@ -292,9 +292,10 @@ def _equilibrate(
 ) -> None:
     """Move systems to where they are after some time with thermostats, in place.
 
-    keep_energy: they go on at constant energy: the internal motion is scaled so that this is the
-    thermostat's mean, where it can be: of the potential energy that of the last three quarters, of
-    the kinetic energy, which needs no run to be known, kB T / 2 for each degree of freedom.
+    keep_energy: they go on at constant energy, which is the thermostat's mean: of the potential
+    energy that of the last three quarters, of the kinetic energy, which needs no run to be known,
+    kB T / 2 for each degree of freedom. They do so from the last state with less potential energy
+    than that, its internal motion scaled.
     """
     system = System.from_atoms(many)
     momenta = np.concatenate([one.get_momenta() for one in many])
@@ -314,17 +315,18 @@ def _equilibrate(
     positions, momenta = (np.stack(x) for x in zip(*late, strict=True))
     for one, bath, a, b in zip(many, thermostats, system.ptr, system.ptr[1:], strict=False):
         x, p = positions[:, a:b], momenta[:, a:b]
-        one.positions = x[-1]
-        one.set_momenta(p[-1])
-        if keep_energy and model.has_energies:
-            motion = InternalMotion(one)
-            internal = motion.of(p[-1])
-            potential = potential_energies(model, one, x)
-            mean = potential.mean() + 0.5 * motion.freedom * kB * bath.temperature_K
-            kinetic = 0.5 * (internal**2 / one.get_masses()[:, None]).sum()
-            if kinetic > 0 and mean > potential[-1]:
-                factor = np.sqrt((mean - potential[-1]) / kinetic)
-                one.set_momenta(p[-1] + (factor - 1) * internal)
+        if not (keep_energy and model.has_energies):
+            one.positions = x[-1]
+            one.set_momenta(p[-1])
+            continue
+        potential = potential_energies(model, one, x)
+        mean = potential.mean() + 0.5 * InternalMotion(one).freedom * kB * bath.temperature_K
+        last = np.flatnonzero(potential < mean)[-1]  # a small molecule may have more at the end
+        one.positions = x[last]
+        internal = InternalMotion(one).of(p[last])
+        kinetic = 0.5 * (internal**2 / one.get_masses()[:, None]).sum()
+        factor = np.sqrt((mean - potential[last]) / kinetic) if kinetic > 0 else 1.0
+        one.set_momenta(p[last] + (factor - 1) * internal)
 
 
 def _monitor(

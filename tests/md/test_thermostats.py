@@ -258,6 +258,28 @@ def test_ase_dynamics_draws_velocities():
             MDtrajNetDynamics(atoms, 3 * fs, model=MODEL, **settings)
 
 
+def test_energy_after_equilibration():
+    """Is the mean of the thermostat in every run, also where a small molecule has more than that as
+    potential energy in the end."""
+    atoms, count = cases.hot("H2O"), 24
+    many = [atoms.copy() for _ in range(count)]
+    for k, one in enumerate(many):
+        thermal_velocities(one, 300.0, k)
+    bath = Baths([Langevin(300.0)] * count, many, range(count), stage=1)
+    frames = list(rollout(MODEL, *cases.state(many), dt=3.0, duration=300, baths=bath))
+    x = np.stack([f.positions[-1] for f in frames[25:]]).reshape(75, count, 3, 3)
+    runs = simulate(many, 3.0, duration=3, model=MODEL, temperature_K=300.0, equilibration=300.0)
+    beyond = 0
+    for k, run in enumerate(runs):
+        potential = potential_energies(MODEL, atoms, x[:, k])
+        wanted = potential.mean() + 1.5 * kB * 300.0
+        beyond += potential[-1] > wanted
+        found = potential_energies(MODEL, atoms, run.positions[:1])[0]
+        found += kinetic(InternalMotion(run[0]).of(run.momenta[0]), atoms.get_masses())
+        assert found == pytest.approx(wanted, abs=1e-9)
+    assert beyond
+
+
 def test_the_others_go_on_with_theirs():
     model = gentle(**cases.OWN, **cases.WINDOW_POTENTIALS)
     broken = cases.meets(model)
