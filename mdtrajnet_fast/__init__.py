@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from .model.network import MDtrajNet
     from .neighbors.host import NeighborList, neighbor_list
     from .train.config import TrainConfig
+    from .train.finetune import finetune
     from .train.fit import fit
 
 __version__ = "0.1.0"
@@ -37,6 +38,7 @@ _HOME = {
     "Trajectory": "io.trajectory",
     "TrustSummary": "analysis.summary",
     "bundled_models": "model.checkpoint",
+    "finetune": "train.finetune",
     "fit": "train.fit",
     "infrared_spectrum": "analysis.observables",
     "load_model": "model.checkpoint",

@@ -75,6 +75,7 @@ from .train.evaluate import (
     rms_energy_errors,
     rms_window_errors,
 )
+from .train.finetune import finetune
 from .train.fit import fit
 
 # What `simulate` takes where nothing is said. --resume takes the settings of its folder instead, so
@@ -235,6 +236,30 @@ def _parser() -> argparse.ArgumentParser:
 
     sub = command("train", _train, "Train a model, or go on with an interrupted training.")
     sub.add_argument("config", type=Path, help="TOML file, see mdtrajnet_fast.TrainConfig")
+    sub.add_argument("--quiet", action="store_true", help="no progress bar")
+
+    sub = command(
+        "finetune",
+        _finetune,
+        "Fine-tune a model on trajectories, or go on with that; prints errors before and after.",
+    )
+    sub.add_argument("model", help="name or path, as for simulate")
+    sub.add_argument("data", nargs="+", help="trajectory files, as of generate or an ASE run")
+    sub.add_argument("--output", required=True, type=Path, help="folder of the training")
+    sub.add_argument(
+        "--held-out",
+        nargs="+",
+        help="trajectories to judge by (default: every fifth name, or the last)",
+    )
+    sub.add_argument(
+        "--replay", nargs="+", default=(), help="other trajectories to train on, to keep them known"
+    )
+    sub.add_argument("--steps", type=int, default=1500)
+    sub.add_argument("--batch-size", type=int, default=32)
+    sub.add_argument("--learning-rate", type=float, default=1e-3)
+    sub.add_argument("--frame", type=float, help="spacing of the frames, fs, if files lack it")
+    sub.add_argument("--processes", type=int, default=1)
+    sub.add_argument("--seed", type=int, default=0)
     sub.add_argument("--quiet", action="store_true", help="no progress bar")
 
     sub = command("generate", _generate, "Make reference trajectories with an ASE calculator.")
@@ -591,6 +616,35 @@ def _train(options: argparse.Namespace) -> None:
     config = TrainConfig.read(options.config)
     fit(config, progress=not options.quiet)
     print(f"Written: {config.output}/ (model/, log.csv, curves.png, checkpoint.pt)")
+
+
+def _finetune(options: argparse.Namespace) -> None:
+    done = finetune(
+        options.model,
+        options.data,
+        options.output,
+        held_out=options.held_out,
+        replay=options.replay,
+        steps=options.steps,
+        batch_size=options.batch_size,
+        learning_rate=options.learning_rate,
+        frame_fs=options.frame,
+        processes=options.processes,
+        seed=options.seed,
+        progress=not options.quiet,
+    )
+    print(
+        f"Errors after {done.before.window:g} fs on trajectories held out "
+        f"({', '.join(done.held_out)}):\n"
+    )
+    print(f"{'':12}{'before':>12}{'after':>12}")
+    units = {"position": "Å", "velocity": "%", "acceleration": "%", "energy": "eV"}
+    for name, unit in units.items():
+        pair = getattr(done.before, name), getattr(done.after, name)
+        if None not in pair:
+            shown = [f"{100 * x:.1f} %" if unit == "%" else f"{x:.4f} {unit}" for x in pair]
+            print(f"{name:12}{shown[0]:>12}{shown[1]:>12}")
+    print(f"\nWritten: {options.output}/ (model/, log.csv, curves.png, checkpoint.pt)")
 
 
 def _generate(options: argparse.Namespace) -> None:

@@ -38,6 +38,32 @@ NAMES = ("CH3CH2OH", "H2O", "CO2", "H2", "CH4", "C6H6", "OH")
 RECORDS = [record(name, seed) for seed, name in enumerate(NAMES)]
 
 
+def vibration(seed: int, wavenumber: float = 3000.0, frames: int = 60, frame_fs: float = 1.0):
+    """A record of H2 that vibrates harmonically, a classical thermal state of 300 K or so."""
+    omega = 2 * np.pi * wavenumber / 33356.41
+    rng = np.random.default_rng(seed)
+    a, phase = 0.08 * abs(rng.standard_normal()) + 0.01, 7 * rng.random()
+    t = frame_fs * np.arange(frames)
+    positions, velocities = np.zeros((frames, 2, 3)), np.zeros((frames, 2, 3))
+    for atom, sign in ((0, -1), (1, 1)):
+        positions[:, atom, 2] = sign * (0.4 + a / 2 * np.cos(omega * t + phase))
+        velocities[:, atom, 2] = -sign * a / 2 * omega * np.sin(omega * t + phase)
+    return Record(
+        molecule="H2",
+        trajectory=f"traj{seed:02d}",
+        numbers=np.array([1, 1]),
+        masses=np.array([1.008, 1.008]),
+        positions=positions.astype(np.float32),
+        velocities=velocities.astype(np.float32),
+        frame_fs=frame_fs,
+        energy=None,
+        temperature_K=300.0,
+        smiles=None,
+        cell=np.zeros((3, 3)),
+        pbc=np.zeros(3, bool),
+    )
+
+
 def assert_same_batch(ours, theirs) -> None:
     for field in dataclasses.fields(theirs.graph):
         a, b = getattr(ours.graph, field.name), getattr(theirs.graph, field.name)

@@ -218,7 +218,7 @@ class TrainConfig:
         if not isinstance(sets := values.get("validation", {}), dict):
             raise ValueError(f"{path}: validation must be sets by name, got {sets!r}")
         if values.get("target", "motion") == "motion" and "initial" in values:
-            values = _trained_with(values["initial"]) | values
+            values = trained_with(values["initial"]) | values
         for one in sets.values():
             if isinstance(one, dict) and "data" in one:
                 one["data"] = beside(one["data"])
@@ -237,7 +237,7 @@ OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
 _INHERITED = ("velocity_weight_fs", "mass_power", "time_reversal", "lag_power", "max_lag_fs")
 
 
-def _trained_with(initial: str) -> dict[str, Any]:
+def trained_with(initial: str) -> dict[str, Any]:
     """Settings that the motion of a model was last trained with; none where it does not say."""
     about: Any = provenance(initial)
     while isinstance(about, dict) and isinstance(settings := about.get("settings"), dict):

@@ -11,41 +11,15 @@ import pytest
 import torch
 from ase.units import fs
 from cases import gentle
-from pair_cases import potential_config
+from pair_cases import potential_config, vibration
 
 from mdtrajnet_fast import TrainConfig, fit, load_model, save_model, simulate
 from mdtrajnet_fast.data.pairs import MARGIN, Pairs
-from mdtrajnet_fast.data.records import Record, load_records
+from mdtrajnet_fast.data.records import load_records
 from mdtrajnet_fast.model.window_potentials import ENERGY
 from mdtrajnet_fast.system import System
 from mdtrajnet_fast.train import fit as train
 from mdtrajnet_fast.train.evaluate import rms_window_errors, window_errors
-
-
-def vibration(seed: int, wavenumber: float = 3000.0, frames: int = 60, frame_fs: float = 1.0):
-    """A record of H2 that vibrates harmonically, a classical thermal state of 300 K or so."""
-    omega = 2 * np.pi * wavenumber / 33356.41
-    rng = np.random.default_rng(seed)
-    a, phase = 0.08 * abs(rng.standard_normal()) + 0.01, 7 * rng.random()
-    t = frame_fs * np.arange(frames)
-    positions, velocities = np.zeros((frames, 2, 3)), np.zeros((frames, 2, 3))
-    for atom, sign in ((0, -1), (1, 1)):
-        positions[:, atom, 2] = sign * (0.4 + a / 2 * np.cos(omega * t + phase))
-        velocities[:, atom, 2] = -sign * a / 2 * omega * np.sin(omega * t + phase)
-    return Record(
-        molecule="H2",
-        trajectory=f"traj{seed:02d}",
-        numbers=np.array([1, 1]),
-        masses=np.array([1.008, 1.008]),
-        positions=positions.astype(np.float32),
-        velocities=velocities.astype(np.float32),
-        frame_fs=frame_fs,
-        energy=None,
-        temperature_K=300.0,
-        smiles=None,
-        cell=np.zeros((3, 3)),
-        pbc=np.zeros(3, bool),
-    )
 
 
 @pytest.mark.parametrize("frame_fs, error", [(1.0, 3e-4), (2.0, 0.015)])
