@@ -61,8 +61,8 @@ class MDtrajNetDynamics(MolecularDynamics):
     the model's own energies, or, of a model without window potentials, :class:`UnknownEnergy`, so
     that they print "nan".
 
-    Raises ValueError for elements that the model does not know, atoms at rest, and what
-    :func:`~mdtrajnet_fast.system.check_atoms` refuses, constraints among it.
+    Raises ValueError for systems that the model is not for, elements that it does not know, atoms
+    at rest, and what :func:`~mdtrajnet_fast.system.check_atoms` refuses, constraints among it.
     """
 
     def __init__(
@@ -76,7 +76,9 @@ class MDtrajNetDynamics(MolecularDynamics):
         **kwargs: Any,
     ):
         self.model = model if isinstance(model, MDtrajNet) else load_model(model)
-        self.model.species_index(System.from_atoms(atoms).numbers)
+        system = System.from_atoms(atoms)
+        self.model.check_systems(system)
+        self.model.species_index(system.numbers)
         self.method, self.energy_rate = method_of(self.model, method), check_rate(energy_rate)
         self.window = stride_of(self.model, self.method, window)
         if (wrong := beyond_training(self.model, self.method, self.window)) is not None:
