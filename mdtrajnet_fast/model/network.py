@@ -200,7 +200,7 @@ _KEPT: WeakKeyDictionary[MDtrajNet, _Kept] = WeakKeyDictionary()
 
 
 def _heights(cell: np.ndarray) -> np.ndarray:
-    """Distances [systems, 3] (Å) between opposite faces of cells [systems, 3, 3]; 0 of flat ones."""
+    """Distances [systems, 3] (Å) of opposite faces of cells [systems, 3, 3]; 0 of flat ones."""
     faces = np.linalg.norm(np.cross(cell[:, [1, 2, 0]], cell[:, [2, 0, 1]]), axis=2)
     volume = abs(np.linalg.det(cell))[:, None]
     return np.divide(volume, faces, out=np.zeros_like(faces), where=faces > 0)
@@ -295,15 +295,15 @@ class MDtrajNet(nn.Module):
             k = int(np.argmin(pbc.all(1)))
             raise ValueError(
                 f"model {self.name!r} is for matter that is periodic in three directions, and "
-                f"system {k} has pbc = {pbc[k].tolist()}: give a cell of a crystal or a fluid, with "
-                "pbc = True; molecules are for molecules-nve"
+                f"system {k} has pbc = {pbc[k].tolist()}: give a cell of a crystal or a fluid, "
+                "with pbc = True; molecules are for molecules-nve"
             )
         heights, cutoff = _heights(system.cell).min(1), self.config.radial_cutoff
         if (small := (0 < heights) & (heights < cutoff)).any():
             k = int(np.argmax(small))
             raise ValueError(
-                f"the cell of system {k} is {heights[k]:.3g} Å high where it is flattest, less than "
-                f"the cutoff of model {self.name!r}, {cutoff:g} Å: atoms would meet their own "
+                f"the cell of system {k} is {heights[k]:.3g} Å high where it is flattest, less "
+                f"than the cutoff of model {self.name!r}, {cutoff:g} Å: atoms would meet their own "
                 f"images, which move as they do. Repeat it: atoms.repeat("
                 f"{math.ceil(cutoff / heights[k])})"
             )

@@ -69,9 +69,7 @@ def test_times_are_predicted_independently(name, dtype, instruction_set, monkeyp
         model = cases.model(dtype=getattr(torch, dtype), **cases.OWN)
     else:
         model = load_model(name, dtype)
-        model.config = dataclasses.replace(
-            model.config, systems=None
-        )  # crystals are in the mixture
+        model.config = dataclasses.replace(model.config, systems=None)  # crystals, too
     graph = model.graph(System.from_atoms(mixture()))
     times = np.linspace(0.7, 10.0, 21)
     together = model.displacements(graph, times)
