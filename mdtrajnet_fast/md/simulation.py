@@ -362,6 +362,7 @@ def check_run(
     (:meth:`.MDtrajNet.check_systems`), a method that it has not, times out of range (fs) and atoms
     that coincide.
     """
+    model.check_systems(system)
     model.species_index(system.numbers)
     stride_of(model, method_of(model, method), window)
     if not 0 < dt <= duration < np.inf:
