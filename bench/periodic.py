@@ -28,6 +28,7 @@ from scipy.signal import find_peaks
 from mdtrajnet_fast import Trajectory, load_model, simulate, thermal_velocities
 from mdtrajnet_fast.analysis.matter import diffusion, kinetic_energies, radial_distribution
 from mdtrajnet_fast.analysis.observables import vibrational_density_of_states
+from mdtrajnet_fast.md.window import method_of, stride_of
 from mdtrajnet_fast.mechanics import centre_of_mass
 
 RESOLUTION = 30.0  # cm^-1, of densities of states
@@ -248,7 +249,8 @@ def compare(options: argparse.Namespace) -> None:
     for name, state in _chosen(options.states):
         reference = Trajectory.read(_file(options.folder, name))
         model = load_model(models[state.model])
-        run = simulate(reference[0], state.spacing, duration=reference.times[-1], model=model)
+        window = stride_of(model, method_of(model, None), None)
+        run = simulate(reference[0], window, duration=reference.times[-1], model=model)
         assert isinstance(run, Trajectory) and run.trust is not None
         how: tuple[Sequence[str], str] = (state.pair, state.model)
         figures = agreement(run, reference, *how)
@@ -258,7 +260,7 @@ def compare(options: argparse.Namespace) -> None:
         )
         report["states"][name] = {
             "model": model.name,
-            "window": run.metadata["window_fs"],
+            "window": window,
             "duration": float(reference.times[-1]),
             "figures": figures,
             "halves": halves,

@@ -103,7 +103,7 @@ def test_bundled_models_load_and_say_where_they_come_from():
         assert f"{about['errors']['unseen']['position_A']:.4f}" in card
 
 
-@pytest.mark.parametrize(("name", "window"), [("diamond", 6.0), ("argon", 50.0)])
+@pytest.mark.parametrize(("name", "window"), [("diamond", 4.0), ("argon", 50.0)])
 def test_bundled_models_of_periodic_matter_say_how_good_they_are(name, window):
     model, about = load_model(name), provenance(name)
     assert not len(model.members) and model.config.systems == "periodic"
