@@ -131,7 +131,10 @@ class AseLoop:
 
 
 class TorchLoop:
-    """Velocity Verlet in plain torch, with a potential of torchani that TorchScript compiled."""
+    """Velocity Verlet in plain torch, with a potential of torchani that TorchScript compiled.
+
+    In the cell of the atoms, where they are periodic in three directions.
+    """
 
     def __init__(self, model: torch.nn.Module, atoms: ase.Atoms):
         with warnings.catch_warnings():
@@ -142,13 +145,16 @@ class TorchLoop:
         velocities = torch.tensor(atoms.get_velocities() * ase.units.fs)
         self.v = velocities.to(self.x)[None]  # Å/fs
         masses = torch.tensor(atoms.get_masses())[:, None]
+        self.box: tuple[torch.Tensor | None, torch.Tensor | None] = (None, None)
+        if atoms.pbc.all():
+            self.box = torch.tensor(atoms.cell[:]).to(self.x), torch.tensor(atoms.pbc)
         self.scale = (-ase.units.Hartree * ase.units.fs**2 / masses).to(self.x)
         self.acceleration = self.accelerate()
 
     def accelerate(self) -> torch.Tensor:
         """Accelerations in Å/fs^2."""
         x = self.x.detach().requires_grad_()
-        energy = self.model((self.numbers, x)).energies  # Hartree
+        energy = self.model((self.numbers, x), *self.box).energies  # Hartree
         (gradient,) = torch.autograd.grad(energy.sum(), x)
         return gradient * self.scale
 

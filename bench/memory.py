@@ -12,6 +12,7 @@ import ctypes
 import gc
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "tests"))
@@ -36,6 +37,17 @@ def release() -> None:
         trim(0)
 
 
+def peak_growth(call: Callable[[], object]) -> int:
+    """Bytes by which the resident peak grows during a call, what it returns included."""
+    release()
+    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+    before = _status("VmRSS")
+    kept = call()
+    peak = _status("VmHWM")
+    del kept
+    return peak - before
+
+
 def growth(name: str, mode: str, system: str, size: int) -> dict[str, int]:
     """Resident bytes before a pass and the growth of their peak during it."""
     torch.set_num_threads(THREADS)
@@ -48,12 +60,9 @@ def growth(name: str, mode: str, system: str, size: int) -> dict[str, int]:
         atoms = make(size)
         made = provider(name, atoms)
         release()
-        Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
         before = _status("VmRSS")
-        kept = getattr(made, mode)()
-        peak = _status("VmHWM")
-    del kept
-    return {"atoms": len(atoms), "before": before, "growth": peak - before}
+        grown = peak_growth(getattr(made, mode))
+    return {"atoms": len(atoms), "before": before, "growth": grown}
 
 
 if __name__ == "__main__":

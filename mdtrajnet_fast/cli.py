@@ -897,13 +897,18 @@ def _analyze(options: argparse.Namespace) -> None:
         "kinetic": _write_kinetic,
     }
     apply = kinds if trajectory.atoms.pbc.all() else ("vdos", "kinetic")
-    wanted = [name for name in kinds if getattr(options, name)] or list(apply)
+    asked = [name for name in kinds if getattr(options, name)]
     place = options.trajectory
     numbered = options.output is None
     folder = _new_folder(options.output or place.with_name(f"{place.stem}-analysis"), numbered)
     folder = _made(folder, numbered)
-    for name in wanted:
-        kinds[name](trajectory, folder / name)
+    for name in asked or apply:
+        try:
+            kinds[name](trajectory, folder / name)
+        except ValueError as error:  # too short, or frames too far apart, for one of many
+            if asked:
+                raise
+            print(f"No {name}: {error}")
 
 
 def _write_rdf(trajectory: Trajectory, prefix: Path, farthest: float | None) -> None:

@@ -53,11 +53,11 @@ PUBLISHED = ModelConfig(species=("C", "H", "N", "O"))
 
 
 def bundled_configs() -> dict[str, ModelConfig]:
-    """The bundled models' own configs, by name."""
+    """The own configs of the bundled models that have a network, by name."""
     files = sorted(BUNDLED_FOLDER.glob("*/config.json"))
+    said = {file.parent.name: json.loads(file.read_text()) for file in files}
     return {
-        file.parent.name: ModelConfig.from_dict(json.loads(file.read_text())["config"])
-        for file in files
+        name: ModelConfig.from_dict(one["config"]) for name, one in said.items() if one["members"]
     }
 
 

@@ -14,7 +14,7 @@ import cases
 import numpy as np
 import pytest
 import torch
-from ase.build import molecule
+from ase.build import bulk, molecule
 from ase.constraints import FixBondLength
 
 from mdtrajnet_fast import Trajectory, load_model, read_structure, save_model, simulate
@@ -60,6 +60,20 @@ def test_simulate_writes_one_folder(tmp_path, capsys):
     assert written["settings"]["seed"] == 0 and written["trust"]["frames"] == 151
     run("simulate ethanol --dt 2 --duration 20 --equilibration 0 --quiet")
     assert (tmp_path / "ethanol-300K-unequilibrated-2").is_dir()
+
+
+def test_what_a_model_is_not_for_is_refused_before_the_run(tmp_path, capsys):
+    cases.diamond((2, 2, 2)).write("crystal.cif")
+    bulk("Si", "diamond", a=5.43, cubic=True).write("silicon.cif")
+    bulk("C", "diamond", a=3.566).write("primitive.cif")
+    kept = set(tmp_path.iterdir())
+    assert "is for isolated molecules" in refused("simulate crystal.cif", capsys)
+    assert "periodic in three directions" in refused("simulate water --model argon", capsys)
+    assert "does not know the elements Si" in refused(
+        "simulate silicon.cif --model diamond", capsys
+    )
+    assert "Repeat it: atoms.repeat(2)" in refused("simulate primitive.cif --model diamond", capsys)
+    assert set(tmp_path.iterdir()) == kept
 
 
 def test_run_json_is_enough_to_repeat_the_run(tmp_path):

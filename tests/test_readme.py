@@ -55,6 +55,20 @@ def test_other_commands(tmp_path):
     assert (tmp_path / "acetamide" / "trajectory-spectrum.png").exists()
 
 
+def test_crystals_and_fluids(tmp_path):
+    out = shell(blocks("sh")[4], tmp_path)
+    assert out.count("Trust: no warnings") == 2
+    assert out.count("No vdos: frames every 50 fs") == 1
+    for name, kinds in (
+        ("diamond-300K", "rdf msd vdos kinetic"),
+        ("argon-150K", "rdf msd kinetic"),
+    ):
+        found = {p.name for p in (tmp_path / f"{name}-analysis").glob("*.png")}
+        assert found == {f"{kind}.png" for kind in kinds.split()}
+    for picture in re.findall(r"]\((docs/.*?)\)", README):
+        assert (Path(__file__).parent.parent / picture).exists()
+
+
 @pytest.mark.skipif(shutil.which("gcc") is None, reason="no C compiler")
 def test_c_program(tmp_path):
     (code,) = blocks("c")

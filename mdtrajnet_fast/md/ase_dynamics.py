@@ -71,8 +71,8 @@ class MDtrajNetDynamics(MolecularDynamics):
     print the model's own energies, or, of a model without window potentials,
     :class:`UnknownEnergy`, so that they print "nan".
 
-    Raises ValueError for elements that the model does not know, atoms at rest without a
-    temperature, a thermostat by name without one, and what
+    Raises ValueError for systems that the model is not for, elements that it does not know, atoms
+    at rest without a temperature, a thermostat by name without one, and what
     :func:`~mdtrajnet_fast.system.check_atoms` refuses, constraints among it.
     """
 
@@ -90,7 +90,9 @@ class MDtrajNetDynamics(MolecularDynamics):
         **kwargs: Any,
     ):
         self.model = model if isinstance(model, MDtrajNet) else load_model(model)
-        self.model.species_index(System.from_atoms(atoms).numbers)
+        system = System.from_atoms(atoms)
+        self.model.check_systems(system)
+        self.model.species_index(system.numbers)
         self.method = method_of(self.model, method)
         self.energy_rate = None if energy_rate is None else check_rate(energy_rate)
         self.window = stride_of(self.model, self.method, window)

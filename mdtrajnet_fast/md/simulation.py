@@ -392,9 +392,11 @@ def check_run(
 ) -> None:
     """Refuse, before anything is written, a run that cannot start.
 
-    Raises ValueError for elements that the model does not know, a method that it has not, times out
-    of range (fs) and atoms that coincide.
+    Raises ValueError for elements that the model does not know, systems that it is not for
+    (:meth:`.MDtrajNet.check_systems`), a method that it has not, times out of range (fs) and atoms
+    that coincide.
     """
+    model.check_systems(system)
     model.species_index(system.numbers)
     stride_of(model, method_of(model, method), window)
     if not 0 < dt <= duration < np.inf:
@@ -549,13 +551,13 @@ def _set_start(
 def model_hash(model: MDtrajNet) -> str:
     """First 16 hex digits of the SHA-256 of a model's configuration and weights.
 
-    Tells which function made a trajectory, in which a dipole has no part.
+    Tells which function made a trajectory, in which a dipole has no part, nor what it is meant for.
     """
     return model.kept("hash", lambda: _hash(model))
 
 
 def _hash(model: MDtrajNet) -> str:
-    config = {k: v for k, v in model.config.to_dict().items() if k != "dipole"}
+    config = {k: v for k, v in model.config.to_dict().items() if k not in ("dipole", "systems")}
     digest = hashlib.sha256(json.dumps(config).encode())
     for name, value in sorted(model.state_dict().items()):
         if name.startswith("dipole."):

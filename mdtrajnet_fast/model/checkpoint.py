@@ -148,6 +148,7 @@ _SAID = {f.name for f in dataclasses.fields(ModelConfig)} - {
     "longest_lag",
     "window_potentials",
     "dipole",
+    "systems",
     "potential",
     "window",
 }

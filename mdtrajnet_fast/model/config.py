@@ -133,6 +133,8 @@ class ModelConfig:
         for a model without one.
     window_potentials: sizes of the potentials of symplectic windows; None for a model without them.
     dipole: sizes of the read-out of dipole moments; None for a model without one.
+    systems: what the model is for: "molecules", isolated ones, "periodic" matter, in cells periodic
+        in three directions; others are refused (:meth:`.MDtrajNet.check_systems`). None: any.
     """
 
     species: tuple[str, ...]
@@ -158,6 +160,7 @@ class ModelConfig:
     longest_lag: float | None = None
     window_potentials: WindowPotentialsConfig | None = None
     dipole: DipoleConfig | None = None
+    systems: str | None = None
 
     def __post_init__(self) -> None:
         for name in ("species", "key_weight_hidden_neurons", "value_weight_hidden_neurons"):
@@ -191,6 +194,8 @@ class ModelConfig:
         for name in ("envelope", "velocity_readout"):
             if not isinstance(given := getattr(self, name), bool):
                 raise ValueError(f"{name} must be true or false, got {given!r}")
+        if self.systems not in (None, "molecules", "periodic"):
+            raise ValueError(f'systems must be "molecules" or "periodic", got {self.systems!r}')
         if self.head not in ("published", "conserving"):
             raise ValueError(f'head must be "published" or "conserving", got {self.head!r}')
 
@@ -202,7 +207,7 @@ class ModelConfig:
     def to_dict(self) -> dict[str, Any]:
         """A JSON-able dictionary that :meth:`from_dict` reads."""
         values = dataclasses.asdict(self)
-        for name in ("longest_lag", "window_potentials", "dipole"):
+        for name in ("longest_lag", "window_potentials", "dipole", "systems"):
             if values[name] is None:  # as it was before there was this: models keep their hash
                 del values[name]
         if (windows := values.get("window_potentials")) and windows["usual_uncertainty"] is None:

@@ -199,6 +199,13 @@ class _Kept:
 _KEPT: WeakKeyDictionary[MDtrajNet, _Kept] = WeakKeyDictionary()
 
 
+def _heights(cell: np.ndarray) -> np.ndarray:
+    """Distances [systems, 3] (Å) of opposite faces of cells [systems, 3, 3]; 0 of flat ones."""
+    faces = np.linalg.norm(np.cross(cell[:, [1, 2, 0]], cell[:, [2, 0, 1]]), axis=2)
+    volume = abs(np.linalg.det(cell))[:, None]
+    return np.divide(volume, faces, out=np.zeros_like(faces), where=faces > 0)
+
+
 class MDtrajNet(nn.Module):
     """A model: one network, or a collection of equal networks whose mean it predicts.
 
@@ -267,8 +274,47 @@ class MDtrajNet(nn.Module):
             )
         return index
 
+    def check_systems(self, system: System) -> None:
+        """Refuse systems that the model is not for, by its configuration's `systems`.
+
+        Raises ValueError, with the first of them: a periodic one for a model of molecules; for one
+        of periodic matter, one that is not periodic in three directions, or whose cell is smaller
+        than the model's cutoff, so that atoms would meet their own images.
+        """
+        kind, pbc = self.config.systems, system.pbc
+        if kind == "molecules" and pbc.any():
+            k = int(np.argmax(pbc.any(1)))
+            raise ValueError(
+                f"model {self.name!r} is for isolated molecules, and system {k} is periodic (pbc = "
+                f"{pbc[k].tolist()}): for crystals and fluids choose a model of theirs; for a "
+                "molecule alone in a box say atoms.pbc = False"
+            )
+        if kind != "periodic":
+            return
+        if not pbc.all():
+            k = int(np.argmin(pbc.all(1)))
+            raise ValueError(
+                f"model {self.name!r} is for matter that is periodic in three directions, and "
+                f"system {k} has pbc = {pbc[k].tolist()}: give a cell of a crystal or a fluid, "
+                "with pbc = True; molecules are for molecules-nve"
+            )
+        heights, cutoff = _heights(system.cell).min(1), self.config.radial_cutoff
+        if (small := (0 < heights) & (heights < cutoff)).any():
+            k = int(np.argmax(small))
+            raise ValueError(
+                f"the cell of system {k} is {heights[k]:.3g} Å high where it is flattest, less "
+                f"than the cutoff of model {self.name!r}, {cutoff:g} Å: atoms would meet their own "
+                f"images, which move as they do. Repeat it: atoms.repeat("
+                f"{math.ceil(cutoff / heights[k])})"
+            )
+
     def graph(self, system: System, edges: Edges | None = None) -> Graph:
-        """The graph of a system on the model's device; edges default to a fresh neighbour list."""
+        """The graph of a system on the model's device; edges default to a fresh neighbour list.
+
+        Raises ValueError for systems that the model is not for (:meth:`check_systems`), elements
+        that it does not know, and geometries that the neighbour list refuses.
+        """
+        self.check_systems(system)
         if edges is None:
             edges = neighbor_list(
                 system.positions,

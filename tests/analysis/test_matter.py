@@ -179,5 +179,12 @@ def test_command(tmp_path, capsys):
     out = tmp_path / "only"
     assert main(["analyze", str(tmp_path / "walk.h5"), "--msd", "--output", str(out)]) == 0
     assert sorted(path.name for path in out.iterdir()) == ["msd.csv", "msd.png"]
+    coarse = Trajectory(run.atoms, 50 * run.times, run.positions, run.momenta)
+    coarse.write(tmp_path / "coarse.h5")
+    assert main(["analyze", str(tmp_path / "coarse.h5")]) == 0
+    assert "No vdos: frames every" in capsys.readouterr().out
+    found = {path.stem for path in (tmp_path / "coarse-analysis").iterdir()}
+    assert found == {"rdf", "msd", "kinetic"}
+    assert main(["analyze", str(tmp_path / "coarse.h5"), "--vdos"]) == 2
     assert main(["analyze", str(tmp_path)]) == 2
     assert "it is not the folder of a run" in capsys.readouterr().err

@@ -90,16 +90,32 @@ def test_bad_models_are_refused(tmp_path):
 def test_bundled_models_load_and_say_where_they_come_from():
     assert "molecules-nve" in bundled_models()
     for name in bundled_models():
-        model = load_model(name)
+        model, about = load_model(name), provenance(name)
+        assert "mdtrajnet train" in about["command"] and about["data"] and about["settings"]
+        if model.config.systems == "periodic":
+            continue
         assert {"C", "H", "N", "O"} <= set(model.config.species)
         assert model.config.window == 4
-        about = provenance(name)
-        assert "mdtrajnet train" in about["command"] and about["data"] and about["settings"]
         assert {"held_out", "unseen"} <= set(about["errors"])
         for errors in about["errors"].values():
             assert 0 < errors["position_A"] < 0.3 * min(errors["static_A"], errors["ballistic_A"])
         card = (BUNDLED / name / "README.md").read_text()
         assert f"{about['errors']['unseen']['position_A']:.4f}" in card
+
+
+@pytest.mark.parametrize(("name", "window"), [("diamond", 4.0), ("argon", 50.0)])
+def test_bundled_models_of_periodic_matter_say_how_good_they_are(name, window):
+    model, about = load_model(name), provenance(name)
+    assert not len(model.members) and model.config.systems == "periodic"
+    assert model.config.window_potentials.window == window
+    assert model.usual_uncertainty is not None
+    for errors in about["window_errors"].values():
+        assert errors["time_fs"] == window
+        assert errors["velocity_A_per_fs"] < 0.01 * errors["thermal_velocity_A_per_fs"]
+    card = (BUNDLED / name / "README.md").read_text()
+    held_out = about["window_errors"]["held_out"]
+    share = held_out["velocity_A_per_fs"] / held_out["thermal_velocity_A_per_fs"]
+    assert f"{share:.2%}".replace("%", " %") in card
 
 
 def test_damaged_weights_are_refused(tmp_path):

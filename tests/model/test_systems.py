@@ -1,0 +1,103 @@
+"""What a model is for: molecules or periodic matter, and what is said of anything else."""
+
+import ase
+import cases
+import numpy as np
+import pytest
+from ase.build import bulk
+
+from mdtrajnet_fast import MDtrajNet, MDtrajNetCalculator, MDtrajNetDynamics, load_model, simulate
+from mdtrajnet_fast.md.simulation import model_hash
+from mdtrajnet_fast.model.config import ModelConfig
+from mdtrajnet_fast.system import System
+
+
+def made(systems: str | None) -> MDtrajNet:
+    return cases.alone(cases.gentle(systems=systems, **cases.WINDOW_POTENTIALS))
+
+
+def wire() -> ase.Atoms:
+    atoms = cases.hot("C2H2")
+    atoms.set_cell([12.0, 12.0, 12.0])
+    atoms.pbc = (False, False, True)
+    return atoms
+
+
+def without_a_cell() -> ase.Atoms:
+    atoms = cases.hot("C2H2")
+    atoms.pbc = True
+    return atoms
+
+
+def silicon() -> ase.Atoms:
+    return bulk("Si", "diamond", a=5.43, cubic=True)
+
+
+def primitive() -> ase.Atoms:
+    return bulk("C", "diamond", a=3.567)
+
+
+REFUSED = {
+    "a crystal": ("molecules", cases.diamond, "isolated molecules, and system 0 is periodic"),
+    "a box": ("molecules", without_a_cell, r"atoms.pbc = False"),
+    "a molecule": ("periodic", lambda: cases.hot("H2O"), r"pbc = \[False, False, False\]"),
+    "a wire": ("periodic", wire, r"pbc = \[False, False, True\]: give a cell"),
+    "no cell": ("periodic", without_a_cell, r"cell vector 0 is \[0, 0, 0\] but pbc is True"),
+    "a small cell": ("periodic", primitive, r"2.06 Å high.*cutoff of model.*atoms.repeat\(2\)"),
+    "another element": ("periodic", silicon, "does not know the elements Si"),
+}
+
+
+@pytest.mark.parametrize(("systems", "make", "said"), REFUSED.values(), ids=REFUSED.keys())
+def test_others_are_refused_by_all_that_take_atoms(systems, make, said, tmp_path):
+    model, atoms = made(systems), make()
+    if atoms.cell.rank < 3 and systems == "periodic" and atoms.pbc.all():
+        atoms.set_momenta(np.ones((len(atoms), 3)))  # what draws velocities needs no cell
+    with pytest.raises(ValueError, match=said):
+        simulate(atoms, 3, duration=6, model=model, temperature_K=None, velocities=moving(atoms),
+                 trajectory=tmp_path / "run.h5")  # fmt: skip
+    assert not any(tmp_path.iterdir())
+    with pytest.raises(ValueError, match=said):
+        MDtrajNetCalculator(model).calculate(atoms)
+    with pytest.raises(ValueError, match=said):
+        model.potential_energy(System.from_atoms(atoms))
+    if "cell vector" not in said:
+        with pytest.raises(ValueError, match=said):
+            MDtrajNetDynamics(atoms, 1.0, model)
+
+
+def moving(atoms: ase.Atoms) -> np.ndarray:
+    return 1e-3 * np.random.default_rng(0).standard_normal((len(atoms), 3))
+
+
+def test_the_first_of_many_is_named():
+    with pytest.raises(ValueError, match="system 1 is periodic"):
+        made("molecules").graph(System.from_atoms([cases.hot("H2O"), cases.diamond()]))
+
+
+@pytest.mark.parametrize(("systems", "make"), [
+    ("periodic", lambda: cases.diamond((2, 2, 2))),
+    ("molecules", lambda: cases.hot("H2O")),
+    (None, lambda: primitive()),
+    (None, lambda: cases.hot("H2O")),
+])  # fmt: skip
+def test_what_a_model_is_for_changes_nothing(systems, make):
+    model, free, atoms = made(systems), made(None), make()
+    v = moving(atoms)
+    one, other = (simulate(atoms, 3, duration=30, model=m, velocities=v) for m in (model, free))
+    np.testing.assert_array_equal(one.positions, other.positions)
+    assert model_hash(model) == model_hash(free)
+
+
+def test_configurations_say_it_and_older_ones_do_not():
+    config = cases.config(systems="periodic")
+    assert ModelConfig.from_dict(config.to_dict()) == config
+    assert "systems" not in cases.config().to_dict()
+    with pytest.raises(ValueError, match="got 'gas'"):
+        cases.config(systems="gas")
+
+
+@pytest.mark.parametrize("name", ["molecules-nve", "molecules-nve-small"])
+def test_models_of_molecules_refuse_crystals(name):
+    with pytest.raises(ValueError, match=f"model '{name}' is for isolated molecules"):
+        simulate(cases.diamond(), model=load_model(name))
