@@ -172,6 +172,8 @@ def simulate(
     parts = [
         held or _start(network, one, own) for held, one, own in zip(begun, many, said, strict=True)
     ]
+    for one, part in zip(many, parts, strict=True):
+        one.positions = part.positions[0]  # where thermostats count degrees of freedom
     # The end of a window is a state to go on from. Frames beyond the last such one that all
     # systems have are predicted once more, to the same bits.
     shortest = min(len(part) for part in parts)
