@@ -129,8 +129,8 @@ class TrustMonitor:
     * elements differ in temperature by more than 10 % in the last fifth of the run, and more than
       chance allows for so few atoms;
     * the temperature depends on the time within the window, where frames divide it evenly;
-    * the total energy, with a thermostat less its heat, leaves that of the start by a quarter of
-      the kinetic energy;
+    * the total energy leaves that of the start by a quarter of the kinetic energy; with a
+      thermostat, that less its heat, and by more than it wanders by chance;
     * the temperature after 300 fs differs from that of 100 to 300 fs by more than 10 %, and more
       than chance allows (in runs of a picosecond or more);
     * the temperature changes by more than 10 % from the first to the last fifth, and more than
@@ -483,6 +483,20 @@ class TrustMonitor:
         early = self._early_energy[0] / self._early_energy[1]
         return float(np.average(rows[:, 1], weights=count * late) - early)
 
+    def _wandering(self) -> float:
+        """How far (eV) the conserved energy gets by chance: three standard deviations.
+
+        With a thermostat it wanders though nothing is wrong. Windows of finite length conserve
+        something near the energy; by how much they are off is drawn anew as the thermostat acts,
+        and the heat sums that up (the shadow work of D. A. Sivak, J. D. Chodera, G. E. Crooks,
+        Phys. Rev. X 3, 011007 (2013)). Means of neighbouring blocks of a random walk differ by two
+        thirds of its variance in a block.
+        """
+        if not self._with_heat():
+            return 0.0
+        rows, _ = self._energies.means()
+        return 3 * math.sqrt(1.5 * float(np.sum(np.diff(rows[:, 1]) ** 2)))
+
     def _phase_spread(self) -> float | None:
         """Relative difference of the temperatures of parts of the window, where frames tell."""
         total, count = self._phases[self._phases[:, 1] >= 50].T
@@ -587,7 +601,9 @@ class TrustMonitor:
                 )
 
         kinetic = 0.5 * kB * float(np.nan_to_num(seen.temperature.mean * self._freedom))
-        if seen.energy_change is not None and abs(seen.energy_change) > _ENERGY * kinetic:
+        if seen.energy_change is not None and abs(seen.energy_change) > max(
+            _ENERGY * kinetic, self._wandering()
+        ):
             less = " less the heat put in" if self._with_heat() else ""
             yield _Doubt(
                 start_fs + (end_fs - start_fs) / 5,

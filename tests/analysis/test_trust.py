@@ -249,6 +249,12 @@ def test_the_total_energy_less_heat_is_watched():
         f"  heat put in      {heat[-1]:+8.3f} eV by the end; drift of the total energy less heat "
         "+11.111 meV per atom and ps\n  its last fifth     +0.442 eV beside the first 200 fs\n"
     ) in str(summary)
+    # as far, but by chance
+    walk = np.cumsum(np.random.default_rng(2).normal(0, 0.44 / 2501**0.5, 2501))
+    state = run.times, run.positions, run.momenta
+    energies = drifts.potential_energies + walk - 1e-4 * run.times
+    wandering = trust_summary(Trajectory(run.atoms, *state, metadata, energies, heat))
+    assert wandering.ok and abs(wandering.energy_change) > 0.3
     monitor = TrustMonitor(run.atoms, thermostat_K=300.0)
     for k in range(0, 2501, 13):
         part = drifts[k : k + 13]
