@@ -140,7 +140,7 @@ def unwrapped(trajectory: Trajectory) -> Trajectory:
         trajectory.positions - jumps @ cell.complete()[:],
         trajectory.momenta,
         trajectory.metadata,
-        trajectory.potential_energies,
+        **trajectory.scalars,
     )
 
 

@@ -26,16 +26,18 @@ class Temperature:
 
 @dataclass(frozen=True)
 class Energies:
-    """Means over the run in eV, and how the total energy drifts.
+    """Means over the run in eV, and how the energy that is conserved drifts.
 
-    The kinetic energy is that of all of the motion, the centre of mass included.
+    That is the total energy, with a thermostat less the heat that it has put in. The kinetic energy
+    is that of all of the motion, the centre of mass included.
     """
 
     total: float
     potential: float
     kinetic: float
-    drift: float | None  # of the total, meV per atom and ps, least squares; None: a single frame,
-    # or a thermostat, which changes it
+    drift: float | None  # of the conserved one, meV per atom and ps, least squares; None: a single
+    # frame, or a thermostat and its heat is not known
+    heat: float | None = None  # by the last frame; None: no thermostat, or it is not known
 
 
 @dataclass(frozen=True)
@@ -53,10 +55,11 @@ class TrustSummary:
     occupied_bands: float | None  # how many bands hold the kinetic energy
     phase_spread: float | None  # relative difference of the temperatures of parts of the window
     energies: Energies | None  # None: the potential energies are not known
-    energy_change: float | None  # eV, of the total energy, mean of the last fifth less that of the
-    # first 200 fs; None: potential energies not known, or a thermostat
+    energy_change: float | None  # eV, of the total energy, with a thermostat less its heat: mean of
+    # the last fifth less that of the first 200 fs; None: potential energies or heat not known
     unexplained_work: float | None  # change of the total energy from frame to frame, as a part of
-    # that of the kinetic energy (root mean squares); None: as above, or frames too far apart
+    # that of the kinetic energy (root mean squares); None: potential energies not known, a
+    # thermostat, or frames too far apart
     force_errors: tuple[float, ...] | None  # eV/Å, expected for each atom, root mean squares of the
     # run; None: the model does not know
     centre_of_mass_drift: float  # Å, the farthest from straight-line motion
@@ -110,11 +113,14 @@ class TrustSummary:
                 f"  in the window    {100 * self.phase_spread:8.1f} % between temperatures of parts"
             )
         if (e := self.energies) is not None:
-            drift = "" if e.drift is None else f"; drift {e.drift:+.3f} meV per atom and ps"
+            of = "" if e.heat is None else " of the total energy less heat"
+            drift = "" if e.drift is None else f"; drift{of} {e.drift:+.3f} meV per atom and ps"
             lines.append(
                 f"  total energy     {e.total:8.3f} eV on average, potential {e.potential:.3f} and "
-                f"kinetic {e.kinetic:.3f}{drift}"
+                f"kinetic {e.kinetic:.3f}{drift if e.heat is None else ''}"
             )
+            if e.heat is not None:
+                lines.append(f"  heat put in      {e.heat:+8.3f} eV by the end{drift}")
         if self.energy_change is not None:
             lines.append(
                 f"  its last fifth   {self.energy_change:+8.3f} eV beside the first 200 fs"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,12 @@ from ase.io.jsonio import decode, encode
 
 from .formats import Array
 
+HEAT = "heat_eV"  # in the info of frames
+
 # Of one moment: positions and momenta are kept elsewhere, the rest would be wrong in other frames.
 _OF_A_STATE = frozenset(
-    ("numbers", "positions", "momenta", "masses", "metadata", "time", "time_fs", *all_properties)
-)
+    ("numbers", "positions", "momenta", "masses", "metadata", "time", "time_fs", HEAT)
+).union(all_properties)
 
 
 def described(atoms: ase.Atoms) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
@@ -71,16 +74,28 @@ def frame_atoms(
     time: float,
     positions: Array,
     momenta: Array,
-    potential_energy: float | None = None,
+    scalars: Mapping[str, float],
 ) -> ase.Atoms:
-    """One frame: time (fs) in info, positions (Å), momenta (ASE's unit), energy (eV)."""
+    """One frame: time (fs) in info, positions (Å), momenta (ASE's unit), :data:`.formats.SCALARS`.
+
+    The potential energy is that of a SinglePointCalculator, heat is in info.
+    """
     atoms = template.copy()
     atoms.positions[:] = positions
     atoms.set_array("momenta", momenta, float, (3,))
     atoms.info["time_fs"] = float(time)
-    if potential_energy is not None:
-        atoms.calc = SinglePointCalculator(atoms, energy=float(potential_energy))
+    if "heat" in scalars:
+        atoms.info[HEAT] = float(scalars["heat"])
+    if "potential_energies" in scalars:
+        atoms.calc = SinglePointCalculator(atoms, energy=float(scalars["potential_energies"]))
     return atoms
+
+
+def frame_scalars(frame: ase.Atoms) -> dict[str, float]:
+    """What :func:`frame_atoms` was given of them."""
+    results = {} if frame.calc is None else frame.calc.results
+    found = {"potential_energies": results.get("energy"), "heat": frame.info.get(HEAT)}
+    return {name: value for name, value in found.items() if value is not None}
 
 
 def as_text(path: Path, info: dict[str, Any]) -> dict[str, str]:

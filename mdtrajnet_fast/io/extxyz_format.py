@@ -1,9 +1,9 @@
 """Trajectories as extended XYZ text, .extxyz, with 17 significant digits.
 
 (``ase.io.write`` would keep 8 decimals.) Columns ``species``, ``pos`` (Å), ``momenta`` (ASE units),
-``masses`` (amu); in every comment line ``time_fs`` and, where it is known, ``energy``, the
-potential energy (eV), which ``ase.io.read`` takes in. A frame counts when all its lines are there;
-a torn last frame is left out.
+``masses`` (amu); in every comment line ``time_fs`` and, where they are known, ``energy``, the
+potential energy (eV), which ``ase.io.read`` takes in, and ``heat_eV``, the heat of a thermostat. A
+frame counts when all its lines are there; a torn last frame is left out.
 """
 
 from __future__ import annotations
@@ -14,19 +14,24 @@ import re
 from contextlib import suppress
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import ase
 import ase.io
 import numpy as np
 from ase.io.jsonio import decode
 
-from .descriptions import as_text, described, stays_out
-from .formats import Array, Format, Metadata, foreign, lacks_energy
+from .descriptions import HEAT, as_text, described, stays_out
+from .formats import Array, Format, Metadata, Scalars, foreign, lacks
 
 _COLUMNS = "Properties=species:S:1:pos:R:3:momenta:R:3:masses:R:1"
 _KINDS = {"i": "I", "u": "I", "f": "R", "b": "L", "U": "S"}
 _NAME = re.compile(r"[A-Za-z_]\w*")
+_KEYS = {"potential_energies": "energy", "heat": HEAT}  # of comment lines, in this order
+_STATE = re.compile(
+    r" time_fs=(?P<time>\S+)"
+    + "".join(rf"(?: {key}=(?P<{name}>\S+))?" for name, key in _KEYS.items())
+)
 
 
 class Sink:
@@ -67,13 +72,14 @@ class Sink:
         self.file = path.open("ab")
 
     def write(
-        self, start: int, times: Array, positions: Array, momenta: Array, energies: Array | None
+        self, start: int, times: Array, positions: Array, momenta: Array, scalars: Scalars
     ) -> None:
         for k, (t, x, p) in enumerate(zip(times, positions, momenta, strict=True)):
             # before info, which may hold any text
             comment = f"{self.header} time_fs={float(t)!r}"
-            if energies is not None:
-                comment += f" energy={float(energies[k])!r}"
+            for name, key in _KEYS.items():
+                if name in scalars:
+                    comment += f" {key}={float(scalars[name][k])!r}"
             comment += self.info
             if start + k == 0:
                 comment += f" metadata={_json(json.dumps(self.metadata))}"
@@ -123,37 +129,42 @@ def count(path: Path) -> int:
     return len(_ends(path))
 
 
+def _frame(path: Path, file: BinaryIO, ends: list[int], i: int) -> tuple[dict[str, float], bytes]:
+    """The time and what scalars there are of a frame, and the lines of its atoms."""
+    file.seek(ends[i - 1] if i else 0)
+    _, line, body = file.read(ends[i] - file.tell()).split(b"\n", 2)
+    comment = line.decode()
+    found = _STATE.search(comment)
+    if found is None or _COLUMNS not in comment:
+        raise foreign(path, f"frame {i} lacks time_fs or '{_COLUMNS}'")
+    return {k: float(text) for k, text in found.groupdict().items() if text is not None}, body
+
+
 def read(
     path: Path, frames: slice
-) -> tuple[ase.Atoms, list[float], Array, Array, Metadata, list[float] | None]:
+) -> tuple[ase.Atoms, list[float], Array, Array, Metadata, Scalars]:
     ends = _ends(path)
     first = ase.io.read(path, index=0, format="extxyz")
     assert isinstance(first, ase.Atoms)
     atoms = len(first)
-    with_energies = first.calc is not None and "energy" in first.calc.results
     chosen = range(len(ends))[frames]
-    times: list[float] = []
-    energies: list[float] = []
     values = np.empty((len(chosen), atoms, 6))
     with path.open("rb") as file:
+        series: dict[str, list[float]] = {name: [] for name in _frame(path, file, ends, 0)[0]}
         for k, i in enumerate(chosen):
-            file.seek(ends[i - 1] if i else 0)
-            _, comment, body = file.read(ends[i] - file.tell()).split(b"\n", 2)
-            found = re.search(rb" time_fs=(\S+)(?: energy=(\S+))?", comment)
-            if found is None or _COLUMNS.encode() not in comment:
-                raise foreign(path, f"frame {i} lacks time_fs or '{_COLUMNS}'")
-            times.append(float(found[1]))
-            if with_energies:
-                if found[2] is None:
-                    raise lacks_energy(path, i)
-                energies.append(float(found[2]))
+            found, body = _frame(path, file, ends, i)
+            for name, each in series.items():
+                if name not in found:
+                    raise lacks(path, i, name)
+                each.append(found[name])
             table = np.array(body.split()).reshape(atoms, -1)
             values[k] = table[:, 1:7].astype(np.float64)
     for key in described(first)[0]:
         first.info[key] = decode(json.dumps(first.info[key]), always_array=False)
     metadata = first.info.get("metadata", {})
-    x, p = values[..., :3], values[..., 3:]
-    return first, times, x, p, metadata, energies if with_energies else None
+    x, p, times = values[..., :3], values[..., 3:], series.pop("time")
+    known = {name: np.array(each, dtype=np.float64) for name, each in series.items()}
+    return first, times, x, p, metadata, known
 
 
 def truncate(path: Path, frames: int) -> None:

@@ -14,6 +14,11 @@ from numpy.typing import NDArray
 Array = NDArray[np.float64]
 Metadata = dict[str, Any]
 
+# What frames may have beside their state, [frames] of one number each, with its unit. All frames of
+# a file have it, or none; arguments and attributes of trajectories have these names.
+SCALARS = {"potential_energies": "eV", "heat": "eV"}
+Scalars = dict[str, Array]  # those that are known
+
 # What ASE and HDF5 raise for damaged files.
 DAMAGE = (
     OSError,
@@ -32,14 +37,14 @@ class Format(NamedTuple):
     """How to write and read one.
 
     sink: opened on a new file or on one cut to its complete frames; it has `write`, `close`, and
-    `abandon`, which closes it after a write that failed. All frames of a file have potential
-    energies, or none. count: how many complete frames there are. read: some of them, as
-    :class:`.trajectory.Trajectory` takes them. truncate: keep the first so many.
+    `abandon`, which closes it after a write that failed. All frames of a file have the same of
+    :data:`SCALARS`. count: how many complete frames there are. read: some of them, as
+    :class:`.trajectory.Trajectory` takes them, the scalars last. truncate: keep the first so many.
     """
 
     sink: Callable[[Path, ase.Atoms, Metadata], Any]
     count: Callable[[Path], int]
-    read: Callable[[Path, slice], tuple[Any, Any, Any, Any, Metadata, Any]]
+    read: Callable[[Path, slice], tuple[ase.Atoms, Any, Array, Array, Metadata, Scalars]]
     truncate: Callable[[Path, int], None]
 
 
@@ -59,10 +64,10 @@ def as_json(metadata: Metadata) -> Metadata:
         ) from error
 
 
-def lacks_energy(path: Path, frame: int) -> ValueError:
+def lacks(path: Path, frame: int, name: str) -> ValueError:
     return ValueError(
-        f"{path} is damaged: frame {frame} has no energy, though frame 0 has one; restore it from "
-        "a copy"
+        f"{path} is damaged: frame {frame} has no {name.replace('_', ' ')}, though frame 0 has; "
+        "restore it from a copy"
     )
 
 

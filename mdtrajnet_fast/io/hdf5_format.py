@@ -1,12 +1,13 @@
 """Trajectories in HDF5, .h5, every dataset with an attribute ``unit``.
 
-The first five grow with the run, and the energies are left out where they are not known::
+The first six grow with the run; energies and heat are left out where they are not known::
 
     times               float64 [frames]            fs
     positions           float64 [frames, atoms, 3]  Å, not wrapped into the cell
     momenta             float64 [frames, atoms, 3]  sqrt(eV amu), ASE's unit
     velocities          float64 [frames, atoms, 3]  Å/fs, derived from the momenta
     potential_energies  float64 [frames]            eV
+    heat                float64 [frames]            eV, what a thermostat has put in by then
     numbers             int64   [atoms]             atomic numbers
     masses              float64 [atoms]             amu
     cell                float64 [3, 3]              Å, rows are the cell vectors (zeros: no cell)
@@ -36,7 +37,7 @@ from ase.io.jsonio import decode, encode
 from ..mechanics import velocities_from_momenta
 from . import hdf5_files
 from .descriptions import as_text, described, stays_out
-from .formats import DAMAGE, Array, Format, Metadata, file_state
+from .formats import DAMAGE, SCALARS, Array, Format, Metadata, Scalars, file_state
 
 _T = TypeVar("_T")
 
@@ -45,23 +46,23 @@ _VERSION = 1
 _SERIES = {
     "times": "fs", "positions": "Å", "momenta": "sqrt(eV amu)", "velocities": "Å/fs"
 }  # fmt: skip
-_ENERGIES = "potential_energies"
 
 
 class Sink:
     def __init__(self, path: Path, atoms: ase.Atoms, metadata: Metadata) -> None:
         if not path.exists():
-            _create(path, atoms, metadata, (np.empty(0), *np.empty((2, 0, len(atoms), 3)), None))
+            _create(path, atoms, metadata, (np.empty(0), *np.empty((2, 0, len(atoms), 3)), {}))
         self.masses = atoms.get_masses()
         self.file = hdf5_files.Hdf5File(path)
 
     def write(
-        self, start: int, times: Array, positions: Array, momenta: Array, energies: Array | None
+        self, start: int, times: Array, positions: Array, momenta: Array, scalars: Scalars
     ) -> None:
         file = self.file.file
-        if start == 0 and energies is not None:
-            _create_series(file, _ENERGIES, "eV", file["times"].chunks[0], ())
-        _append(file, start, times, positions, momenta, energies, self.masses)
+        if start == 0:
+            for name in scalars:
+                _create_series(file, name, SCALARS[name], file["times"].chunks[0], ())
+        _append(file, start, times, positions, momenta, scalars, self.masses)
         self.file.commit()
 
     def close(self) -> None:
@@ -73,7 +74,11 @@ class Sink:
 
 def _series(file: h5py.File) -> list[str]:
     """What grows with the run."""
-    return [*_SERIES, _ENERGIES] if _ENERGIES in file else [*_SERIES]
+    return [*_SERIES, *_scalars(file)]
+
+
+def _scalars(file: h5py.File) -> list[str]:
+    return [name for name in SCALARS if name in file]
 
 
 def _create_series(
@@ -95,7 +100,7 @@ def _append(
     times: Array,
     positions: Array,
     momenta: Array,
-    energies: Array | None,
+    scalars: Scalars,
     masses: Array,
 ) -> None:
     columns = {
@@ -103,9 +108,8 @@ def _append(
         "positions": positions,
         "momenta": momenta,
         "velocities": velocities_from_momenta(momenta, masses),
+        **scalars,
     }
-    if energies is not None:
-        columns[_ENERGIES] = energies
     for name, values in columns.items():
         file[name].resize(start + len(times), axis=0)
         file[name][start:] = values
@@ -115,7 +119,7 @@ def _create(
     path: Path, atoms: ase.Atoms, metadata: Metadata, frames: tuple[Any, Any, Any, Any]
 ) -> None:
     """Write a whole file in place of one that there may be."""
-    times, positions, momenta, energies = frames
+    times, positions, momenta, scalars = frames
     # Chunks of about 16 KiB: each write goes through the last one again.
     per_chunk = int(np.clip(16384 // (24 * max(len(atoms), 1)), 1, 1024))
 
@@ -145,12 +149,12 @@ def _create(
             file.create_dataset(name, data=value).attrs["unit"] = unit
         for name, unit in _SERIES.items():
             _create_series(file, name, unit, per_chunk, () if name == "times" else (len(atoms), 3))
-        if energies is not None:
-            _create_series(file, _ENERGIES, "eV", per_chunk, ())
+        for name in scalars:
+            _create_series(file, name, SCALARS[name], per_chunk, ())
         for start in range(0, len(times), 16 * per_chunk):
             part = slice(start, min(start + 16 * per_chunk, len(times)))
             x, p = positions[part], momenta[part]
-            known = None if energies is None else energies[part]
+            known = {name: values[part] for name, values in scalars.items()}
             _append(file, start, times[part], x, p, known, atoms.get_masses())
             made.commit()
 
@@ -231,9 +235,7 @@ def _header(file: h5py.File) -> tuple[ase.Atoms, Metadata]:
 
 
 @_whole
-def read(
-    path: Path, frames: slice
-) -> tuple[ase.Atoms, Array, Array, Array, Metadata, Array | None]:
+def read(path: Path, frames: slice) -> tuple[ase.Atoms, Array, Array, Array, Metadata, Scalars]:
     with _open(path) as file:
         atoms, metadata = _header(file)
         start, stop, step = frames.indices(_complete(file))
@@ -244,7 +246,7 @@ def read(
             name: file[name][low:high][order] for name in _series(file) if name != "velocities"
         }
         times, x, p = (series[name] for name in ("times", "positions", "momenta"))
-        return atoms, times, x, p, metadata, series.get(_ENERGIES)
+        return atoms, times, x, p, metadata, {name: series[name] for name in _scalars(file)}
 
 
 def truncate(path: Path, frames: int) -> None:
@@ -253,8 +255,8 @@ def truncate(path: Path, frames: int) -> None:
         if all(len(file[name]) == frames for name in series):
             return
         atoms, metadata = _header(file)
-        energies = file[_ENERGIES] if _ENERGIES in series else None
-        columns = file["times"][:frames], file["positions"], file["momenta"], energies
+        scalars = {name: file[name] for name in _scalars(file)}
+        columns = file["times"][:frames], file["positions"], file["momenta"], scalars
         _create(path, atoms, metadata, columns)
 
 

@@ -1,7 +1,7 @@
 """Trajectories in ASE's own binary format, .traj.
 
-In every frame ``info["time_fs"]`` and, where it is known, the potential energy (eV), as that of a
-SinglePointCalculator.
+In every frame ``info["time_fs"]`` and, where they are known, the potential energy (eV), as that of
+a SinglePointCalculator, and the heat of a thermostat, ``info["heat_eV"]``.
 
 ASE writes the data of a frame, then its place in the index, then the number of frames: a kill
 leaves the frames before.
@@ -19,8 +19,8 @@ import numpy as np
 from ase.io.trajectory import TrajectoryReader as AseReader
 from ase.io.trajectory import TrajectoryWriter as AseWriter
 
-from .descriptions import as_text, described, frame_atoms, plain
-from .formats import DAMAGE, Array, Format, Metadata, as_json, foreign, lacks_energy
+from .descriptions import as_text, described, frame_atoms, frame_scalars, plain
+from .formats import DAMAGE, Array, Format, Metadata, Scalars, as_json, foreign, lacks
 
 
 class Sink:
@@ -36,12 +36,12 @@ class Sink:
         self.file = AseWriter(str(path), "a")
 
     def write(
-        self, start: int, times: Array, positions: Array, momenta: Array, energies: Array | None
+        self, start: int, times: Array, positions: Array, momenta: Array, scalars: Scalars
     ) -> None:
-        each = [None] * len(times) if energies is None else energies
-        for k, state in enumerate(zip(times, positions, momenta, each, strict=True), start):
-            frame = frame_atoms(self.atoms, *state)
-            if k == 0:
+        for k, state in enumerate(zip(times, positions, momenta, strict=True)):
+            each = {name: values[k] for name, values in scalars.items()}
+            frame = frame_atoms(self.atoms, *state, each)
+            if start + k == 0:
                 frame.info["metadata"] = self.metadata
                 if self.more:
                     frame.info["more_arrays"] = self.more
@@ -79,12 +79,12 @@ def count(path: Path) -> int:
 
 def read(
     path: Path, frames: slice
-) -> tuple[ase.Atoms, list[float], Array, Array, Metadata, list[float] | None]:
+) -> tuple[ase.Atoms, list[float], Array, Array, Metadata, Scalars]:
     n = count(path)
-    times, positions, momenta, energies = [], [], [], []
+    times, positions, momenta = [], [], []
     with AseReader(str(path)) as reader:
         first = reader[0]
-        with_energies = _energy(first) is not None
+        scalars: dict[str, list[float]] = {name: [] for name in frame_scalars(first)}
         for i in range(n)[frames]:
             atoms = reader[i]
             if "time_fs" not in atoms.info or not atoms.has("momenta"):
@@ -92,21 +92,19 @@ def read(
             times.append(atoms.info["time_fs"])
             positions.append(atoms.positions)
             momenta.append(atoms.arrays["momenta"])
-            if with_energies:
-                if (energy := _energy(atoms)) is None:
-                    raise lacks_energy(path, i)
-                energies.append(energy)
+            found = frame_scalars(atoms)
+            for name, values in scalars.items():
+                if name not in found:
+                    raise lacks(path, i, name)
+                values.append(found[name])
     # ASE's JSON turns keys such as "8" into integers; JSON again makes them text.
     metadata = as_json(first.info.get("metadata", {}))
     for name, values in first.info.pop("more_arrays", {}).items():
         first.set_array(name, np.asarray(values))
     shape = (len(times), len(first), 3)
     x, p = _stack(positions, shape), _stack(momenta, shape)
-    return first, times, x, p, metadata, energies if with_energies else None
-
-
-def _energy(frame: ase.Atoms) -> float | None:
-    return None if frame.calc is None else frame.calc.results.get("energy")
+    known = {name: np.array(values, dtype=np.float64) for name, values in scalars.items()}
+    return first, times, x, p, metadata, known
 
 
 def _stack(arrays: list[Array], shape: tuple[int, ...]) -> Any:

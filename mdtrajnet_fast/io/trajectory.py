@@ -1,10 +1,10 @@
 """Trajectories: in memory (:class:`Trajectory`) and streamed to disk (:func:`open_writer`).
 
 The state of a run is what ``ase.Atoms`` stores: positions in Å and momenta in ASE units,
-sqrt(eV amu), both float64; beside it the potential energy in eV, where the model that made it has
-one. Every format here holds these numbers to the last bit, so a run that is read back continues
-exactly as it would have without the stop. Velocities in Å/fs are derived from the momenta by
-:func:`velocities_from_momenta`, everywhere.
+sqrt(eV amu), both float64; beside it, in eV, the potential energy where the model that made it has
+one, and the heat of a thermostat. Every format here holds these numbers to the last bit, so a run
+that is read back continues exactly as it would have without the stop. Velocities in Å/fs are
+derived from the momenta by :func:`velocities_from_momenta`, everywhere.
 
 Formats, chosen by suffix
 -------------------------
@@ -45,7 +45,7 @@ from numpy.typing import ArrayLike
 from ..mechanics import velocities_from_momenta
 from . import extxyz_format, hdf5_format, traj_format
 from .descriptions import described, description, frame_atoms, set_description, template
-from .formats import DAMAGE, Array, Format, Metadata, as_json, file_state
+from .formats import DAMAGE, SCALARS, Array, Format, Metadata, Scalars, as_json, file_state
 from .hdf5_format import is_hdf5_trajectory
 from .interruptions import uninterrupted
 from .lock import Lock
@@ -82,13 +82,16 @@ class Trajectory:
         momenta: [frames, atoms, 3] sqrt(eV amu), ASE's unit; see :func:`momenta_from_velocities`.
         metadata: what produced the frames (model, seed, ...), JSON-able; kept in files.
         potential_energies: [frames] eV, of what moved the atoms; None: not known.
+        heat: [frames] eV, what a thermostat has put in by then, since the first frame of the run
+            (:attr:`.thermostats.Baths.heat`); None: not known, or no thermostat.
 
     Attributes: those, as float64 arrays, with ``velocities`` [frames, atoms, 3] in Å/fs,
-    ``kinetic_energies`` and ``total_energies`` [frames] in eV, and ``trust``, the
-    :class:`~mdtrajnet_fast.TrustSummary` of the run that made it, or None.
+    ``kinetic_energies``, ``total_energies`` and ``conserved_energies`` [frames] in eV, and
+    ``trust``, the :class:`~mdtrajnet_fast.TrustSummary` of the run that made it, or None.
 
-    ``trajectory[i]`` is an ``ase.Atoms`` with momenta, ``info["time_fs"]`` and, where it is known,
-    ``get_potential_energy()``; a slice is a Trajectory; iteration goes over the ``ase.Atoms``.
+    ``trajectory[i]`` is an ``ase.Atoms`` with momenta, ``info["time_fs"]`` and, where they are
+    known, ``get_potential_energy()`` and ``info["heat_eV"]``; a slice is a Trajectory; iteration
+    goes over the ``ase.Atoms``.
 
     Raises ValueError if the shapes do not match each other.
     """
@@ -101,11 +104,13 @@ class Trajectory:
         momenta: ArrayLike,
         metadata: Metadata | None = None,
         potential_energies: ArrayLike | None = None,
+        heat: ArrayLike | None = None,
     ) -> None:
         self.atoms = template(atoms)
-        self.times, self.positions, self.momenta, self.potential_energies = frame_arrays(
-            len(atoms), times, positions, momenta, potential_energies
+        self.times, self.positions, self.momenta, scalars = frame_arrays(
+            len(atoms), times, positions, momenta, potential_energies=potential_energies, heat=heat
         )
+        self.potential_energies, self.heat = map(scalars.get, SCALARS)
         self.metadata: Metadata = dict(metadata or {})
         self.trust: TrustSummary | None = None
 
@@ -127,6 +132,24 @@ class Trajectory:
             return None
         return self.potential_energies + self.kinetic_energies
 
+    @property
+    def conserved_energies(self) -> Array | None:
+        """[frames] eV, what exact dynamics would conserve: the total energies, of a run with a
+        thermostat less its heat (the effective energy of G. Bussi, M. Parrinello, Phys. Rev. E 75,
+        056707 (2007)).
+
+        None where the potential energies are not known, or the heat of a run whose metadata name a
+        thermostat.
+        """
+        if self.heat is None:
+            return None if "thermostat" in self.metadata else self.total_energies
+        return None if self.total_energies is None else self.total_energies - self.heat
+
+    @property
+    def scalars(self) -> Scalars:
+        """What is known of potential_energies and heat, each [frames] eV, by these names."""
+        return {name: known for name in SCALARS if (known := getattr(self, name)) is not None}
+
     def __len__(self) -> int:
         return len(self.times)
 
@@ -135,12 +158,12 @@ class Trajectory:
     @overload
     def __getitem__(self, index: int) -> ase.Atoms: ...
     def __getitem__(self, index: int | slice) -> ase.Atoms | Trajectory:
-        x, p, known = self.positions[index], self.momenta[index], self.potential_energies
+        x, p = self.positions[index], self.momenta[index]
         if isinstance(index, slice):
-            energies = None if known is None else known[index]
-            return Trajectory(self.atoms, self.times[index], x, p, self.metadata, energies)
-        energy = None if known is None else float(known[index])
-        return frame_atoms(self.atoms, float(self.times[index]), x, p, energy)
+            scalars = {name: known[index] for name, known in self.scalars.items()}
+            return Trajectory(self.atoms, self.times[index], x, p, self.metadata, **scalars)
+        each = {name: float(known[index]) for name, known in self.scalars.items()}
+        return frame_atoms(self.atoms, float(self.times[index]), x, p, each)
 
     def __iter__(self) -> Iterator[ase.Atoms]:
         return (self[i] for i in range(len(self)))
@@ -161,7 +184,7 @@ class Trajectory:
         if len(self) == 0:
             raise ValueError(f"this trajectory has no frames to write to {path}")
         with open_writer(path, self.atoms, metadata=self.metadata) as writer:
-            writer.write(self.times, self.positions, self.momenta, self.potential_energies)
+            writer.write(self.times, self.positions, self.momenta, **self.scalars)
 
     @classmethod
     def read(cls, path: str | Path, frames: slice = slice(None)) -> Trajectory:
@@ -180,15 +203,14 @@ class Trajectory:
                     f"{path} holds no complete frame (the run ended before its first write); "
                     "remove it, or begin it again with open_writer(path, atoms, append=True)"
                 )
-            trajectory = cls(*fmt.read(path, frames))
+            atoms, times, positions, momenta, metadata, scalars = fmt.read(path, frames)
+            trajectory = cls(atoms, times, positions, momenta, metadata, **scalars)
         steps = np.diff(trajectory.times) * (frames.step or 1)
-        columns = [trajectory.times, trajectory.positions, trajectory.momenta]
-        if trajectory.potential_energies is not None:
-            columns.append(trajectory.potential_energies)
+        columns = [trajectory.times, trajectory.positions, trajectory.momenta, *scalars.values()]
         if not ((steps > 0).all() and all(np.isfinite(column).all() for column in columns)):
             raise ValueError(
-                f"{path} is damaged: its times do not increase, or positions, momenta or energies "
-                "are not finite; restore it from a copy"
+                f"{path} is damaged: its times do not increase, or positions, momenta, energies or "
+                "heat are not finite; restore it from a copy"
             )
         return trajectory
 
@@ -198,24 +220,26 @@ def frame_arrays(
     times: ArrayLike,
     positions: ArrayLike,
     momenta: ArrayLike,
-    potential_energies: ArrayLike | None = None,
-) -> tuple[Array, Array, Array, Array | None]:
-    """Times, positions, momenta, energies as float64; ValueError for shapes that do not match."""
+    **scalars: ArrayLike | None,
+) -> tuple[Array, Array, Array, Scalars]:
+    """Times, positions, momenta, known scalars as float64; ValueError for shapes that do not match.
+
+    scalars: by name, each [frames]; None: not known.
+    """
     t, x, p = (np.asarray(a, dtype=np.float64) for a in (times, positions, momenta))
     if t.ndim != 1 or x.shape != (len(t), atoms, 3) or p.shape != x.shape:
         raise ValueError(
             f"got times {t.shape}, positions {x.shape} and momenta {p.shape} for {atoms} atoms; "
             f"expected [frames], [frames, {atoms}, 3] and [frames, {atoms}, 3]"
         )
-    if potential_energies is None:
-        return t, x, p, None
-    energies = np.asarray(potential_energies, dtype=np.float64)
-    if energies.shape != t.shape:
-        raise ValueError(
-            f"got potential energies {energies.shape} for {len(t)} frames; expected [{len(t)}] eV, "
-            "one for each"
-        )
-    return t, x, p, energies
+    known = {k: np.asarray(v, dtype=np.float64) for k, v in scalars.items() if v is not None}
+    for name, values in known.items():
+        if values.shape != t.shape:
+            raise ValueError(
+                f"got {name.replace('_', ' ')} {values.shape} for {len(t)} frames; expected "
+                f"[{len(t)}] {SCALARS[name]}, one for each"
+            )
+    return t, x, p, known
 
 
 # ------------------------------------------------------------------------------- on disk
@@ -250,7 +274,7 @@ def open_writer(
         )
     lock = Lock(path)
     try:
-        frames, last, with_energies = 0, -np.inf, None
+        frames, last, scalars = 0, -np.inf, None
         if path.exists():
             if not append:
                 raise FileExistsError(
@@ -261,14 +285,14 @@ def open_writer(
         with _damage_named(path):
             if frames:
                 end = Trajectory.read(path, slice(frames - 1, frames))
-                with_energies = end.potential_energies is not None
+                scalars = frozenset(end.scalars)
                 _same_system(path, end.atoms, atoms)
                 _same_metadata(path, end.metadata, metadata)
                 atoms, last = end.atoms, float(end.times[0])
                 fmt.truncate(path, frames)
             else:
                 path.unlink(missing_ok=True)  # append to a file without a frame: begin it again
-            return TrajectoryWriter(path, atoms, metadata or {}, lock, frames, last, with_energies)
+            return TrajectoryWriter(path, atoms, metadata or {}, lock, frames, last, scalars)
     except BaseException:
         lock.close()
         raise
@@ -277,7 +301,7 @@ def open_writer(
 class TrajectoryWriter:
     """What :func:`open_writer` returns. ``frames`` counts the frames in the file.
 
-    The first frames of a file decide whether it has potential energies.
+    The first frames of a file decide whether it has potential energies and heat.
     """
 
     def __init__(
@@ -288,12 +312,12 @@ class TrajectoryWriter:
         lock: Lock,
         frames: int,
         last_time: float,
-        with_energies: bool | None,
+        scalars: frozenset[str] | None,
     ) -> None:
         self._path, self._system, self._metadata = path, atoms, metadata
         self._lock: Lock | None = lock
         self.frames, self._last = frames, last_time
-        self._with_energies = with_energies  # None: the first frames will tell
+        self._scalars = scalars  # what each frame of the file has; None: the first will tell
         self._state: tuple[int, int] | None = None  # of the file, while it is closed
         self._sink: Any = None
         try:
@@ -307,21 +331,27 @@ class TrajectoryWriter:
         positions: ArrayLike,
         momenta: ArrayLike,
         potential_energies: ArrayLike | None = None,
+        heat: ArrayLike | None = None,
     ) -> None:
         """Append frames and hand them to the operating system: times [k] fs, positions
-        [k, atoms, 3] Å, momenta [k, atoms, 3] sqrt(eV amu), potential energies [k] eV, if known.
+        [k, atoms, 3] Å, momenta [k, atoms, 3] sqrt(eV amu), potential energies and heat [k] eV, if
+        known.
 
-        Energies are left out of a file whose first frames have none, one of a model without them
-        or of an older version.
+        What the first frames of the file have not is left out: energies, heat of a file of an older
+        version or of a model without energies.
 
         Raises ValueError for wrong shapes, for times that are not finite and increasing (a restart
-        cannot write a frame twice), and where the file has energies and these frames have none.
-        Raises OSError where the file cannot be written (a full
-        disk) or another process changed it; the writer is closed then, and what the file had is in
-        it.
+        cannot write a frame twice), and where the file has energies or heat and these frames have
+        none. Raises OSError where the file cannot be written (a full disk) or another process
+        changed it; the writer is closed then, and what the file had is in it.
         """
-        t, x, p, energies = frame_arrays(
-            len(self._system), times, positions, momenta, potential_energies
+        t, x, p, scalars = frame_arrays(
+            len(self._system),
+            times,
+            positions,
+            momenta,
+            potential_energies=potential_energies,
+            heat=heat,
         )
         if len(t) == 0:
             return
@@ -332,18 +362,20 @@ class TrajectoryWriter:
                 "finite, increasing times (on a restart, truncate() drops the frames written "
                 "after the state it continues from)"
             )
-        if self._with_energies and energies is None:
+        if self._scalars is None:
+            self._scalars = frozenset(scalars)
+        if missing := self._scalars - set(scalars):
+            name = min(missing)
             raise ValueError(
-                f"{self._path} has the potential energy of every frame, got frames without: give "
-                "write() their potential_energies (eV), or begin another file"
+                f"{self._path} has the {name.replace('_', ' ')} of every frame, got frames "
+                f"without: give write() their {name} ({SCALARS[name]}), or begin another file"
             )
-        if self._with_energies is None:
-            self._with_energies = energies is not None
+        scalars = {name: values for name, values in scalars.items() if name in self._scalars}
         with uninterrupted():
             try:
                 if self._sink is None:
                     self._open()
-                self._sink.write(self.frames, t, x, p, energies if self._with_energies else None)
+                self._sink.write(self.frames, t, x, p, scalars)
             except BaseException as error:
                 self._give_up(error)
             self.frames += len(t)

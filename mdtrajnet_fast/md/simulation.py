@@ -102,8 +102,9 @@ def simulate(
     progress: show a progress bar.
 
     Returns a :class:`~mdtrajnet_fast.Trajectory` (a list of them for a list) with frames at 0, dt,
-    2 dt, ... up to duration, their potential energies if the model has energies (a file that was
-    begun without goes on without), and its `trust` summary. Momentum and angular momentum of
+    2 dt, ... up to duration, their potential energies if the model has energies, the heat that a
+    thermostat has put in since frame 0 (a file that was begun without these goes on without), and
+    its `trust` summary. Momentum and angular momentum of
     isolated molecules are those of the start; with symplectic windows, or with a model that has a
     potential, the total energy stays near it. Positions are unwrapped.
 
@@ -171,6 +172,8 @@ def simulate(
     parts = [
         held or _start(network, one, own) for held, one, own in zip(begun, many, said, strict=True)
     ]
+    for one, part in zip(many, parts, strict=True):
+        one.positions = part.positions[0]  # where thermostats count degrees of freedom
     # The end of a window is a state to go on from. Frames beyond the last such one that all
     # systems have are predicted once more, to the same bits.
     shortest = min(len(part) for part in parts)
@@ -187,7 +190,8 @@ def simulate(
         # not in the files: the windows that tell it are predicted again
         kept = energies_kept(network, first, p, window=stride, method=method, windows=start)
     going = list(range(len(many)))
-    heat: np.ndarray | None = None
+    # of a file without heat nothing is known, and nothing is written: its sum may begin anywhere
+    heat = np.array([0.0 if part.heat is None else part.heat[boundary] for part in parts])
     kept_warm: Sequence[Thermostat | None] = thermostats or [None] * len(many)
     with ExitStack() as stack:
         recorders = [
@@ -238,7 +242,8 @@ def simulate(
                 others = system.system_index != error.system
                 positions, momenta = error.positions[others], error.momenta[others]
                 start = error.window
-                heat = None if baths is None else np.delete(baths.heat, error.system)
+                if baths is not None:
+                    heat = np.delete(baths.heat, error.system)
     done = [recorder.trajectory(duration) for recorder in recorders]
     return done[0] if single else done
 
@@ -247,7 +252,8 @@ def _start(model: MDtrajNet, atoms: ase.Atoms, metadata: dict[str, Any]) -> Traj
     """Frame 0 of a run."""
     x, p = atoms.positions[None], atoms.get_momenta()[None]
     energies = potential_energies(model, atoms, x) if model.has_energies else None
-    return Trajectory(atoms, [0.0], x, p, metadata, energies)
+    heat = [0.0] if "thermostat" in metadata else None
+    return Trajectory(atoms, [0.0], x, p, metadata, energies, heat)
 
 
 def _temperatures(
@@ -407,7 +413,7 @@ def check_run(
 class _Recorder:
     """Keeps, writes and watches the frames of one system.
 
-    With their potential energies, unless those held, of an older file, have none.
+    With their potential energies and heat, unless those held, of an older file, have none.
     """
 
     def __init__(
@@ -425,11 +431,9 @@ class _Recorder:
                 open_writer(path, atoms, append=True, metadata=held.metadata)
             )
             if self._writer.frames == 0:
-                self._writer.write(
-                    held.times, held.positions, held.momenta, held.potential_energies
-                )
+                self._writer.write(held.times, held.positions, held.momenta, **held.scalars)
         self._times, self._positions, self._momenta = [held.times], [held.positions], [held.momenta]
-        self._energies = None if held.potential_energies is None else [held.potential_energies]
+        self._scalars = {name: [values] for name, values in held.scalars.items()}
         self._monitor = monitor
         self._watched = 0  # parts
         self._watch()
@@ -447,16 +451,14 @@ class _Recorder:
         self._times.append(times)
         self._positions.append(positions)
         self._momenta.append(momenta)
-        energies = None
-        if self._energies is not None:
-            assert frames.potential_energies is not None
-            energies = frames.potential_energies[first:, system]
-            self._energies.append(energies)
+        scalars = {name: getattr(frames, name)[first:, system] for name in self._scalars}
+        for name, values in scalars.items():
+            self._scalars[name].append(values)
         self._waiting += momenta.size // 3
         if self._waiting >= FRAME_ROWS:
             self._watch()
         if self._writer is not None:
-            self._writer.write(times, positions, momenta, energies)
+            self._writer.write(times, positions, momenta, **scalars)
 
     def broke(self, why: str) -> None:
         """Say of the run that it ended here."""
@@ -468,8 +470,8 @@ class _Recorder:
         if self._times[new]:
             parts = (self._times, self._positions, self._momenta)
             times, positions, momenta = (np.concatenate(part[new]) for part in parts)
-            energies = None if self._energies is None else np.concatenate(self._energies[new])
-            self._monitor.update(times, positions, momenta, energies)
+            scalars = {name: np.concatenate(each[new]) for name, each in self._scalars.items()}
+            self._monitor.update(times, positions, momenta, **scalars)
         self._watched, self._waiting = len(self._times), 0
 
     def trajectory(self, duration: float) -> Trajectory:
@@ -477,15 +479,15 @@ class _Recorder:
         times, positions, momenta = map(
             np.concatenate, (self._times, self._positions, self._momenta)
         )
-        energies = None if self._energies is None else np.concatenate(self._energies)
         wanted = times <= float(exact(duration))  # 3 * 0.3 is meant to be 0.9
+        scalars = {name: np.concatenate(each)[wanted] for name, each in self._scalars.items()}
         trajectory = Trajectory(
             self._held.atoms,
             times[wanted],
             positions[wanted],
             momenta[wanted],
             self._held.metadata,
-            None if energies is None else energies[wanted],
+            **scalars,
         )
         self._watch()
         trajectory.trust = self._monitor.summary()

@@ -211,12 +211,65 @@ def test_the_total_energy_is_watched():
         part = drifts[k : k + 13]
         monitor.update(part.times, part.positions, part.momenta, part.potential_energies)
     assert monitor.summary() == summary
-    # a thermostat changes the total energy
+    # a thermostat changes the total energy; nothing is known of its heat
     warmed = trust_summary(drifting(1e-4, {"thermostat": "csvr", "temperature_K": 300.0}))
     assert warmed.energies == dataclasses.replace(found, drift=None)
     assert warmed.energy_change is warmed.unexplained_work is None
     assert not any("total energy" in text for text in warmed.warnings)
     assert "kinetic " in str(warmed) and "drift" not in str(warmed).split("total energy")[1][:80]
+
+
+def test_the_total_energy_less_heat_is_watched():
+    """With a thermostat: what it puts in is no drift, what it does not account for is one."""
+    run = vibrating(np.full(21, 300.0))
+    metadata = {"thermostat": "csvr", "temperature_K": 300.0}
+    heat = np.cumsum(np.random.default_rng(0).normal(0, 0.1, len(run)))
+
+    def heated(slope, heat, metadata=metadata):
+        potential = 7 - run.kinetic_energies + slope * run.times + heat
+        state = run.times, run.positions, run.momenta
+        return Trajectory(run.atoms, *state, metadata, potential, heat)
+
+    summary = trust_summary(heated(0.0, heat))
+    assert summary.ok and summary.energy_change == pytest.approx(0, abs=1e-9)
+    assert summary.energies.drift == pytest.approx(0, abs=1e-6)
+    assert summary.energies.total == pytest.approx(7 + heat.mean(), rel=1e-12)
+    assert summary.energies.heat == summary.to_dict()["energies"]["heat"] == heat[-1]
+    assert summary.unexplained_work is None
+
+    drifts = heated(1e-4, heat)
+    summary = trust_summary(drifts)
+    assert summary.energies.drift == pytest.approx(1e6 * 1e-4 / 9, rel=1e-6)
+    assert summary.energy_change == pytest.approx(0.44, abs=0.01)
+    (text,) = summary.warnings
+    assert text.startswith("the total energy less the heat put in left that of the start by +0.4")
+    total = f"potential {np.mean(drifts.potential_energies):.3f} and kinetic "
+    assert f"{total}{run.kinetic_energies.mean():.3f}\n" in str(summary)
+    assert (
+        f"  heat put in      {heat[-1]:+8.3f} eV by the end; drift of the total energy less heat "
+        "+11.111 meV per atom and ps\n  its last fifth     +0.442 eV beside the first 200 fs\n"
+    ) in str(summary)
+    # as far, but by chance
+    walk = np.cumsum(np.random.default_rng(2).normal(0, 0.44 / 2501**0.5, 2501))
+    state = run.times, run.positions, run.momenta
+    energies = drifts.potential_energies + walk - 1e-4 * run.times
+    wandering = trust_summary(Trajectory(run.atoms, *state, metadata, energies, heat))
+    assert wandering.ok and abs(wandering.energy_change) > 0.3
+    monitor = TrustMonitor(run.atoms, thermostat_K=300.0)
+    for k in range(0, 2501, 13):
+        part = drifts[k : k + 13]
+        monitor.update(part.times, part.positions, part.momenta, **part.scalars)
+    assert monitor.summary() == summary
+    one = trust_summary(heated(0.0, heat)[:1])
+    assert one.energies.drift is None and one.energies.heat == heat[0]
+    with pytest.raises(ValueError, match="have heat, those before had no"):
+        state = run.times[:1] + 1e5, run.positions[:1], run.momenta[:1]
+        bare = TrustMonitor(run.atoms)
+        bare.update(run.times, run.positions, run.momenta)
+        bare.update(*state, heat=[1.0])
+    heat[3] = np.nan
+    summary = trust_summary(heated(0.0, heat))
+    assert summary.warnings == ("the potential energy or the heat at 6 fs is not a finite number",)
 
 
 def test_energies_of_all_frames_or_none():

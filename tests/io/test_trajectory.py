@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -22,6 +22,7 @@ from ase import Atoms, units
 from ase.build import bulk, molecule
 from ase.io.trajectory import TrajectoryWriter as AseWriter
 
+from mdtrajnet_fast.io.formats import SCALARS
 from mdtrajnet_fast.io.trajectory import (
     Trajectory,
     count_frames,
@@ -55,29 +56,39 @@ def slab() -> Atoms:
     return atoms
 
 
-def made_up(atoms: Atoms, frames: int, seed: int = 0, energies: bool = True) -> Trajectory:
+def made_up(
+    atoms: Atoms, frames: int, seed: int = 0, known: Iterable[str] = tuple(SCALARS)
+) -> Trajectory:
     rng = np.random.default_rng(seed)
     shape = (frames, len(atoms), 3)
     positions = rng.normal(size=shape) * 10.0 ** rng.integers(-12, 4, shape)
     momenta = rng.normal(size=shape)
     positions[0, 0] = [5e-324, -0.0, 1 / 3]
     times = np.cumsum(rng.uniform(0.1, 3, frames))
-    known = rng.normal(size=frames) * 10.0 ** rng.integers(-12, 6, frames) if energies else None
-    if known is not None:
-        known[-1] = -3.0
-    return Trajectory(atoms, times, positions, momenta, METADATA, known)
+    scalars = {}
+    for name in known:
+        scalars[name] = rng.normal(size=frames) * 10.0 ** rng.integers(-12, 6, frames)
+        scalars[name][0], scalars[name][-1] = -0.0, -3.0
+    return Trajectory(atoms, times, positions, momenta, METADATA, **scalars)
 
 
 def columns(part: Trajectory) -> tuple[np.ndarray | None, ...]:
-    return part.times, part.positions, part.momenta, part.potential_energies
+    return part.times, part.positions, part.momenta, part.potential_energies, part.heat
+
+
+def without(name: str, run: Trajectory) -> Trajectory:
+    """A copy that does not know one of the scalars."""
+    kept = {k: v for k, v in run.scalars.items() if k != name}
+    return Trajectory(run.atoms, *columns(run)[:3], run.metadata, **kept)
 
 
 def assert_same_bits(a: Trajectory, b: Trajectory) -> None:
     for x, y in ((a.times, b.times), (a.positions, b.positions), (a.momenta, b.momenta)):
         assert x.shape == y.shape and x.tobytes() == y.tobytes()
-    assert (a.potential_energies is None) == (b.potential_energies is None)
-    if a.potential_energies is not None:
-        assert a.potential_energies.tobytes() == b.potential_energies.tobytes()
+    assert a.scalars.keys() == b.scalars.keys()
+    for name, values in a.scalars.items():
+        assert values.dtype == np.float64
+        assert values.tobytes() == b.scalars[name].tobytes()
     assert np.array_equal(a.atoms.numbers, b.atoms.numbers)
     assert a.atoms.get_masses().tobytes() == b.atoms.get_masses().tobytes()
     assert np.array_equal(a.atoms.cell[:], b.atoms.cell[:])
@@ -120,6 +131,7 @@ def test_trajectory_as_a_sequence() -> None:
     assert np.array_equal(part.times, trajectory.times[1::2])
     assert np.array_equal(part.momenta, trajectory.momenta[1::2])
     assert np.array_equal(part.potential_energies, trajectory.potential_energies[1::2])
+    assert np.array_equal(part.heat, trajectory.heat[1::2])
     assert "9 atoms, 6 frames" in repr(trajectory)
     assert "periodic along ab)" in repr(made_up(slab(), 2))
     with pytest.raises(IndexError):
@@ -128,6 +140,8 @@ def test_trajectory_as_a_sequence() -> None:
         Trajectory(slab(), trajectory.times, trajectory.positions, trajectory.momenta)
     with pytest.raises(ValueError, match=r"energies \(5,\) for 6 frames; expected \[6\] eV"):
         Trajectory(ethanol(), *columns(trajectory)[:3], None, trajectory.potential_energies[:5])
+    with pytest.raises(ValueError, match=r"heat \(6, 1\) for 6 frames; expected \[6\] eV"):
+        Trajectory(ethanol(), *columns(trajectory)[:3], heat=trajectory.heat[:, None])
 
 
 def test_energies_are_those_of_ase() -> None:
@@ -136,31 +150,60 @@ def test_energies_are_those_of_ase() -> None:
         assert atoms.get_potential_energy() == trajectory.potential_energies[k]
         assert atoms.get_kinetic_energy() == pytest.approx(trajectory.kinetic_energies[k], 1e-14)
         assert atoms.get_total_energy() == pytest.approx(trajectory.total_energies[k], 1e-14)
-    without = made_up(ethanol(), 6, energies=False)
-    assert without.potential_energies is without.total_energies is without[0].calc is None
-    assert np.array_equal(without.kinetic_energies, trajectory.kinetic_energies)
+        assert atoms.info["heat_eV"] == trajectory.heat[k]
+    bare = made_up(ethanol(), 6, known=())
+    assert bare.potential_energies is bare.total_energies is bare.heat is bare[0].calc is None
+    assert "heat_eV" not in bare[0].info
+    assert np.array_equal(bare.kinetic_energies, trajectory.kinetic_energies)
+
+
+def test_conserved_energies() -> None:
+    """The total ones; with a thermostat less its heat, and where that is unknown, none."""
+    run = made_up(ethanol(), 6)
+    assert np.array_equal(run.conserved_energies, run.total_energies - run.heat)
+    alone = without("heat", run)
+    assert np.array_equal(alone.conserved_energies, run.total_energies)
+    alone.metadata["thermostat"] = run.metadata["thermostat"] = "csvr"
+    assert np.array_equal(run.conserved_energies, run.total_energies - run.heat)
+    assert alone.conserved_energies is None
+    for name in SCALARS:
+        assert without(name, run).conserved_energies is None
+    assert made_up(ethanol(), 6, known=()).conserved_energies is None
+
+
+def test_heat_is_not_what_describes_atoms(tmp_path: Path) -> None:
+    """Frames that a run starts from may have it of another one."""
+    frame = made_up(ethanol(), 2)[0]
+    assert "heat_eV" in frame.info
+    for suffix in SUFFIXES:
+        run = Trajectory(frame, [0.0], *np.ones((2, 1, 9, 3)), None, [1.0])
+        run.write(tmp_path / f"run{suffix}")
+        again = Trajectory.read(tmp_path / f"run{suffix}")
+        assert again.heat is None and "heat_eV" not in again[0].info
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
-def test_the_first_frames_decide_whether_there_are_energies(tmp_path: Path, suffix: str) -> None:
+@pytest.mark.parametrize("name", SCALARS)
+def test_the_first_frames_decide_what_there_is(tmp_path: Path, suffix: str, name: str) -> None:
     whole, path = made_up(ethanol(), 9), tmp_path / f"run{suffix}"
-    without = Trajectory(whole.atoms, *columns(whole)[:3], METADATA)
-    without[:2].write(path)  # as older files are
+    old = without(name, whole)
+    old[:2].write(path)  # as older files are
     with open_writer(path, ethanol(), append=True) as writer:
-        writer.write(*columns(whole[2:5]))  # with energies, which are left out
+        writer.write(*columns(whole[2:5]))  # with what is left out
     with open_writer(path, ethanol(), append=True) as writer:
-        writer.write(*columns(without[5:]))
-    assert_same_bits(Trajectory.read(path), without)
+        writer.write(*columns(old[5:]))
+    assert_same_bits(Trajectory.read(path), old)
     truncate(path, 3)
-    assert_same_bits(Trajectory.read(path), without[:3])
+    assert_same_bits(Trajectory.read(path), old[:3])
 
     path = tmp_path / f"with{suffix}"
     whole[:2].write(path)
     for opened in (0, 1):
         with open_writer(path, ethanol(), append=True) as writer:
             part = slice(2 + opened, 3 + opened)
-            with pytest.raises(ValueError, match=f"with{suffix} has the potential energy of every"):
-                writer.write(*columns(without[part]))
+            said = name.replace("_", " ")
+            with pytest.raises(ValueError, match=f"with{suffix} has the {said} of every .*{name}"):
+                writer.write(*columns(old[part]))
             writer.write(*columns(whole[part]))
     assert_same_bits(Trajectory.read(path), whole[:4])
     truncate(path, 3)
@@ -168,35 +211,41 @@ def test_the_first_frames_decide_whether_there_are_energies(tmp_path: Path, suff
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
-def test_energies_that_are_damaged_are_named(tmp_path: Path, suffix: str) -> None:
+@pytest.mark.parametrize("name, key", [("potential_energies", "energy"), ("heat", "heat_eV")])
+def test_energies_that_are_damaged_are_named(
+    tmp_path: Path, suffix: str, name: str, key: str
+) -> None:
     path, whole = tmp_path / f"run{suffix}", made_up(ethanol(), 4)
     for odd in ("nan", "missing"):
         path.unlink(missing_ok=True)
         if suffix == ".h5":
             whole.write(path)
             with h5py.File(path, "r+") as file:
-                file["potential_energies"][2] = np.nan
+                file[name][2] = np.nan
         elif suffix == ".extxyz":
             whole.write(path)
-            held = f" energy={float(whole.potential_energies[2])!r}"
-            path.write_text(path.read_text().replace(held, {"nan": " energy=nan"}.get(odd, "")))
+            held = f" {key}={float(whole.scalars[name][2])!r}"
+            path.write_text(path.read_text().replace(held, {"nan": f" {key}=nan"}.get(odd, "")))
         else:
             frames = list(whole)
             frames[0].info["metadata"] = METADATA
-            frames[2].calc.results["energy"] = np.nan
+            place = frames[2].info if name == "heat" else frames[2].calc.results
+            place[key] = np.nan
             if odd == "missing":
-                frames[2].calc = None
+                del place[key]
             ase.io.write(path, frames)
-        with pytest.raises(ValueError, match=f"run{suffix} is damaged: .*(energies|no energy)"):
+        lack = f"frame 2 has no {name.replace('_', ' ')}"
+        said = lack if odd == "missing" and suffix != ".h5" else "energies or heat are not finite"
+        with pytest.raises(ValueError, match=f"run{suffix} is damaged: .*{said}"):
             Trajectory.read(path)
 
 
 def test_info_that_looks_like_times_and_energies(tmp_path: Path) -> None:
     atoms = ethanol()
-    atoms.info["note"] = "x time_fs=9 energy=4 y"
-    for energies in ([-1.5, 2.0], None):
-        whole = Trajectory(atoms, [1.0, 2.0], *np.ones((2, 2, 9, 3)), None, energies)
-        path = tmp_path / f"run{energies is None}.extxyz"
+    atoms.info["note"] = "x time_fs=9 energy=4 heat_eV=3 y"
+    for k, known in enumerate(itertools.product(([-1.5, 2.0], None), ([0.0, 3.5], None))):
+        whole = Trajectory(atoms, [1.0, 2.0], *np.ones((2, 2, 9, 3)), None, *known)
+        path = tmp_path / f"run{k}.extxyz"
         whole.write(path)
         assert_same_bits(Trajectory.read(path), whole)
         assert Trajectory.read(path).atoms.info == atoms.info
@@ -204,10 +253,10 @@ def test_info_that_looks_like_times_and_energies(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
 @pytest.mark.parametrize("make", [ethanol, slab])
-@pytest.mark.parametrize("energies", [True, False])
-def test_round_trip_is_exact(tmp_path: Path, suffix: str, make, energies: bool) -> None:
+@pytest.mark.parametrize("known", [tuple(SCALARS), ("potential_energies",), ("heat",), ()])
+def test_round_trip_is_exact(tmp_path: Path, suffix: str, make, known: tuple[str, ...]) -> None:
     path = tmp_path / f"run{suffix}"
-    trajectory = made_up(make(), 50, energies=energies)  # past the growth of the .traj index at 42
+    trajectory = made_up(make(), 50, known=known)  # past the growth of the .traj index at 42
     trajectory.write(path)
     assert_same_bits(Trajectory.read(path), trajectory)
     assert count_frames(path) == 50
@@ -232,6 +281,7 @@ def test_ase_reads_our_files(tmp_path: Path, suffix: str, make) -> None:
         assert np.array_equal(frame.pbc, ours.pbc)
         assert frame.get_potential_energy() == ours.get_potential_energy()
         assert frame.get_kinetic_energy() == ours.get_kinetic_energy()
+        assert frame.info["heat_eV"] == ours.info["heat_eV"]
     info = frames[0].info["metadata"]
     assert info["model"] == METADATA["model"] and info["dt_fs"] == METADATA["dt_fs"]
     assert "metadata" not in frames[1].info
@@ -246,6 +296,8 @@ def test_h5_layout_for_other_readers(tmp_path: Path) -> None:
         assert file["positions"].maxshape == (None, 9, 3)
         assert file["potential_energies"].attrs["unit"] == "eV"
         assert np.array_equal(file["potential_energies"][:], trajectory.potential_energies)
+        assert file["heat"].attrs["unit"] == "eV"
+        assert np.array_equal(file["heat"][:], trajectory.heat)
         assert json.loads(file.attrs["metadata"]) == METADATA
 
 
@@ -312,7 +364,7 @@ def write_for_ever(path: str, per_call: int) -> None:
 def _numbered(start: int, frames: int, atoms: int) -> tuple[np.ndarray, ...]:
     times = np.arange(start, start + frames) / 3
     positions = np.sin(times[:, None, None] + np.arange(atoms * 3).reshape(atoms, 3))
-    return times, positions, positions / 7, np.cos(times)
+    return times, positions, positions / 7, np.cos(times), np.sin(times)
 
 
 @contextmanager

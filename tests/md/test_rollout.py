@@ -37,8 +37,8 @@ maps = pytest.mark.parametrize("method", ["reversible", "plain"])
 
 def bits(trajectory):
     state = trajectory.times, trajectory.positions, trajectory.momenta
-    energies = trajectory.potential_energies
-    return *state, np.empty(0) if energies is None else energies
+    scalars = trajectory.potential_energies, trajectory.heat
+    return *state, *(np.empty(0) if known is None else known for known in scalars)
 
 
 def same(a, b):
@@ -240,7 +240,8 @@ def test_potential_energies_of_frames(tmp_path, kind, thermostat):
         assert np.ptp(expected) > 1e-4
         same(Trajectory.read(path), run)
         assert run.trust.energies.potential == pytest.approx(np.mean(expected), abs=1e-9)
-        assert (run.trust.energies.drift is None) == (thermostat is not None)
+        assert run.trust.energies.drift is not None
+        assert (run.heat is None) == (run.trust.energies.heat is None) == (thermostat is None)
         assert str(trust_summary(run, model.config.radial_cutoff)) == str(run.trust)
     assert simulate(many[1], 4.0, duration=8, model=OWN, **settings).potential_energies is None
 

@@ -9,7 +9,7 @@ import pytest
 from ase.units import fs, kB
 from cases import gentle
 
-from mdtrajnet_fast import MDtrajNetDynamics, load_model, simulate
+from mdtrajnet_fast import MDtrajNetDynamics, Trajectory, load_model, simulate
 from mdtrajnet_fast.analysis.trust import TrustMonitor
 from mdtrajnet_fast.md.rollout import RolloutError, potential_energies, rollout
 from mdtrajnet_fast.md.thermostats import CSVR, Baths, Langevin
@@ -160,6 +160,63 @@ def test_heat_goes_on_to_the_bit(thermostat):
     assert free.heat is None
 
 
+@BOTH
+@pytest.mark.parametrize("suffix", [".traj", ".extxyz", ".h5"])
+def test_heat_of_runs_that_stop(tmp_path, suffix, thermostat):
+    """To the bit that of a run without the stops, which end within windows, too."""
+    many = [cases.hot("CH3CH2OH"), cases.hot("H2O")]
+    paths = [tmp_path / f"{k}{suffix}" for k in range(2)]
+    settings = {"model": MODEL, "thermostat": thermostat, "temperature_K": [300.0, 500.0]}
+    for atoms in many:
+        atoms.set_momenta(np.zeros((len(atoms), 3)))
+    wholes = simulate(many, 2.0, duration=90, **settings, equilibration=30.0)
+    for duration in (4.0, 40.0, 62.0, 90.0):
+        runs = simulate(
+            many,
+            2.0,
+            duration=duration,
+            **settings,
+            equilibration=30.0,
+            trajectory=paths,
+            resume=True,
+        )
+    for run, whole, path in zip(runs, wholes, paths, strict=True):
+        assert whole.heat[0] == 0 and len(np.unique(whole.heat)) > 25
+        for held in (run, Trajectory.read(path)):
+            np.testing.assert_array_equal(held.positions, whole.positions)
+            np.testing.assert_array_equal(held.heat, whole.heat)
+        np.testing.assert_array_equal(whole.conserved_energies, whole.total_energies - whole.heat)
+        assert str(run.trust) == str(whole.trust)
+        assert f"{whole.heat[-1]:+.3f} eV by the end; drift of the total energy less heat" in str(
+            run.trust
+        )
+    bath = {"langevin": Langevin(500.0), "csvr": CSVR(500.0)}[thermostat]
+    start = cases.state(whole[0])
+    windows = rollout(MODEL, *start, dt=2.0, duration=90, baths=Baths([bath], [whole[0]], [1]))
+    heat = np.concatenate([[0.0], *(frames.heat[:, 0] for frames in windows)])
+    np.testing.assert_allclose(whole.heat, heat, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("suffix", [".traj", ".extxyz", ".h5"])
+def test_a_file_without_heat_goes_on_without(tmp_path, suffix):
+    """Beside one that has it, in the same call; drift is not known of it."""
+    pair, paths = [cases.hot("H2O"), cases.hot("NH3")], [tmp_path / f"{k}{suffix}" for k in "ab"]
+    settings = {"model": MODEL, "thermostat": CSVR(300.0)}
+    begun = simulate(pair, 3.0, duration=15, **settings, trajectory=[tmp_path / "new.h5", paths[1]])
+    state = begun[0].times, begun[0].positions, begun[0].momenta
+    old = Trajectory(begun[0].atoms, *state, begun[0].metadata, begun[0].potential_energies)
+    old.write(paths[0])
+    runs = simulate(pair, 3.0, duration=60, **settings, trajectory=paths, resume=True)
+    wholes = simulate(pair, 3.0, duration=60, **settings)
+    for run, whole in zip(runs, wholes, strict=True):
+        np.testing.assert_array_equal(run.positions, whole.positions)
+        np.testing.assert_array_equal(run.potential_energies, whole.potential_energies)
+    assert runs[0].heat is Trajectory.read(paths[0]).heat is runs[0].conserved_energies is None
+    assert runs[0].trust.energies.drift is runs[0].trust.energies.heat is None
+    np.testing.assert_array_equal(runs[1].heat, wholes[1].heat)
+    np.testing.assert_array_equal(Trajectory.read(paths[1]).heat, wholes[1].heat)
+
+
 def test_a_window_that_breaks_gives_no_heat():
     broken = cases.meets(gentle(**cases.OWN, **cases.WINDOW_POTENTIALS))
     model = gentle(**cases.OWN, **cases.WINDOW_POTENTIALS)
@@ -217,6 +274,7 @@ def test_ase_dynamics_is_simulate(thermostat):
     start = System.from_atoms(expected[0]), expected.momenta[0]
     found = [f.heat[:, 0] for f in rollout(MODEL, *start, dt=1.5, duration=60, baths=baths)]
     np.testing.assert_array_equal(heat, np.concatenate([[0.0], *found]))
+    np.testing.assert_array_equal(heat, expected.heat)
     free = MDtrajNetDynamics(atoms, 1.5 * fs, model=MODEL)
     free.run(4)
     assert free.heat == 0.0
@@ -290,6 +348,7 @@ def test_the_others_go_on_with_theirs():
     alone = simulate(cases.hot("H2O"), **settings, seed=1)
     np.testing.assert_array_equal(done[1].positions, alone.positions)
     np.testing.assert_array_equal(done[1].potential_energies, alone.potential_energies)
+    np.testing.assert_array_equal(done[1].heat, alone.heat)
     assert len(done[0].potential_energies) == len(done[0]) < len(alone)
 
 

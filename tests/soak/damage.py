@@ -95,8 +95,8 @@ def main() -> None:
         kinds: dict[str, tuple[Path, Callable[[], object]]] = {}
         for suffix in (".traj", ".extxyz", ".h5"):
             path = folder / f"run{suffix}"
-            energies = x[:, 0, 0]
-            Trajectory(water, np.arange(30.0), x, x, potential_energies=energies).write(path)
+            scalars = {"potential_energies": x[:, 0, 0], "heat": x[:, 0, 1]}
+            Trajectory(water, np.arange(30.0), x, x, **scalars).write(path)
 
             def both(path: Path = path) -> None:
                 Trajectory.read(path)
