@@ -56,6 +56,7 @@ def simulate(
     energy_rate: float | None = None,
     thermostat: str | Thermostat | Sequence[str | Thermostat] | None = None,
     equilibration: float = 0.0,
+    keep: bool = True,
     progress: bool = False,
 ) -> Trajectory | list[Trajectory]:
     """Predict the molecular dynamics of one system, or of many at once.
@@ -99,6 +100,9 @@ def simulate(
         potential part of which is taken from its last three quarters. With 0 the run starts from
         the atoms as they are, at half of temperature_K in the mean if they are at a minimum; 1000
         to 2000 fs bring a small molecule to the temperature, as the command line does by default.
+    keep: whether all frames stay in memory and are returned; False: the last one alone, for large
+        systems and long runs, whose frames are in their files. (A run that is continued is read
+        from its file as a whole.)
     progress: show a progress bar.
 
     Returns a :class:`~mdtrajnet_fast.Trajectory` (a list of them for a list) with frames at 0, dt,
@@ -126,6 +130,8 @@ def simulate(
     given = _each(velocities, single, len(many), "arrays of velocities")
     network = model if isinstance(model, MDtrajNet) else load_model(model)
     _check_paths(paths, resume)
+    if not keep and None in paths:
+        raise ValueError("keep=False returns the last frame alone: give trajectory files for all")
     method, settings = _method(network, method, energy_rate, paths if resume else [])
     check_run(network, system, dt, duration, window, method)
     stride = stride_of(network, method, window)
@@ -195,7 +201,7 @@ def simulate(
     kept_warm: Sequence[Thermostat | None] = thermostats or [None] * len(many)
     with ExitStack() as stack:
         recorders = [
-            _Recorder(one, part, path, _monitor(network, one, stride, method, bath), stack)
+            _Recorder(one, part, path, _monitor(network, one, stride, method, bath), stack, keep)
             for one, part, path, bath in zip(many, parts, paths, kept_warm, strict=True)
         ]
         bar = stack.enter_context(
@@ -413,7 +419,8 @@ def check_run(
 class _Recorder:
     """Keeps, writes and watches the frames of one system.
 
-    With their potential energies and heat, unless those held, of an older file, have none.
+    With their potential energies and heat, unless those held, of an older file, have none. keep:
+    whether frames that were written and watched stay in memory.
     """
 
     def __init__(
@@ -423,8 +430,9 @@ class _Recorder:
         path: Path | None,
         monitor: TrustMonitor,
         stack: ExitStack,
+        keep: bool,
     ):
-        self._held = held
+        self._held, self._keep = held, keep
         self._writer = None
         if path is not None:
             self._writer = stack.enter_context(
@@ -472,10 +480,13 @@ class _Recorder:
             times, positions, momenta = (np.concatenate(part[new]) for part in parts)
             scalars = {name: np.concatenate(each[new]) for name, each in self._scalars.items()}
             self._monitor.update(times, positions, momenta, **scalars)
+        if not self._keep:  # but for the last part, which ends with the last frame
+            for part in (self._times, self._positions, self._momenta, *self._scalars.values()):
+                del part[:-1]
         self._watched, self._waiting = len(self._times), 0
 
     def trajectory(self, duration: float) -> Trajectory:
-        """The frames up to `duration`, with the trust summary of all that there are."""
+        """The frames kept up to `duration`, with the trust summary of all that there were."""
         times, positions, momenta = map(
             np.concatenate, (self._times, self._positions, self._momenta)
         )
@@ -490,6 +501,8 @@ class _Recorder:
             **scalars,
         )
         self._watch()
+        if not self._keep:
+            trajectory = trajectory[-1:]
         trajectory.trust = self._monitor.summary()
         return trajectory
 

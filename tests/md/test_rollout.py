@@ -486,6 +486,24 @@ def test_errors_reach_other_processes(kind):
         np.testing.assert_equal(getattr(again, name), value)
 
 
+@pytest.mark.parametrize("duration", [40.0, 41.0])
+def test_frames_that_are_not_kept(tmp_path, duration, monkeypatch):
+    """They are in the file and in the trust summary; the last one is returned."""
+    monkeypatch.setattr(simulation, "FRAME_ROWS", 20)
+    many, files = [cases.hot("CH3CH2OH"), cases.hot("H2O")], [tmp_path / "a.h5", tmp_path / "b.h5"]
+    whole = simulate(many, 2.0, duration=duration, model=OWN)
+    last = simulate(many, 2.0, duration=duration, model=OWN, trajectory=files, keep=False)
+    for one, other, path in zip(last, whole, files, strict=True):
+        assert len(one) == 1 and one.times[0] == 40.0 and str(one.trust) == str(other.trust)
+        same(one, other[-1:])
+        same(Trajectory.read(path), other)
+    longer = {"trajectory": files, "resume": True, "keep": False}
+    resumed = simulate(many, 2.0, duration=60.0, model=OWN, **longer)
+    same(resumed[0], simulate(many, 2.0, duration=60.0, model=OWN)[0][-1:])
+    with pytest.raises(ValueError, match="trajectory files"):
+        simulate(many, 2.0, duration=10, model=OWN, keep=False)
+
+
 @pytest.mark.parametrize("suffix", [".traj", ".extxyz", ".h5"])
 def test_what_describes_the_atoms_goes_along(tmp_path, suffix):
     atoms = cases.hot("H2O")
