@@ -115,10 +115,11 @@ def test_atoms_that_jump_at_the_cell():
     run = walk(frames=300)
     wrapped = run.positions @ np.linalg.inv(TRICLINIC) % 1 @ TRICLINIC
     energies = np.arange(len(run)) + 0.5
-    jumping = Trajectory(run.atoms, run.times, wrapped, run.momenta, None, energies)
+    jumping = Trajectory(run.atoms, run.times, wrapped, run.momenta, None, energies, 2 * energies)
     first = run.positions[:1] - wrapped[:1]
     np.testing.assert_allclose(unwrapped(jumping).positions + first, run.positions, atol=1e-9)
     assert np.array_equal(unwrapped(jumping).potential_energies, energies)
+    assert np.array_equal(unwrapped(jumping).heat, 2 * energies)
     assert unwrapped(run) is run
     slab = run.atoms.copy()
     slab.pbc = [True, False, True]
