@@ -175,9 +175,8 @@ def simulate(
             method=method,
             keep_energy=not thermostats,
         )
-    parts = [
-        held or _start(network, one, own) for held, one, own in zip(begun, many, said, strict=True)
-    ]
+    started = iter(_starts(network, [many[k] for k in fresh], [said[k] for k in fresh]))
+    parts = [held or next(started) for held in begun]
     for one, part in zip(many, parts, strict=True):
         one.positions = part.positions[0]  # where thermostats count degrees of freedom
     # The end of a window is a state to go on from. Frames beyond the last such one that all
@@ -254,12 +253,20 @@ def simulate(
     return done[0] if single else done
 
 
-def _start(model: MDtrajNet, atoms: ase.Atoms, metadata: dict[str, Any]) -> Trajectory:
-    """Frame 0 of a run."""
-    x, p = atoms.positions[None], atoms.get_momenta()[None]
-    energies = potential_energies(model, atoms, x) if model.has_energies else None
-    heat = [0.0] if "thermostat" in metadata else None
-    return Trajectory(atoms, [0.0], x, p, metadata, energies, heat)
+def _starts(
+    model: MDtrajNet, many: list[ase.Atoms], metadata: list[dict[str, Any]]
+) -> list[Trajectory]:
+    """Frame 0 of runs."""
+    energies: list[list[float] | None] = [None] * len(many)
+    if many and model.has_energies:
+        found = model.potential_energy(System.from_atoms(many)).detach().cpu()
+        energies = [[energy] for energy in found.tolist()]
+    starts = []
+    for atoms, said, energy in zip(many, metadata, energies, strict=True):
+        x, p = atoms.positions[None], atoms.get_momenta()[None]
+        heat = [0.0] if "thermostat" in said else None
+        starts.append(Trajectory(atoms, [0.0], x, p, said, energy, heat))
+    return starts
 
 
 def _temperatures(
