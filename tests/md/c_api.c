@@ -35,11 +35,8 @@ int main(int count, char **arguments) {
     double *masses = numbers(atoms), *cells = numbers(9 * systems);
     for (int64_t k = 0; k < 3 * systems; ++k) periodic[k] = number();
     double *x = numbers(3 * atoms), *v = numbers(3 * atoms), *energies = malloc(systems * sizeof *energies);
-    mdtrajnet_options options = MDTRAJNET_DEFAULTS;
-    options.window = number();
-
     const mdtrajnet_systems start = {systems, ptr, elements, masses, cells, periodic};
-    int code = mdtrajnet_start(model, &start, &options, &rollout, &error);
+    int code = mdtrajnet_start(model, &start, NULL, &rollout, &error);
     mdtrajnet_free_model(model); /* rollouts keep it */
     for (int64_t k = 0; k < calls && !code; ++k) code = mdtrajnet_advance(rollout, windows, x, v, &error);
     printf("%d %" PRId64 " %" PRId64 " %" PRId64 "\n%s\n", code, error.system, error.atom, error.windows, error.message);

@@ -158,10 +158,10 @@ def program(tmp_path_factory):
     return program
 
 
-def run(program, path, system, x, v, calls, windows, window=0.0):
+def run(program, path, system, x, v, calls, windows):
     words = [len(system), len(x), calls, windows]
     parts = (system.ptr, system.numbers, system.masses, system.cell, system.pbc, x, v)
-    words += [value for part in parts for value in part.ravel().tolist()] + [window]
+    words += [value for part in parts for value in part.ravel().tolist()]
     text = " ".join(float(word).hex() for word in words)
     result = subprocess.run([program, path], input=text, capture_output=True, text=True, check=True)
     where, message, *rows = result.stdout.split("\n")[:-1]
@@ -170,21 +170,16 @@ def run(program, path, system, x, v, calls, windows, window=0.0):
 
 
 @pytest.mark.parametrize(
-    "name, atoms, window",
-    [
-        ("molecules-nve", lambda: cases.hot("CH3CH2OH"), None),
-        ("molecules-nve-small", cases.mixture, 5.0),
-    ],
+    "name, atoms",
+    [("molecules-nve", lambda: cases.hot("CH3CH2OH")), ("molecules-nve-small", cases.mixture)],
 )
-def test_a_program_in_c(bundled, program, name, atoms, window):
+def test_a_program_in_c(bundled, program, name, atoms):
     """Also beyond the windows in which the energy to keep is learned: 200 fs."""
     model = load_model(name)
     system, x, v, p = start(atoms())
-    calls, windows = (6, 10) if window is None else (5, 9)
-    expected = ends(model, system, p, calls * windows, window)
-    where, message, (*got, energies) = run(
-        program, bundled / name, system, x, v, calls, windows, window or 0.0
-    )
+    calls, windows = 6, 15
+    expected = ends(model, system, p, calls * windows)
+    where, message, (*got, energies) = run(program, bundled / name, system, x, v, calls, windows)
     assert where == [OK, -1, -1, windows] and message == ""
     for a, b in zip(got, expected, strict=True):
         np.testing.assert_array_equal(a, b.ravel())
@@ -296,7 +291,7 @@ def test_frames_energies_and_restart(tmp_path, library):
         np.testing.assert_array_equal(v, expected[1])
 
 
-def test_bad_input(bundled, library):
+def test_bad_input(bundled, library, tmp_path):
     system, x, v, _ = start([cases.hot("H2O"), cases.hot("CH4")])
 
     def refused(match, call, code=INVALID, where=(-1, -1)):
@@ -310,10 +305,11 @@ def test_bad_input(bundled, library):
             arrays[name][index] = value
         return type(system)(**arrays)
 
-    with Native(library).load(bundled / "molecules-nve-small") as native:
+    motion = cases.gentle(**cases.OWN, **cases.POTENTIAL, time_cutoff=12.0, window=4.0)
+    with Native(library).load(export_model(motion, tmp_path / "motion")) as native:
         begin = native.start
         refused(
-            "atom 2 of system 1 .* number 14, .* knows 1 6 7 8",
+            "atom 2 of system 1 .* number 14, .* knows 6 1 7 8",
             lambda: begin(changed(numbers=(5, 14))),
             where=(1, 2),
         )
