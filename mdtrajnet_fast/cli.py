@@ -615,7 +615,11 @@ def _run_of(folder: Path) -> dict[str, Any]:
 def _train(options: argparse.Namespace) -> None:
     config = TrainConfig.read(options.config)
     fit(config, progress=not options.quiet)
-    print(f"Written: {config.output}/ (model/, log.csv, curves.png, checkpoint.pt)")
+    _print_trained(config.output)
+
+
+def _print_trained(folder: str | Path) -> None:
+    print(f"Written: {folder}/ (model/, log.csv, curves.png, checkpoint.pt)")
 
 
 def _finetune(options: argparse.Namespace) -> None:
@@ -644,7 +648,8 @@ def _finetune(options: argparse.Namespace) -> None:
         if None not in pair:
             shown = [f"{100 * x:.1f} %" if unit == "%" else f"{x:.4f} {unit}" for x in pair]
             print(f"{name:12}{shown[0]:>12}{shown[1]:>12}")
-    print(f"\nWritten: {options.output}/ (model/, log.csv, curves.png, checkpoint.pt)")
+    print()
+    _print_trained(options.output)
 
 
 def _generate(options: argparse.Namespace) -> None:

@@ -61,6 +61,7 @@ def plain(values: np.ndarray) -> Any:
 
 
 def template(atoms: ase.Atoms) -> ase.Atoms:
+    """New atoms of the same masses (amu), cell (Å), pbc and description, all at the origin."""
     template = ase.Atoms(
         numbers=atoms.numbers, masses=atoms.get_masses(), cell=atoms.cell, pbc=atoms.pbc
     )
@@ -112,4 +113,5 @@ def as_text(path: Path, info: dict[str, Any]) -> dict[str, str]:
 
 
 def stays_out(path: Path, what: str, why: str) -> None:
+    """Warn of what describes the atoms and is not in their file."""
     warnings.warn(f"{path.name} cannot hold {what} of the atoms: {why}", stacklevel=2)

@@ -35,6 +35,8 @@ _STATE = re.compile(
 
 
 class Sink:
+    """See :class:`.formats.Format`."""
+
     def __init__(self, path: Path, atoms: ase.Atoms, metadata: Metadata) -> None:
         self.path, self.metadata = path, metadata
         info, arrays = described(atoms)
@@ -126,6 +128,7 @@ def _ends(path: Path) -> list[int]:
 
 
 def count(path: Path) -> int:
+    """See :class:`.formats.Format`."""
     return len(_ends(path))
 
 
@@ -143,6 +146,7 @@ def _frame(path: Path, file: BinaryIO, ends: list[int], i: int) -> tuple[dict[st
 def read(
     path: Path, frames: slice
 ) -> tuple[ase.Atoms, list[float], Array, Array, Metadata, Scalars]:
+    """See :class:`.formats.Format`."""
     ends = _ends(path)
     first = ase.io.read(path, index=0, format="extxyz")
     assert isinstance(first, ase.Atoms)
@@ -168,6 +172,7 @@ def read(
 
 
 def truncate(path: Path, frames: int) -> None:
+    """See :class:`.formats.Format`."""
     os.truncate(path, ([0] + _ends(path))[frames])
 
 

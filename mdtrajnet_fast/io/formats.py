@@ -55,6 +55,7 @@ def file_state(path: Path) -> tuple[int, int]:
 
 
 def as_json(metadata: Metadata) -> Metadata:
+    """Metadata as JSON has it; ValueError for what JSON cannot hold."""
     try:
         return json.loads(json.dumps(metadata))
     except TypeError as error:
@@ -65,6 +66,7 @@ def as_json(metadata: Metadata) -> Metadata:
 
 
 def lacks(path: Path, frame: int, name: str) -> ValueError:
+    """What to raise for a frame without one of :data:`SCALARS` that its file has."""
     return ValueError(
         f"{path} is damaged: frame {frame} has no {name.replace('_', ' ')}, though frame 0 has; "
         "restore it from a copy"
@@ -72,6 +74,7 @@ def lacks(path: Path, frame: int, name: str) -> ValueError:
 
 
 def foreign(path: Path, lack: str) -> ValueError:
+    """What to raise for a file of another origin."""
     return ValueError(
         f"{path} was not written by this package: {lack}. Read it with ase.io.read(path, ':') and "
         "build a Trajectory(atoms, times, positions, momenta)"

@@ -49,6 +49,8 @@ _SERIES = {
 
 
 class Sink:
+    """See :class:`.formats.Format`."""
+
     def __init__(self, path: Path, atoms: ase.Atoms, metadata: Metadata) -> None:
         if not path.exists():
             _create(path, atoms, metadata, (np.empty(0), *np.empty((2, 0, len(atoms), 3)), {}))
@@ -218,6 +220,7 @@ def _whole(read: Callable[..., _T]) -> Callable[..., _T]:
 
 @_whole
 def count(path: Path) -> int:
+    """See :class:`.formats.Format`."""
     with _open(path) as file:
         return _complete(file)
 
@@ -236,6 +239,7 @@ def _header(file: h5py.File) -> tuple[ase.Atoms, Metadata]:
 
 @_whole
 def read(path: Path, frames: slice) -> tuple[ase.Atoms, Array, Array, Array, Metadata, Scalars]:
+    """See :class:`.formats.Format`."""
     with _open(path) as file:
         atoms, metadata = _header(file)
         start, stop, step = frames.indices(_complete(file))
@@ -250,6 +254,7 @@ def read(path: Path, frames: slice) -> tuple[ase.Atoms, Array, Array, Array, Met
 
 
 def truncate(path: Path, frames: int) -> None:
+    """See :class:`.formats.Format`."""
     with _open(path) as file:
         series = _series(file)
         if all(len(file[name]) == frames for name in series):

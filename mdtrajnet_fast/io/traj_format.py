@@ -24,6 +24,8 @@ from .formats import DAMAGE, Array, Format, Metadata, Scalars, as_json, foreign,
 
 
 class Sink:
+    """See :class:`.formats.Format`."""
+
     # Arrays that ASE does not write are in info["more_arrays"] of frame 0.
     _HELD = frozenset(("tags", "initial_charges", "initial_magmoms"))
 
@@ -57,6 +59,7 @@ class Sink:
 
 
 def count(path: Path) -> int:
+    """See :class:`.formats.Format`."""
     if path.stat().st_size == 0:
         return 0
     try:
@@ -80,6 +83,7 @@ def count(path: Path) -> int:
 def read(
     path: Path, frames: slice
 ) -> tuple[ase.Atoms, list[float], Array, Array, Metadata, Scalars]:
+    """See :class:`.formats.Format`."""
     n = count(path)
     times, positions, momenta = [], [], []
     with AseReader(str(path)) as reader:
@@ -112,6 +116,7 @@ def _stack(arrays: list[Array], shape: tuple[int, ...]) -> Any:
 
 
 def truncate(path: Path, frames: int) -> None:
+    """See :class:`.formats.Format`."""
     # The count of frames is the little-endian int64 at byte 32 (layout: ase.io.ulm). What lies
     # beyond stays as dead space; the index has room for the frames to come.
     if frames == 0:

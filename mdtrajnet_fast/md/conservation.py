@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
+from ase.units import fs
 from torch import Tensor
 from torch.linalg import cross
 
@@ -184,3 +185,28 @@ def draw_energy(
     share = -torch.expm1(-pull * (1 + torch.where(own > 0, (wanted - own) / near, 0.0) ** 4))
     more = (share * (scale - 1).clamp(-most, most))[system]
     return velocity + (t / t[-1])[:, None, None] * more[:, None] * internal
+
+
+class SystemSums:
+    """Sums over the atoms of each system.
+
+    masses: [atoms] amu. system: int64 [atoms], the system of each. count: of systems.
+    """
+
+    def __init__(self, masses: Tensor, system: Tensor, count: int):
+        self._masses, self._system, self._count = masses, system, count
+
+    def sum(self, x: Tensor) -> Tensor:
+        """[systems, ...] of [atoms, ...]."""
+        return x.new_zeros(self._count, *x.shape[1:]).index_add(0, self._system, x)
+
+    def kinetic(self, v: Tensor) -> Tensor:
+        """Kinetic energies [systems] (eV) of velocities [atoms, 3] (Å/fs)."""
+        return self.sum(0.5 / fs**2 * self._masses * v.square().sum(-1))
+
+    def to_keep(self, potential: Tensor, v: Tensor) -> Tensor:
+        """Energies [2, systems] (eV), as in :class:`.window.Kept`, of potential ones [systems]
+        (eV) and velocities [atoms, 3] (Å/fs)."""
+        kinetic, momentum = self.kinetic(v), self.sum(self._masses[:, None] * v)
+        overall = momentum.square().sum(-1) / self.sum(self._masses)
+        return torch.stack([potential + kinetic, kinetic - 0.5 / fs**2 * overall])

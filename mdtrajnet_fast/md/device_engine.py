@@ -29,7 +29,7 @@ from ..model.predictor import TorchPredictor
 from ..neighbors.device import Cells, DeviceEdges, SkinNeighbors, edge_vectors
 from ..ops import Graph
 from ..system import System
-from .conservation import conserve, draw_energy, internal_velocities
+from .conservation import SystemSums, conserve, draw_energy, internal_velocities
 from .device_graph import ROUNDS, FixedSizeGraph, components
 from .window import (
     BACK,
@@ -97,6 +97,7 @@ class _State:
         self.isolated = torch.from_numpy(isolated).to(model.device) if isolated.any() else None
         self.cells = Cells.of(system, model.device)
         self.owner = self.cells.system
+        self.sums = SystemSums(self.masses, self.owner, len(system))
         cutoff = model.config.radial_cutoff
         self.neighbors = SkinNeighbors(self.positions, cutoff, SKIN, self.cells)
         widest = int(self.neighbors.update(self.positions).row_ptr.diff().max())
@@ -219,13 +220,6 @@ class _State:
 
     # -- Energies, float64 [systems] eV.
 
-    def _per_system(self, x: Tensor) -> Tensor:
-        shape = (len(self.total), *x.shape[1:])
-        return x.new_zeros(shape).index_add(0, self.owner, x)
-
-    def _kinetic(self, v: Tensor) -> Tensor:
-        return self._per_system(0.5 / fs**2 * self.masses * v.square().sum(-1))
-
     def _potential(self, x: Tensor) -> Tensor:
         """Potential energies at x."""
         edges = self.neighbors.update(x)
@@ -235,14 +229,12 @@ class _State:
         self._note(edges, ~fine, ~fine)
         no_component = torch.zeros_like(self.species)  # which energies do not depend on
         atomic = self.predictor.energies(self._graph(x, torch.zeros_like(x), edges, no_component))
-        return self._per_system(atomic.double())
+        return self.sums.sum(atomic.double())
 
     def _measure(self, x: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """The potential energies, and those of Kept [2, systems]."""
-        potential, kinetic = self._potential(x), self._kinetic(v)
-        momentum = self._per_system(self.masses[:, None] * v)
-        overall = momentum.square().sum(-1) / self._per_system(self.masses)
-        return potential, torch.stack([potential + kinetic, kinetic - 0.5 / fs**2 * overall])
+        potential = self._potential(x)
+        return potential, self.sums.to_keep(potential, v)
 
     def _keep_energy(self, x: Tensor, t: Tensor, path: _Path) -> tuple[_Path, Tensor, Tensor]:
         """The path, its end drawn to the target (not where the pull is 0); the energies before,
@@ -252,9 +244,9 @@ class _State:
         internal = internal_velocities(
             positions, path.velocity, self.masses, path.component, self.isolated
         )
-        off = self.total - potential - self._kinetic(v)
+        off = self.total - potential - self.sums.kinetic(v)
         drawn = draw_energy(
-            path.velocity, internal, t, off, self._kinetic, self.owner, self.near, self.pull,
+            path.velocity, internal, t, off, self.sums.kinetic, self.owner, self.near, self.pull,
             MOST_SCALED,
         )  # fmt: skip
         return path._replace(velocity=drawn), energies, potential

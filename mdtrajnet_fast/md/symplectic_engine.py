@@ -16,7 +16,7 @@ from ..model.predictor import TorchPredictor
 from ..model.window_potentials import ENDS, ENERGY, MIDDLE
 from ..ops import Graph
 from ..system import System
-from .conservation import draw_energy, internal_velocities
+from .conservation import SystemSums, draw_energy, internal_velocities
 from .window import (
     MOST_SCALED,
     NO_ENERGY,
@@ -43,6 +43,8 @@ class SymplecticEngine(DoneAtOnce):
         isolated = np.logical_not(system.pbc).all(axis=1)[system.system_index]
         self._isolated = torch.from_numpy(isolated)
         self._masses = torch.from_numpy(system.masses)
+        self._owner = torch.from_numpy(system.system_index)
+        self._sums = SystemSums(self._masses, self._owner, len(system))
         self._accelerations: dict[int, tuple[np.ndarray, np.ndarray]] = {}
 
     def begin(self, plan: Plan) -> None:
@@ -78,7 +80,7 @@ class SymplecticEngine(DoneAtOnce):
             velocities[-1] = self._keep_energy(end, v)
         momenta = velocities / fs * masses
         self._positions, self._momenta = positions[-1], momenta[-1]
-        energies = [self._potential(y) for y in positions[wanted]]
+        energies = [self._potential(y).numpy() for y in positions[wanted]]
         shape = (len(energies), len(self._system))
         return Windows(
             positions[wanted], momenta[wanted], np.array(energies).reshape(shape), done=1
@@ -86,48 +88,34 @@ class SymplecticEngine(DoneAtOnce):
 
     def _keep_energy(self, x: np.ndarray, v: np.ndarray) -> np.ndarray:
         """Velocities (Å/fs) at x drawn to the energy to keep, as they are while it is learned."""
+        at, velocity = (torch.from_numpy(np.ascontiguousarray(y)) for y in (x, v))
+        potential = self._potential(x)
         if self.kept.seen < self._method.needed:
-            self.kept = self.kept.and_these(self._measured(x, v))
+            self.kept = self.kept.and_these(self._sums.to_keep(potential, velocity).numpy())
             return v
         total, near = (torch.from_numpy(y) for y in self.kept.goal)
         component = self._graph(x).component.cpu()
-        at, velocity = (torch.from_numpy(np.ascontiguousarray(y)) for y in (x, v))
         internal = internal_velocities(at, velocity, self._masses, component, self._isolated)
-        off = total - torch.from_numpy(self._potential(x) + self._kinetic(v))
+        off = total - potential - self._sums.kinetic(velocity)
         drawn = draw_energy(
             velocity[None],
             internal[None],
             torch.ones(1, dtype=torch.float64),
             off,
-            lambda w: torch.from_numpy(self._kinetic(w.numpy())),
-            torch.from_numpy(self._system.system_index),
+            self._sums.kinetic,
+            self._owner,
             near,
             torch.tensor(self._method.pull, dtype=torch.float64),
             MOST_SCALED,
         )
         return drawn[0].numpy()
 
-    def _kinetic(self, v: np.ndarray) -> np.ndarray:
-        """Kinetic energies [systems] (eV) of velocities [atoms, 3] (Å/fs)."""
-        return np.add.reduceat(
-            0.5 / fs**2 * self._system.masses * (v**2).sum(1), self._system.ptr[:-1]
-        )
-
-    def _potential(self, x: np.ndarray) -> np.ndarray:
+    def _potential(self, x: np.ndarray) -> torch.Tensor:
         """Potential energies [systems] (eV) at x."""
-        atomic = self._predictor.energies(self._graph(x)).double().cpu().numpy()
-        energies = np.add.reduceat(atomic, self._system.ptr[:-1])
-        for system in np.flatnonzero(~np.isfinite(energies)):
-            raise self._broke(NO_ENERGY, int(system))
+        energies = self._sums.sum(self._predictor.energies(self._graph(x)).double().cpu())
+        if not energies.isfinite().all():
+            raise self._broke(NO_ENERGY, int(energies.isfinite().logical_not().nonzero()[0]))
         return energies
-
-    def _measured(self, x: np.ndarray, v: np.ndarray) -> np.ndarray:
-        """The energies [2, systems] of a state, as in :class:`.window.Kept`."""
-        first, masses = self._system.ptr[:-1], self._system.masses
-        momentum = np.add.reduceat(masses[:, None] * v, first)
-        overall = 0.5 / fs**2 * (momentum**2).sum(1) / np.add.reduceat(masses, first)
-        kinetic = self._kinetic(v)
-        return np.stack([self._potential(x) + kinetic, kinetic - overall])
 
     def _check_course(self, away: np.ndarray) -> None:
         """Atoms so far (Å) from free flight must not be where nobody should look for neighbours."""
@@ -173,7 +161,8 @@ class SymplecticEngine(DoneAtOnce):
     def energies(self) -> np.ndarray:
         """See :meth:`.Engine.energies`."""
         v = self._momenta / self._system.masses[:, None] * fs
-        return self._measured(self._positions, v)
+        potential = self._potential(self._positions)
+        return self._sums.to_keep(potential, torch.from_numpy(v)).numpy()
 
 
 def _between(

@@ -83,8 +83,8 @@ def finetune(
     :func:`.fit` refuses.
     """
     before = load_model(model)
-    records = load_records([str(path) for path in data], frame_fs=frame_fs)
     files = [str(path) for path in data]
+    records = load_records(files, frame_fs=frame_fs)
     apart = _held_out(records, files, held_out)
     if set(apart) <= set(files):  # whole files
         files = [path for path in files if path not in apart]
