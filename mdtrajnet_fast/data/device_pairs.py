@@ -3,11 +3,12 @@
 The host draws which pairs (:meth:`Pairs.choose`), a few numbers each; the device makes the flat
 graph of the batch without waiting. For molecules: all pairs of atoms of a molecule are tried. What
 a batch's sizes depend on, the edges and components of every frame, is counted once at the start.
-Equal to what :class:`Pairs` draws; tested on the CPU, not yet run on a GPU.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,7 +17,8 @@ from torch import Tensor
 
 from ..model.network import MDtrajNet
 from ..ops import Graph
-from .pairs import Batch, Pairs
+from ..ops.graph import FixedSizeGraph
+from .pairs import SLOPE, Batch, Choice, Pairs
 from .records import Record
 
 # Pairs of atoms looked at in one go when frames are counted: bounds memory.
@@ -42,6 +44,37 @@ def tensor_batch(model: MDtrajNet, batch: Batch) -> TensorBatch:
         return torch.from_numpy(array).to(graph.r)
 
     return TensorBatch(graph, tensor(batch.t), tensor(batch.displacement), tensor(batch.velocity))
+
+
+class WindowBatch(NamedTuple):
+    """Pairs that are one window long, in tensors on a model's device."""
+
+    graph: Callable[[Tensor], Graph]  # of the atoms at other positions, float64 [atoms, 3] Å
+    masses: Tensor  # [atoms] amu
+    positions: Tensor  # float64 [atoms, 3] Å, at the start
+    velocities: Tensor  # [atoms, 3] Å/fs, there
+    accelerations: Tensor  # [atoms, 3] Å/fs^2, there
+    displacement: Tensor  # [atoms, 3] Å, at the end
+    end_velocities: Tensor  # [atoms, 3] Å/fs, there
+
+
+def window_batch(model: MDtrajNet, pairs: Pairs, choice: Choice) -> WindowBatch:
+    """Pairs that were chosen, of one window each, as a model takes them."""
+    batch = pairs.batch(choice)
+    system = batch.system
+
+    def real(array: np.ndarray) -> Tensor:
+        return torch.from_numpy(array).to(model.device, model.dtype)
+
+    return WindowBatch(
+        lambda x: model.graph(replace(system, positions=x.cpu().numpy())),
+        real(system.masses),
+        torch.from_numpy(system.positions).to(model.device),
+        real(system.velocities),
+        real(pairs.accelerations(choice)),
+        real(batch.displacement),
+        real(batch.velocity),
+    )
 
 
 class ResidentPairs:
@@ -71,6 +104,7 @@ class ResidentPairs:
         self._masses = resident([r.masses for r in records], self.dtype)
         self._species = resident([model.species_index(r.numbers) for r in records])
         self._atoms = np.array([len(r.numbers) for r in records])
+        self._frame_fs = np.array([r.frame_fs for r in records])
         frames = np.array([len(r.positions) for r in records])
         self._row = np.concatenate([[0], np.cumsum(self._atoms * frames)])
         self._frame = np.concatenate([[0], np.cumsum(frames)])
@@ -168,6 +202,62 @@ class ResidentPairs:
             real(lag[system]),
             real(self._positions[b].double() - x),
             real(self._velocities[b].double() * flip),
+        )
+
+    def windows(self, choice: Choice) -> WindowBatch:
+        """The batch of :func:`window_batch`, but that all atoms of a molecule are neighbours: of
+        those beyond the cutoff nothing is seen."""
+        record, first, last, _, sign = choice
+        sizes = self._atoms[record]
+        total, edges = int(sizes.sum()), int((sizes * (sizes - 1)).sum())
+        row = self._row[record]
+        whole = np.stack([sizes, row + first * sizes, row + last * sizes, self._kind[record]])
+        n, first_row, last_row, kind = self._send(whole)
+        turned, frame_fs = self._send(np.stack([sign, self._frame_fs[record]]))
+        system, within, ptr = self._expand(n, total)
+        a, b = first_row[system] + within, last_row[system] + within
+        flip, size = turned[system, None], n[system]
+
+        def velocities(row: Tensor) -> Tensor:
+            return self._velocities[row].double()
+
+        slope = torch.zeros_like(self._positions[a], dtype=torch.float64)
+        for k, weight in enumerate(SLOPE, start=1):
+            slope += weight * (velocities(a + k * size) - velocities(a - k * size))
+        centre, other, _ = self._expand(size - 1, edges)
+        neighbor = ptr[system[centre]] + other + (other >= within[centre])
+        row_ptr = torch.cat([size.new_zeros(1), (size - 1).cumsum(0)])
+
+        def real(y: Tensor) -> Tensor:
+            return y.to(self.dtype)
+
+        number_of = kind[system] + within
+        species, masses = self._species[number_of], self._masses[number_of]
+        x, v = self._positions[a].double(), real(velocities(a) * flip)
+        still = x.new_zeros(edges, 3, dtype=self.dtype)
+
+        def graph(x: Tensor) -> Graph:
+            return FixedSizeGraph(
+                species=species,
+                masses=masses,
+                velocities=v,
+                component=system,
+                components=len(record),
+                row_ptr=row_ptr,
+                neighbor=neighbor,
+                r=real(x[neighbor] - x[centre]),
+                w=still,
+                slots=max(1, int(sizes.max()) - 1),
+            )
+
+        return WindowBatch(
+            graph,
+            masses,
+            x,
+            v,
+            real(slope / frame_fs[system, None]),
+            real(self._positions[b].double() - x),
+            real(velocities(b) * flip),
         )
 
     def _send(self, array: np.ndarray) -> Tensor:

@@ -13,8 +13,8 @@ from ..system import System
 from .records import Record
 
 # Weights of the differences over 1, 2 and 3 steps to either side in a derivative of sixth order.
-_SLOPE = (3 / 4, -3 / 20, 1 / 60)
-MARGIN = len(_SLOPE)
+SLOPE = (3 / 4, -3 / 20, 1 / 60)
+MARGIN = len(SLOPE)
 
 
 @dataclass(frozen=True)
@@ -149,7 +149,7 @@ class Pairs:
         atoms = self.atoms[choice.record]
         within = np.arange(atoms.sum()) - np.repeat(np.cumsum(atoms) - atoms, atoms)
         found = np.zeros((len(within), 3))
-        for k, weight in enumerate(_SLOPE, start=1):
+        for k, weight in enumerate(SLOPE, start=1):
             for step, sign in ((k, 1), (-k, -1)):
                 rows = self._offset[choice.record] + (choice.first + step) * atoms
                 found += sign * weight * self._velocities[np.repeat(rows, atoms) + within]

@@ -1,23 +1,24 @@
 """Windows in torch, with their state on the model's device.
 
-A prediction is neighbour update, edge vectors, network and conservation; a window five of them,
-or six, the energy, and the new state: a fixed sequence of operations on arrays of fixed size, in
-which nothing waits for the host. On a CUDA device it is captured once for each number of frames
-and replayed; the host takes the frames of a window while the next one runs. What cannot be known
-beforehand has room to spare (edges, neighbours of an atom, rounds of the search for components).
-A window that finds no room, or that breaks, says so in its status and leaves the state as it was;
-the host reads the status with the frames, makes room, and does the window again.
+A prediction is neighbour update, edge vectors, network and conservation, a kick the same with the
+slopes of a window potential; a window is some of them, the energy, and the new state: a fixed
+sequence of operations on arrays of fixed size, in which nothing waits for the host. On a CUDA
+device it is captured once for each :class:`_Kind` of window and replayed; the host takes the frames
+of a window while the next one runs. What cannot be known beforehand has room to spare (edges,
+neighbours of an atom, rounds of the search for components). A window that finds no room, or that
+breaks, says so in its status and leaves the state as it was; the host reads the status with the
+frames, makes room, and does the window again.
 
-On the CPU the same code runs without capture: the reference of csrc/cpu/engine.cpp. Not yet run on
-a GPU, on which the sums over the atoms of a component are in no fixed order: results repeat to
-rounding there, not to the bit.
+On the CPU the same code runs without capture: the reference of csrc/cpu/engine.cpp. On a GPU the
+sums over the atoms of a component are in no fixed order: results repeat to rounding there, not to
+the bit.
 """
 
 from __future__ import annotations
 
 from collections import deque
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -26,15 +27,18 @@ from torch import Tensor
 
 from ..model.network import MDtrajNet
 from ..model.predictor import TorchPredictor
+from ..model.window_potentials import ENDS, ENERGY, MIDDLE
 from ..neighbors.device import Cells, DeviceEdges, SkinNeighbors, edge_vectors
 from ..ops import Graph
+from ..ops.graph import FixedSizeGraph
 from ..system import System
 from .conservation import SystemSums, conserve, draw_energy, internal_velocities
-from .device_graph import ROUNDS, FixedSizeGraph, components
+from .device_graph import ROUNDS, components
 from .window import (
     BACK,
     MOST_SCALED,
     NEWTON_STEPS,
+    NO_ENERGY,
     SKIN,
     Broke,
     Kept,
@@ -55,7 +59,29 @@ class _Needs(NamedTuple):
     reach: int
     slots: int  # neighbours of an atom, at most
     unsettled: int  # 1: the components need more rounds
-    runaway: int  # 1: an atom left its course, or a velocity is not finite
+    runaway: int  # 1: an atom left its course, or a velocity or an energy is not finite
+
+
+class _Kind(NamedTuple):
+    """What a window needs to compute, beside what it is given.
+
+    frames: their number. measured: whether energies, of its end and of the frames, are wanted.
+    known: which accelerations at its start are known, those of ENDS and of ENERGY: from the end of
+    the window before, of symplectic windows.
+    """
+
+    frames: int
+    measured: bool
+    known: tuple[bool, bool] = (False, False)
+
+
+class _Look(NamedTuple):
+    """A place where atoms were on the way, for the host to look at: x [atoms, 3] Å, which of them
+    are fine, and what else there is to say than that they left their course."""
+
+    x: Tensor
+    fine: Tensor
+    why: str | None = None
 
 
 class _Result(NamedTuple):
@@ -78,6 +104,11 @@ class _Path(NamedTuple):
         """Of the last time alone."""
         return _Path(self.moved[-1:], self.velocity[-1:], self.component)
 
+    def then(self, end: _Path) -> _Path:
+        """With another one after it."""
+        moved, velocity = (torch.cat(y) for y in list(zip(self, end, strict=True))[:2])
+        return _Path(moved, velocity, end.component)
+
 
 class _State:
     """The state on the device, and one window's work on it."""
@@ -86,12 +117,14 @@ class _State:
         def real(array: np.ndarray) -> Tensor:
             return torch.tensor(array, dtype=torch.float64, device=model.device)
 
-        self.model, self.predictor, self.reversible = model, predictor, method.name == "reversible"
+        self.model, self.predictor, self.method = model, predictor, method.name
         self.positions = real(system.positions)
         self.momenta = torch.zeros_like(self.positions)
         self.masses = real(system.masses)
         self.total, self.near = real(np.zeros(len(system))), real(np.ones(len(system)))
         self.pull = real(np.array(0.0))
+        self.accelerations = {role: torch.zeros_like(self.positions) for role in (ENDS, ENERGY)}
+        self._reached: dict[int, Tensor] = {}  # those at the end of the window
         self.species = torch.from_numpy(model.species_index(system.numbers)).to(model.device)
         isolated = np.logical_not(system.pbc).all(axis=1)[system.system_index]
         self.isolated = torch.from_numpy(isolated).to(model.device) if isolated.any() else None
@@ -104,8 +137,7 @@ class _State:
         self.slots, self.rounds = 1, ROUNDS
         self._widen(widest)
         self._needs: list[Tensor] = []
-        # where predictions started, and what they said before conservation; for the host to look at
-        self.trace: list[tuple[Tensor, ...]] | None = None
+        self.trace: list[_Look] | None = None
 
     def _widen(self, widest: int) -> None:
         if widest > self.slots:
@@ -129,35 +161,67 @@ class _State:
         return bool(needs.overflow or needs.unsettled or needs.slots > self.slots)
 
     @torch.no_grad()
-    def predict(self, t: Tensor) -> _Result:
+    def predict(self, t: Tensor, kind: _Kind) -> _Result:
         """The frames at times t [frames] (fs) after the state's; the last is the window's end."""
         self._needs.clear()
+        self._reached.clear()
         x, v = self.positions, self.momenta / self.masses[:, None] * fs
-        path = self._forward(x, v, t)
-        energies = torch.zeros(2, len(self.total), dtype=x.dtype, device=x.device)
-        last: list[Tensor] = []  # potential energies at the end
-        if self.reversible:
-            inner, stride = t[:-1], t[-1:]
-            end = self._there_and_back(x, v, stride, path)
-            if self.model.has_energies:
-                end, energies, *last = self._keep_energy(x, stride, end)
-            parts = [end]
-            if len(inner):
-                seen = self._backward(x + end.moved[0], end.velocity[0], stride - inner)
-                late = (inner / stride)[:, None, None]
-                dx = path.moved[:-1] + late * (end.moved + seen.moved - path.moved[:-1])
-                dv = path.velocity[:-1] + late * (seen.velocity - path.velocity[:-1])
-                parts.insert(0, self._conserve(x, v, inner, _Path(dx, dv, path.component)))
-            moved, velocity = (torch.cat(y) for y in list(zip(*parts, strict=True))[:2])
-            path = path._replace(moved=moved, velocity=velocity)
-        elif self.model.has_energies:
-            path, energies, *last = self._keep_energy(x, t, path)
-        potential = energies.new_zeros(len(t), len(self.total))
-        if self.model.has_energies:
-            potential = torch.stack([*map(self._potential, x + path.moved[:-1]), *last])
+        window = {"symplectic": self._kicked, "reversible": self._reversible, "plain": self._plain}
+        path, *known = window[self.method](x, v, t, kind)
+        if kind.measured:
+            energies, last = known
+            potential = torch.stack([*map(self._potential, x + path.moved[:-1]), last])
+        else:
+            energies, potential = (x.new_zeros(n, len(self.total)) for n in (2, len(t)))
         needs = torch.stack(self._needs).amax(0)
         momenta = path.velocity / fs * self.masses[:, None]
         return _Result(x + path.moved, momenta, potential, energies, needs)
+
+    # -- Windows: the path and, if they are measured, the energies of Kept before the end is drawn
+    # and the potential ones at the end.
+
+    def _plain(self, x: Tensor, v: Tensor, t: Tensor, kind: _Kind) -> tuple[Any, ...]:
+        path = self._forward(x, v, t)
+        return self._keep_energy(x, t, path) if kind.measured else (path,)
+
+    def _reversible(self, x: Tensor, v: Tensor, t: Tensor, kind: _Kind) -> tuple[Any, ...]:
+        path = self._forward(x, v, t)
+        inner, stride = t[:-1], t[-1:]
+        end = self._there_and_back(x, v, stride, path)
+        energies: list[Tensor] = []
+        if kind.measured:
+            end, *energies = self._keep_energy(x, stride, end)
+        if not len(inner):
+            return end, *energies
+        seen = self._backward(x + end.moved[0], end.velocity[0], stride - inner)
+        late = (inner / stride)[:, None, None]
+        dx = path.moved[:-1] + late * (end.moved + seen.moved - path.moved[:-1])
+        dv = path.velocity[:-1] + late * (seen.velocity - path.velocity[:-1])
+        within = self._conserve(x, v, inner, _Path(dx, dv, path.component))
+        return within.then(end), *energies
+
+    def _kicked(self, x: Tensor, v: Tensor, t: Tensor, kind: _Kind) -> tuple[Any, ...]:
+        h, inner, ends_known, energy_known = t[-1], t[:-1], *kind.known
+        first = self.accelerations[ENDS] if ends_known else self._acceleration(ENDS, x)[0]
+        kicked = v + h / 6 * first
+        middle = x + h / 2 * kicked
+        self._check_course(middle, x + h / 2 * v)
+        kicked = kicked + 2 * h / 3 * self._acceleration(MIDDLE, middle)[0]
+        end = middle + h / 2 * kicked
+        self._check_course(end, x + h * v)
+        last, component = self._acceleration(ENDS, end)
+        self._reached[ENDS] = last
+        velocity = kicked + h / 6 * last
+        self._check_course(end, x + h * v, velocity)
+        path = _Path((end - x)[None], velocity[None], component)
+        if len(inner):
+            a = self.accelerations[ENERGY] if energy_known else self._acceleration(ENERGY, x)[0]
+            b = self._reached[ENERGY] = self._acceleration(ENERGY, end)[0]
+            within = _Path(*_between(inner, h, v, a, end - x, velocity, b), component)
+        energies: list[Tensor] = []
+        if kind.measured:
+            path, *energies = self._keep_energy(x, t[-1:], path)
+        return within.then(path) if len(inner) else path, *energies
 
     def _there_and_back(self, x: Tensor, v: Tensor, stride: Tensor, path: _Path) -> _Path:
         """The end of a reversible window, from the prediction of it."""
@@ -181,15 +245,41 @@ class _State:
         moved, velocity = self.predictor.tensors(graph, t)
         free = v * t[:, None, None] if self.model.config.head == "conserving" else 0.0
         fine = ((moved - free).abs() < self.model.config.radial_cutoff) & velocity.isfinite()
-        if self.trace is not None:
-            self.trace.append((x, fine.all(-1).all(0)))
-        self._note(edges, ~over, ~fine.all())
+        self._look(x, fine.all(-1).all(0))
+        self._note(edges, over, fine)
         return self._conserve(x, v, t, _Path(moved, velocity, component))
 
     def _backward(self, x: Tensor, v: Tensor, t: Tensor) -> _Path:
         """Where they were t before: the film in reverse."""
         path = self._forward(x, -v, t)
         return path._replace(velocity=-path.velocity)
+
+    def _acceleration(self, role: int, x: Tensor) -> tuple[Tensor, Tensor]:
+        """That of a window potential at x, [atoms, 3] Å/fs^2, without what would move or turn a
+        component as a whole: the potential has none of it, but its rounding has. And components."""
+        edges = self.neighbors.update(x)
+        component, over = components(edges, self.slots, self.rounds)
+        fine = torch.ones_like(self.species, dtype=torch.bool)
+        self._look(x, fine)
+        self._note(edges, over, fine)
+        graph = self._graph(x, torch.zeros_like(x), edges, component)
+        slopes = self.predictor.slopes(graph, role)[1]
+        a = -(fs**2) * slopes / self.masses[:, None]
+        return internal_velocities(x, a, self.masses, component, self.isolated), component
+
+    def _check_course(self, x: Tensor, free: Tensor, velocity: Tensor | None = None) -> None:
+        """Atoms far from free flight must not be where nobody should look for neighbours."""
+        fine = (x - free).square().sum(-1) < self.model.config.radial_cutoff**2
+        if velocity is not None:
+            fine = fine & velocity.isfinite().all(-1)
+        self._look(x, fine)
+        needs = torch.zeros(len(_Needs._fields), dtype=torch.int64, device=x.device)
+        needs[-1] = ~fine.all()
+        self._needs.append(needs)
+
+    def _look(self, x: Tensor, fine: Tensor, why: str | None = None) -> None:
+        if self.trace is not None:
+            self.trace.append(_Look(x, fine, why))
 
     def _graph(self, x: Tensor, v: Tensor, edges: DeviceEdges, component: Tensor) -> Graph:
         r, w = edge_vectors(x, v, edges, self.cells, self.model.dtype)
@@ -206,10 +296,10 @@ class _State:
             slots=self.slots,
         )
 
-    def _note(self, edges: DeviceEdges, unsettled: Tensor, runaway: Tensor) -> None:
-        """Remember what a graph needed."""
+    def _note(self, edges: DeviceEdges, settled: Tensor, fine: Tensor) -> None:
+        """Remember what a graph needed, and whether all of it was settled and fine."""
         widest = edges.row_ptr.diff().max()[None]
-        marks = torch.stack([unsettled, runaway]).long()
+        marks = torch.stack([~settled.all(), ~fine.all()]).long()
         self._needs.append(torch.cat([self.neighbors.status, widest, marks]))
 
     def _conserve(self, x: Tensor, v: Tensor, t: Tensor, path: _Path) -> _Path:
@@ -223,13 +313,13 @@ class _State:
     def _potential(self, x: Tensor) -> Tensor:
         """Potential energies at x."""
         edges = self.neighbors.update(x)
-        fine = torch.ones((), dtype=torch.bool, device=x.device)
-        if self.trace is not None:
-            self.trace.append((x, fine))
-        self._note(edges, ~fine, ~fine)
         no_component = torch.zeros_like(self.species)  # which energies do not depend on
         atomic = self.predictor.energies(self._graph(x, torch.zeros_like(x), edges, no_component))
-        return self.sums.sum(atomic.double())
+        energies = self.sums.sum(atomic.double())
+        fine = energies.isfinite()
+        self._look(x, fine[self.owner], NO_ENERGY)
+        self._note(edges, torch.ones_like(fine), fine)
+        return energies
 
     def _measure(self, x: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """The potential energies, and those of Kept [2, systems]."""
@@ -265,6 +355,28 @@ class _State:
         stands = (bad == 0) & (said["slots"] <= self.slots)
         for state, end in zip((self.positions, self.momenta), result[:2], strict=True):
             state.copy_(torch.where(stands, end[-1], state))
+        for role, reached in self._reached.items():
+            known = self.accelerations[role]
+            known.copy_(torch.where(stands, reached, known))
+
+
+def _between(
+    t: Tensor,  # [times] fs
+    h: Tensor,  # fs, of the window
+    v: Tensor,  # [atoms, 3] Å/fs, at its start
+    a: Tensor,  # [atoms, 3] Å/fs^2, there
+    moved: Tensor,  # [atoms, 3] Å, at its end
+    velocity: Tensor,  # [atoms, 3] Å/fs, there
+    acceleration: Tensor,  # [atoms, 3] Å/fs^2, there
+) -> tuple[Tensor, Tensor]:
+    """Displacements and velocities [times, atoms, 3] within a window with these at its ends."""
+    s = (t / h)[:, None, None]
+    # what a parabola from the start leaves for the powers 3 to 5 of s
+    dx = moved - h * v - h * h * a / 2
+    dv, da = h * (velocity - v) - h * h * a, h * h * (acceleration - a)
+    c3, c4, c5 = 10 * dx - 4 * dv + da / 2, -15 * dx + 7 * dv - da, 6 * dx - 3 * dv + da / 2
+    within = s * (h * v + s * (h * h * a / 2 + s * (c3 + s * (c4 + s * c5))))
+    return within, v + s * (h * a + s * (3 * c3 + s * (4 * c4 + s * 5 * c5)) / h)
 
 
 class _Launched(NamedTuple):
@@ -280,20 +392,20 @@ class _Launched(NamedTuple):
 
 
 class _Captured:
-    """A window of some number of frames as a CUDA graph, with room for two results on the host."""
+    """Windows of a kind as a CUDA graph, with room for two results on the host."""
 
-    def __init__(self, state: _State, times: np.ndarray):
+    def __init__(self, state: _State, times: np.ndarray, kind: _Kind):
         device = state.positions.device
         self.t = torch.tensor(times, device=device)
         aside = torch.cuda.Stream(device)
         aside.wait_stream(torch.cuda.current_stream(device))
         with torch.cuda.stream(aside):  # compiles, packs weights, loads modules
             for _ in range(2):
-                state.predict(self.t)
+                state.predict(self.t, kind)
         torch.cuda.current_stream(device).wait_stream(aside)
         self.graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(self.graph):
-            self.result = state.predict(self.t)
+            self.result = state.predict(self.t, kind)
             state.advance(self.result)
         self.host = [
             (
@@ -328,7 +440,8 @@ class DeviceEngine:
         self.kept = Kept.nothing(len(system))
         self._state: _State | None = None
         self._failed: Broke | None = None
-        self._captured: dict[int, _Captured] = {}
+        self._captured: dict[_Kind, _Captured] = {}
+        self._known = (False, False)  # see _Kind
         self._begun: deque[tuple[Plan, _Launched]] = deque()
 
     @property
@@ -347,7 +460,10 @@ class DeviceEngine:
                 self._state = _State(self._model, self._predictor, there, self._method)
             except ValueError as error:
                 raise self._refused(positions, momenta) from error
-        self._state.positions.copy_(torch.from_numpy(positions))
+        x = torch.from_numpy(positions).to(self._state.positions)
+        if not torch.equal(x, self._state.positions):
+            self._known = (False, False)
+        self._state.positions.copy_(x)
         self._state.momenta.copy_(torch.from_numpy(momenta))
 
     def begin(self, plan: Plan) -> None:
@@ -402,6 +518,9 @@ class DeviceEngine:
             said = _Needs(*needs.tolist())
             if said.refused:
                 raise self._refused(*self._start)
+            if said.runaway:
+                system = int(energies[0].isfinite().logical_not().nonzero()[0])
+                raise Broke(NO_ENERGY, system, *self._start)
             if not state.lacked(said):
                 return energies.cpu().numpy()
             self._grow(said)
@@ -430,26 +549,35 @@ class DeviceEngine:
 
     def _launch(self, plan: Plan) -> _Launched:
         """Start a window: replayed on a CUDA device, computed at once elsewhere."""
-        state, (times, _) = self._there(), plan.only
+        state, times, kind = self._there(), plan.only[0], self._kind(plan)
+        if self._method.name == "symplectic":
+            self._known = True, len(times) > 1
         device = state.positions.device
         if device.type != "cuda":
-            result = state.predict(torch.from_numpy(times).to(device))
+            result = state.predict(torch.from_numpy(times).to(device), kind)
             state.advance(result)
             return _Launched(_Result(*(x.cpu() for x in result)), None)
         with torch.cuda.device(device):
-            if len(times) not in self._captured:
-                self._captured[len(times)] = _Captured(state, times)
-            return self._captured[len(times)].launch(times)
+            if kind not in self._captured:
+                self._captured[kind] = _Captured(state, times, kind)
+            return self._captured[kind].launch(times)
+
+    def _kind(self, plan: Plan) -> _Kind:
+        """Of the next window."""
+        times, wanted = plan.only
+        measured = self._model.has_energies and (wanted.any() or self._method.due(plan.number))
+        return _Kind(len(times), bool(measured), self._known)
 
     def _broke(self, plan: Plan) -> Broke:
         """What broke in the window from the state on, which is done again, step by step."""
         state, (positions, momenta) = self._there(), self._start
         self.set_state(positions, momenta)
         state.trace = []
-        state.predict(torch.from_numpy(plan.only[0]).to(state.positions.device))
+        times = torch.from_numpy(plan.only[0]).to(state.positions.device)
+        state.predict(times, self._kind(plan)._replace(known=(False, False)))
         trace, state.trace = state.trace, None
         cutoff = self._model.config.radial_cutoff
-        for x, fine in trace:
+        for x, fine, why in trace:
             there = x.cpu().numpy()
             if (found := refused(self._system, there, cutoff)) is not None:
                 return Broke(found[1], found[0], positions, momenta)
@@ -457,6 +585,6 @@ class DeviceEngine:
                 atom = int(fine.logical_not().nonzero()[0])
                 system = int(self._system.system_index[atom])
                 atom -= int(self._system.ptr[system])
-                why = left_its_course(self._model, atom)
-                return Broke(why, system, positions, momenta)
+                reason = why or left_its_course(self._model, atom)
+                return Broke(reason, system, positions, momenta)
         raise AssertionError("a window broke, but not when it was done again")

@@ -20,7 +20,6 @@ from ..model.predictor import NativePredictor
 from ..system import System
 from .device_engine import DeviceEngine
 from .host_engine import HostEngine
-from .symplectic_engine import SymplecticEngine
 from .thermostats import Baths
 from .window import ENERGY_RATES, Broke, Engine, Kept, Method, Plan, method_of, stride_of
 
@@ -141,8 +140,6 @@ def engine_for(model: MDtrajNet, system: System, method: Method) -> Engine:
     predictor = model.predictor()
     if isinstance(predictor, NativePredictor):
         return HostEngine(model, predictor, system, method)
-    if method.name == "symplectic":
-        return SymplecticEngine(model, predictor, system, method)
     return DeviceEngine(model, predictor, system, method)
 
 

@@ -68,6 +68,6 @@ class WindowPotentials(DensityNetwork):
             graph = replace(graph, r=graph.r.detach().requires_grad_(True))
             energy = self(graph, role)
             (along,) = torch.autograd.grad(energy.sum(), graph.r, create_graph=learning)
-        slopes = along.new_zeros(graph.atoms, 3)
-        slopes = slopes.index_add(0, graph.neighbor, along).index_add(0, graph.centre, -along)
+        slopes = along.new_zeros(graph.atoms + 1, 3)  # the last is for edges that no atom has
+        slopes = slopes.index_add(0, graph.neighbor, along).index_add(0, graph.centre, -along)[:-1]
         return energy if learning else energy.detach(), slopes

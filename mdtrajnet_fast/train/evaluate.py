@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,7 +12,7 @@ from ase.data import chemical_symbols
 from ase.units import fs
 from torch import Tensor
 
-from ..data.device_pairs import TensorBatch, tensor_batch
+from ..data.device_pairs import TensorBatch, WindowBatch, tensor_batch, window_batch
 from ..data.pairs import MARGIN, Batch, Choice, Pairs
 from ..data.records import Record, check_constant_energy
 from ..model.network import MDtrajNet
@@ -117,7 +117,7 @@ class WindowErrors(NamedTuple):
     acceleration: Tensor
 
 
-def window_errors(model: MDtrajNet, batch: Batch, accelerations: np.ndarray) -> WindowErrors:
+def window_errors(model: MDtrajNet, batch: WindowBatch) -> WindowErrors:
     """Errors of pairs that are one window long; differentiable.
 
     The kick at the end is taken at the true end. Raises ValueError for a model without window
@@ -126,28 +126,22 @@ def window_errors(model: MDtrajNet, batch: Batch, accelerations: np.ndarray) -> 
     potentials, sizes = model.window_potentials, model.config.window_potentials
     if potentials is None or sizes is None:
         raise ValueError(f"model {model.name!r} has no window potentials")
-    learning = torch.is_grad_enabled()
-    start, h = batch.system, sizes.window
-    graph = model.graph(start)
-    masses = graph.masses[:, None] / fs**2
+    learning, h = torch.is_grad_enabled(), sizes.window
+    masses = batch.masses[:, None] / fs**2
 
     def acceleration(graph: Graph, role: int) -> Tensor:
         of_atoms = torch.full_like(graph.species, role)
         return -potentials.slopes(graph, of_atoms, learning=learning)[1] / masses
 
-    first = h / 6 * acceleration(graph, ENDS)
-    v = graph.velocities
-    flown = (v + first).detach().double().cpu().numpy()
-    middle = replace(start, positions=start.positions + h / 2 * flown)
-    kick = 2 * h / 3 * acceleration(model.graph(middle), MIDDLE)
-    last = h / 6 * acceleration(model.graph(batch.end), ENDS)
-    moved, velocity, true = (
-        torch.from_numpy(x).to(v) for x in (batch.displacement, batch.velocity, accelerations)
-    )
+    x, v, start = batch.positions, batch.velocities, batch.graph(batch.positions)
+    first = h / 6 * acceleration(start, ENDS)
+    middle = batch.graph(x + h / 2 * (v + first).detach().double())
+    kick = 2 * h / 3 * acceleration(middle, MIDDLE)
+    last = h / 6 * acceleration(batch.graph(x + batch.displacement.double()), ENDS)
     return WindowErrors(
-        position=h * (v + first + kick / 2) - moved,
-        velocity=v + first + kick + last - velocity,
-        acceleration=acceleration(graph, ENERGY) - true,
+        position=h * (v + first + kick / 2) - batch.displacement,
+        velocity=v + first + kick + last - batch.end_velocities,
+        acceleration=acceleration(start, ENERGY) - batch.accelerations,
     )
 
 
@@ -166,10 +160,11 @@ def rms_window_errors(
     atoms = 0
     for done in range(0, count, AT_ONCE):
         choice = pairs.choose(rng, min(AT_ONCE, count - done), h, lag_fs=h, margin=MARGIN)
-        batch, true = pairs.batch(choice), pairs.accelerations(choice)
-        found = [x.double().cpu().numpy() for x in window_errors(model, batch, true)]
-        squares += [(x**2).mean(1).sum() for x in (*found, batch.velocity, true)]
-        atoms += len(true)
+        batch = window_batch(model, pairs, choice)
+        true = batch.end_velocities, batch.accelerations
+        found = [x.double().cpu().numpy() for x in (*window_errors(model, batch), *true)]
+        squares += [(x**2).mean(1).sum() for x in found]
+        atoms += len(batch.masses)
     names = (*WindowErrors._fields, "thermal_velocity", "true_acceleration")
     return dict(zip(names, np.sqrt(squares / atoms).tolist(), strict=True))
 

@@ -11,7 +11,7 @@ import torch
 from ase.units import fs, kB
 from torch import Tensor
 
-from ..data.device_pairs import ResidentPairs, TensorBatch, tensor_batch
+from ..data.device_pairs import ResidentPairs, TensorBatch, tensor_batch, window_batch
 from ..data.pairs import MARGIN, Batch, Pairs
 from ..data.records import check_constant_energy
 from ..md.rollout import one_window
@@ -36,6 +36,13 @@ if TYPE_CHECKING:
 _CARBON = 12.011  # amu, an atom that weighs 1 in the loss, whatever mass_power
 
 
+def resident(pairs: Pairs, model: MDtrajNet) -> ResidentPairs | None:
+    """Pairs that stay on the GPU: molecules do. Crystals are drawn on the CPU, as is all for it."""
+    if model.device.type == "cpu" or any(r.pbc.any() for r in pairs.records):
+        return None
+    return ResidentPairs(pairs, model)
+
+
 class _Task:
     """What tasks share."""
 
@@ -56,11 +63,8 @@ class Motion(_Task):
         self.config, self.pairs, self.model, self.average = config, pairs, model, average
         lags = (config.max_lag_fs, model.config.longest_lag, model.config.time_cutoff)
         self.max_lag = self.longest_lag = model.stride(next(x for x in lags if x is not None))
-        # molecules stay on the GPU; crystals are drawn on the CPU, and so is all for the CPU
-        self.source: Pairs | ResidentPairs = pairs
-        drawn = config.own_starts or any(r.pbc.any() for r in pairs.records)
-        if model.device.type == "cuda" and not drawn:
-            self.source = ResidentPairs(pairs, model)
+        own = bool(config.own_starts)
+        self.source: Pairs | ResidentPairs = (None if own else resident(pairs, model)) or pairs
 
     def loss(self, rng: np.random.Generator, member: Member) -> Tensor:
         """A member's share of the loss of the next batch."""
@@ -151,6 +155,7 @@ class WindowPotentials(_Task):
         self.config, self.pairs, self.model, self.average = config, pairs, model, average
         self.longest_lag = model.config.longest_lag  # of the motion
         self._window = h = model.config.window_potentials.window
+        self._resident = resident(pairs, model)
         # a vibration that turns by 1.5 in a window has about such positions beside its velocities
         self._scales = (1.5 / h, 1.0, h / math.sqrt(2))
 
@@ -160,10 +165,13 @@ class WindowPotentials(_Task):
         choice = self.pairs.choose(rng, config.batch_size, h, **how)
         atoms = self.pairs.atoms[choice.record]
         mine = choice.part(member.share(atoms))
-        batch = self.pairs.batch(mine)
-        found = window_errors(self.model, batch, self.pairs.accelerations(mine))
-        masses = torch.from_numpy(batch.system.masses)[:, None] / _CARBON
-        weight = (masses**config.mass_power).to(found.velocity) * (_CARBON / (300 * kB * fs**2))
+        if self._resident is None:
+            batch = window_batch(self.model, self.pairs, mine)
+        else:
+            batch = self._resident.windows(mine)
+        found = window_errors(self.model, batch)
+        masses = batch.masses[:, None] / _CARBON
+        weight = masses**config.mass_power * (_CARBON / (300 * kB * fs**2))
         wrong = torch.stack([(weight * x.square()).sum() for x in found])
         return (wrong @ wrong.new_tensor(self._scales).square()) / (3 * int(atoms.sum()))
 

@@ -6,16 +6,17 @@ import cases
 import numpy as np
 import pytest
 import torch
+from cases import gentle
 from no_waits import NoWaits
 from pair_cases import RECORDS, assert_same_batch, record
 from torch.utils._python_dispatch import _disable_current_modes
 
 from mdtrajnet_fast import fit
-from mdtrajnet_fast.data.device_pairs import ResidentPairs, tensor_batch
-from mdtrajnet_fast.data.pairs import Pairs
+from mdtrajnet_fast.data.device_pairs import ResidentPairs, tensor_batch, window_batch
+from mdtrajnet_fast.data.pairs import MARGIN, Pairs
 from mdtrajnet_fast.data.records import write_records
 from mdtrajnet_fast.train import fit as train
-from mdtrajnet_fast.train.evaluate import errors
+from mdtrajnet_fast.train.evaluate import errors, window_errors
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -50,18 +51,41 @@ def test_pairs_at_the_cutoff():
     assert ours.graph.components == 6
 
 
+def unwatched(array: np.ndarray) -> torch.Tensor:
+    """An array on the device, unseen by NoWaits: what is sent need not be waited for."""
+    with _disable_current_modes():
+        return torch.from_numpy(array)
+
+
 def test_drawing_waits_for_nothing(monkeypatch):
     """But for the few numbers that are sent to the device, which it need not wait for."""
     resident = ResidentPairs(Pairs(RECORDS), cases.model())
-    send = resident._send
-
-    def unwatched(array: np.ndarray) -> torch.Tensor:
-        with _disable_current_modes():
-            return send(array)
-
     monkeypatch.setattr(resident, "_send", unwatched)
     with NoWaits():
         resident.draw(np.random.default_rng(0), 20, 8.0, time_reversal=True)
+
+
+def test_windows_are_those_of_pairs(monkeypatch):
+    """Drawn without waiting; their graphs have more edges, of which nothing is seen."""
+    model = gentle(**cases.OWN, **cases.WINDOW_POTENTIALS).requires_grad_(True)
+    pairs = Pairs([x for x in RECORDS if x.frame_fs == 1.0])
+    resident = ResidentPairs(pairs, model)
+    how = {"lag_fs": 3.0, "time_reversal": True, "margin": MARGIN}
+    choice = pairs.choose(np.random.default_rng(4), 12, 3.0, **how)
+    found = []
+    for batch in (window_batch(model, pairs, choice), resident.windows(choice)):
+        for a, b in zip(batch[1:], window_batch(model, pairs, choice)[1:], strict=True):
+            assert a.dtype == b.dtype and torch.allclose(a, b, rtol=0, atol=1e-8)
+        model.zero_grad()
+        errors = window_errors(model, batch)
+        sum(x.square().sum() for x in errors).backward()
+        gradients = [p.grad for p in model.window_potentials.parameters()]
+        found.append([*errors, *gradients])
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-8)
+    monkeypatch.setattr(resident, "_send", unwatched)
+    with NoWaits(), torch.no_grad():
+        window_errors(model, resident.windows(choice))
 
 
 def test_errors_and_gradients():

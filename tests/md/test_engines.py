@@ -543,32 +543,42 @@ def test_energy_on_the_emulated_gpu(emulated_neighbors):
     assert_same_trajectory(POTENTIALS["own"], slow(), dt=10.0, duration=275.0)
 
 
+CAPTURED = {
+    "motion": ({}, ("reversible", "plain"), False),
+    "with a potential": (cases.POTENTIAL, ("reversible", "plain"), True),
+    "kicks": (cases.WINDOW_POTENTIALS, ("symplectic",), True),
+}
+
+
 @needs_compiler
 @pytest.mark.parametrize("backend", ["cuda", "reference"])
-@pytest.mark.parametrize("potential", [False, True], ids=["motion", "with a potential"])
+@pytest.mark.parametrize("what", CAPTURED)
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.usefixtures("emulated_neighbors", "emulated_attention")
-def test_a_window_can_be_captured(name, potential, backend):
+def test_a_window_can_be_captured(name, what, backend):
     """Nothing in a window waits: the second, as a CUDA graph is captured after warming up."""
-    options = OPTIONS[name] | {"key_weight_hidden_neurons": (7,)}
-    model = gentle(**options, **(cases.POTENTIAL if potential else {})).float()
+    more, methods, measured = CAPTURED[what]
+    options = OPTIONS[name] | {"key_weight_hidden_neurons": (7,)} | more
+    model = gentle(**options).float()
     model.backend = backend
     many = [cases.hot("CH3CH2OH"), cases.hot("H2O"), lone_atom(), cases.diamond((1, 1, 1))]
     system, momenta = state(many)
-    for method in ("reversible", "plain"):
+    for method in methods:
         window = device_engine._State(model, model.predictor(), system, Method(method))
         window.momenta.copy_(torch.from_numpy(momenta))
         window.pull.fill_(0.3)
-        times = torch.tensor([4.0, 10.0], dtype=torch.float64)
-        window.predict(times)
+        times = torch.tensor([1.0, 3.0], dtype=torch.float64)
+        window.predict(times, device_engine._Kind(2, measured))
         with NoWaits():
-            result = window.predict(times)
+            result = window.predict(times, device_engine._Kind(2, measured))
             window.advance(result)
         needs = device_engine._Needs(*result.needs.tolist())
         assert not window.lacked(needs) and not needs.refused and not needs.runaway
         assert torch.equal(window.positions, result.positions[-1])
         assert torch.equal(window.momenta, result.momenta[-1])
-        assert bool(result.energies.all()) == potential
+        assert bool(result.energies.all()) == measured
+        with NoWaits():
+            window.predict(times[-1:], device_engine._Kind(1, False, (method == "symplectic",) * 2))
 
 
 def test_what_waits_is_found():

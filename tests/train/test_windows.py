@@ -14,6 +14,7 @@ from cases import gentle
 from pair_cases import potential_config, vibration
 
 from mdtrajnet_fast import TrainConfig, fit, load_model, save_model, simulate
+from mdtrajnet_fast.data.device_pairs import window_batch
 from mdtrajnet_fast.data.pairs import MARGIN, Pairs
 from mdtrajnet_fast.data.records import load_records
 from mdtrajnet_fast.model.window_potentials import ENERGY
@@ -151,7 +152,7 @@ def test_errors_are_those_of_windows(water_and_ammonia):
     choice = pairs.choose(np.random.default_rng(1), 6, 3.0, lag_fs=3.0, margin=MARGIN)
     batch = pairs.batch(choice)
     with torch.no_grad():
-        found = window_errors(of, batch, pairs.accelerations(choice))
+        found = window_errors(of, window_batch(of, pairs, choice))
     system = batch.system
     parts = zip(system.ptr, system.ptr[1:], strict=False)
     many = [
