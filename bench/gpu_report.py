@@ -172,10 +172,12 @@ def build() -> Iterator[Row]:
 def tests() -> Iterator[Row]:
     """The tests that need a GPU."""
     files = [
-        str(x) for x in sorted((ROOT / "tests").glob("test_*.py")) if "mark.gpu" in x.read_text()
+        str(x) for x in sorted((ROOT / "tests").rglob("test_*.py")) if "mark.gpu" in x.read_text()
     ]
     words = [sys.executable, "-P", "-m", "pytest", "-m", "gpu", "-q", "--durations=5", "--tb=short"]
-    words += ["--collect-only"] if DRY else ["--maxfail=20"]
+    words += ["--collect-only"] if DRY else ["--maxfail=40"]
+    if not DRY and importlib.util.find_spec("xdist"):  # compilations side by side
+        words += ["-n", str(min(8, os.cpu_count() or 1))]
     # without options of plugins that may not be installed
     words += ["-o", "addopts=--import-mode=importlib", *files]
     row = command(words, 290, cwd=ROOT)
@@ -303,23 +305,24 @@ def rollout() -> Iterator[Row]:
     systems: dict[str, Any] = {f"{len(ethanols)} ethanols": ethanols}
     for cells in cubes()[1::2] if not DRY else cubes()[:1]:
         systems[f"diamond {8 * cells[0] ** 3}"] = [crystal(cells)]
-    own = {"residual": "running", "head": "conserving", "velocity_readout": True}
-    kinds = {"published": {}, "own": own}
     # the device first: one thread of the host takes seconds a window
     for provider in ("device", "host"):
         for name, atoms in systems.items():
             system = System.from_atoms(atoms)
             momenta = np.concatenate([one.get_momenta() for one in atoms])
             large = len(system.numbers) > 200_000
-            for (kind, options), frames in itertools.product(kinds.items(), (1, 10)):
-                if large and (provider == "host" or frames > 1):
+            for (kind, made), often in itertools.product(rolled(name).items(), (False, True)):
+                if large and (provider == "host" or often):
                     continue  # a minute of the host's time, 20 GB of frames
-                made = on_device(scale=1e-3, **options)
+                potentials = made.config.window_potentials
+                window = potentials.window if potentials else 10.0
+                frames = (round(window) if potentials else 10) if often else 1
                 if provider == "host":
                     made = made.cpu()
                     made.backend = None
                 yield windows(
-                    run(made, system, momenta, dt=10.0 / frames),
+                    run(made, system, momenta, dt=window / frames),
+                    window,
                     system=name,
                     model=kind,
                     frames=frames,
@@ -328,20 +331,36 @@ def rollout() -> Iterator[Row]:
                 )
 
 
-def windows(run: Iterator[Any], **row: Any) -> Row:
-    """Time of a window, after three that capture and warm up."""
+def rolled(system: str) -> dict[str, Any]:
+    """Models for rollouts of a system: random ones of two kinds, and the bundled one for it."""
+    from mdtrajnet_fast import load_model
+
+    own = {"residual": "running", "head": "conserving", "velocity_readout": True}
+    bundled = "diamond" if system.startswith("diamond") else "molecules-nve"
+    model = load_model(bundled).to(device()).eval().requires_grad_(False)
+    model.backend = "reference" if DRY else None
+    return {
+        "published": on_device(scale=1e-3),
+        "own": on_device(scale=1e-3, **own),
+        bundled: model,
+    }
+
+
+def windows(run: Iterator[Any], window: float, **row: Any) -> Row:
+    """Mean time of a window (fs), after those that capture and warm up."""
+    row["window_fs"] = window
     try:
-        for _ in range(3):
-            next(run)
+        for _ in range(3 if DRY else 12):
+            end = next(run).end
         wait()
-        samples: list[float] = []
-        while len(samples) < 3 or (sum(samples) < 1.0 and len(samples) < 30 and not DRY):
-            begun = time.perf_counter()
-            next(run)
-            samples.append(time.perf_counter() - begun)
-        row["median"] = statistics.median(samples)
+        begun, first, count = time.perf_counter(), end, 0
+        while count < 3 or (time.perf_counter() - begun < 1.0 and count < 100 and not DRY):
+            end = next(run).end
+            count += 1
+        # means: what is done now and then counts, and a call may have many windows
+        row["median"] = (time.perf_counter() - begun) / ((end - first) / window)
         row["us_per_atom"] = 1e6 * row["median"] / row["atoms"]
-        row["ns_per_day"] = 86400 / row["median"] * 1e-5
+        row["ns_per_day"] = 86400 / row["median"] * window * 1e-6
     except Exception as error:  # noqa: BLE001, the next goes on
         row["failed"] = f"{type(error).__name__}: {error}"[:500]
     finally:
@@ -490,6 +509,47 @@ def training() -> Iterator[Row]:
                 yield {"what": "drawing alone", "batch": batch, **draw}
 
 
+def window_training() -> Iterator[Row]:
+    """Samples a second of window potentials, by SOAP: of the bundled model's sizes."""
+    import numpy as np
+    import torch
+
+    from mdtrajnet_fast import load_model
+    from mdtrajnet_fast.data.device_pairs import ResidentPairs, window_batch
+    from mdtrajnet_fast.data.pairs import MARGIN, Pairs
+    from mdtrajnet_fast.train.evaluate import window_errors
+    from mdtrajnet_fast.train.soap_optimizer import SOAP
+
+    pairs = Pairs(records())
+
+    def step(there: str, batch: int) -> Callable[[], object]:
+        made = load_model("molecules-nve").to(there).requires_grad_(True)
+        optimizer = SOAP(made.window_potentials.parameters(), lr=1e-6)
+        resident = ResidentPairs(pairs, made) if there == "cuda" else None
+        rng = np.random.default_rng(0)
+
+        def call() -> None:
+            choice = pairs.choose(rng, batch, 3.0, lag_fs=3.0, margin=MARGIN, time_reversal=True)
+            drawn = resident.windows(choice) if resident else window_batch(made, pairs, choice)
+            optimizer.zero_grad(set_to_none=True)
+            sum(x.square().sum() for x in window_errors(made, drawn)).backward()
+            optimizer.step()
+
+        return call
+
+    for there, batches in {"cuda": (64, 256, 1024, 4096), "cpu": (48,)}.items():
+        if DRY and there == "cuda":
+            continue
+        for batch in batches:
+            for row in attempts({there: lambda t=there, b=batch: step(t, b)}, batch=batch):
+                if "median" in row:
+                    row["samples_per_s"] = batch / row["median"]
+                    row["threads"] = torch.get_num_threads() if there == "cpu" else None
+                    if there == "cuda":
+                        row["peak_bytes"] = torch.cuda.max_memory_allocated()
+                yield row
+
+
 def peers() -> Iterator[Row]:
     """4,096 atoms of diamond: ours, plain torch, and the e3nn formulation on our neighbour list."""
     import torch
@@ -585,19 +645,29 @@ WAITS = re.compile(r"cuda(Stream|Device|Event)Synchronize|cudaMemcpy(?!Async)|cu
 def trace() -> Iterator[Row]:
     """What a profiler sees inside captured windows: copies to or from the host, and waits."""
     import numpy as np
-    from cases import mixture
-    from torch.profiler import ProfilerActivity, profile, record_function
+    from cases import hot
 
     from mdtrajnet_fast.md.rollout import engine_for
-    from mdtrajnet_fast.md.window import Method, Plan
+    from mdtrajnet_fast.md.window import Method
     from mdtrajnet_fast.system import System
 
-    many = mixture()
+    many = [hot("CH3CH2OH", k, 300.0) for k in range(8)]
     system = System.from_atoms(many)
     momenta = np.concatenate([one.get_momenta() for one in many])
-    engine = engine_for(on_device(scale=1e-3), system, Method())
-    plan = Plan(0, [[5.0, 10.0]], [[True, True]])
-    engine.set_state(system.positions, momenta)
+    for name, made in rolled("molecules").items():
+        method = "reversible" if made.window_potentials is None else "symplectic"
+        engine = engine_for(made, system, Method(method))
+        engine.set_state(system.positions, momenta)
+        yield from traced(engine, model=name)
+
+
+def traced(engine: Any, **row: Any) -> Iterator[Row]:
+    """Three windows of an engine, each with a frame within."""
+    from torch.profiler import ProfilerActivity, profile, record_function
+
+    from mdtrajnet_fast.md.window import Plan
+
+    plan = Plan(0, [[1.0, 3.0]], [[True, True]])
     for _ in range(2):
         engine.begin(plan)
         engine.end()
@@ -626,7 +696,7 @@ def trace() -> Iterator[Row]:
     replays = [x for x in inside if x["name"].startswith("cudaGraphLaunch")]
     own = {x["args"].get("correlation") for x in replays}
     there = [x for x in events if x.get("args", {}).get("correlation") in own]
-    yield {
+    yield row | {
         "windows": len(spans),
         "replays": len(replays),
         "runtime_calls": sorted({x["name"] for x in inside}),
@@ -688,6 +758,7 @@ SECTIONS: dict[str, tuple[Callable[[], Iterator[Row]], float]] = {
     "scaling": (scaling, 120),
     "neighbors": (neighbors, 60),
     "rollout": (rollout, 100),
+    "window_training": (window_training, 60),
     "training": (training, 120),
     "trace": (trace, 60),
     "roofline": (roofline, 45),

@@ -49,6 +49,8 @@ WINDOW_POTENTIALS = {
         "hidden": 7,
     }
 }
+DIPOLE = {"dipole": {"layers": 2, "radial": 5, "channels": 4, "products": 3, "hidden": 6}}
+
 PUBLISHED = ModelConfig(species=("C", "H", "N", "O"))
 
 
@@ -147,6 +149,14 @@ def diamond(cells: tuple[int, int, int] = (2, 2, 2), seed: int = 0) -> ase.Atoms
     atoms = bulk("C", "diamond", a=3.567, cubic=True) * cells
     atoms.rattle(0.03, seed=seed)
     thermal_velocities(atoms, 500.0, seed)
+    return atoms
+
+
+def argon() -> ase.Atoms:
+    """A rattled, moving crystal of argon."""
+    atoms = bulk("Ar", "fcc", a=5.4, cubic=True) * (4, 4, 4)
+    atoms.rattle(0.03, seed=0)
+    thermal_velocities(atoms, 60.0, 0)
     return atoms
 
 

@@ -18,9 +18,17 @@ from neighbor_cases import assert_device_list, calls, refusals
 from pair_cases import RECORDS, assert_same_batch
 from torch.autograd import forward_ad
 
-from mdtrajnet_fast import RolloutError, simulate
+from mdtrajnet_fast import (
+    RolloutError,
+    TrainConfig,
+    bundled_models,
+    fit,
+    load_model,
+    simulate,
+)
 from mdtrajnet_fast.data.device_pairs import ResidentPairs, tensor_batch
 from mdtrajnet_fast.data.pairs import Pairs
+from mdtrajnet_fast.data.records import write_records
 from mdtrajnet_fast.md import device_engine
 from mdtrajnet_fast.md.device_engine import DeviceEngine
 from mdtrajnet_fast.md.device_graph import device_graph
@@ -37,6 +45,8 @@ from mdtrajnet_fast.neighbors.host import neighbor_list
 from mdtrajnet_fast.ops import BACKENDS, edge_attention
 from mdtrajnet_fast.ops.reference import FoldedWeights
 from mdtrajnet_fast.train.evaluate import errors
+from mdtrajnet_fast.train.process_group import Member
+from mdtrajnet_fast.train.tasks import TASKS
 
 pytestmark = [
     pytest.mark.gpu,
@@ -250,6 +260,52 @@ def test_energies_are_kept_alike(method, dt):
         np.testing.assert_allclose(a.momenta, b.momenta, rtol=0, atol=1e-8)
 
 
+def kicked(**options):
+    """A model with window potentials, whose windows are symplectic."""
+    model = gentle(**cases.OWN, **cases.WINDOW_POTENTIALS, **options)
+    model.window_potentials.last *= 0.01
+    return model
+
+
+@pytest.mark.parametrize("dt", [1.0, 3.0, 7.0])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("system", SYSTEMS)
+def test_symplectic_windows(system, dtype, dt):
+    """Energies kept and of every frame, before and after the one to keep is known."""
+    model = kicked().to(dtype)
+    near = 1e-8 if dtype == torch.float64 else 5e-4
+    settings = {"dt": dt, "duration": 273.0, "energy_rate": 0.05}
+    expected = list(rollout(model, *state(SYSTEMS[system]()), **settings))
+    found = list(rollout(model.cuda(), *state(SYSTEMS[system]()), **settings))
+    for name in ("times", "positions", "momenta", "potential_energies"):
+        a, b = (np.concatenate([getattr(x, name) for x in run]) for run in (found, expected))
+        np.testing.assert_allclose(a, b, rtol=0, atol=near, err_msg=name)
+
+
+@pytest.mark.parametrize("thermostat", ["langevin", "csvr"])
+def test_thermostats(thermostat):
+    settings = {"duration": 60, "thermostat": thermostat, "temperature_K": 300.0, "seed": 5}
+    atoms = [cases.hot("CH3CH2OH"), cases.hot("H2O")]
+    expected = simulate(atoms, 1.0, model=kicked(), **settings)
+    found = simulate(atoms, 1.0, model=kicked().cuda(), **settings)
+    for a, b in zip(found, expected, strict=True):
+        np.testing.assert_allclose(a.positions, b.positions, rtol=0, atol=1e-8)
+        np.testing.assert_allclose(a.heat, b.heat, rtol=0, atol=1e-8)
+
+
+@pytest.mark.parametrize("name", bundled_models())
+def test_bundled_models(name):
+    """30 fs of what each is for, and forces; float32 on both sides."""
+    periodic = {"diamond": cases.diamond((3, 3, 3)), "argon": cases.argon()}
+    atoms = periodic.get(name, cases.hot("CH3CH2OH"))
+    here, there = load_model(name), load_model(name).cuda()
+    step = here.stride() if here.window_potentials is None else here.config.window_potentials.window
+    expected = simulate(atoms, step, duration=10 * step, model=here)
+    found = simulate(atoms, step, duration=10 * step, model=there)
+    np.testing.assert_allclose(found.positions, expected.positions, rtol=0, atol=1e-3)
+    np.testing.assert_allclose(found.momenta, expected.momenta, rtol=0, atol=5e-2)
+
+
 def test_rollout_makes_room(monkeypatch):
     begin, grown = device_engine._State.__init__, []
 
@@ -336,6 +392,65 @@ def test_drawing_does_not_wait():
         resident.draw(np.random.default_rng(1), 60, 8.0)
     finally:
         torch.cuda.set_sync_debug_mode("default")
+
+
+TARGETS = ("motion", "potential", "window_potentials", "dipole")
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_targets(target):
+    """The loss of the same batch, and its gradients, on CPU and GPU."""
+    found = []
+    for there in ("cpu", "cuda"):
+        more = cases.POTENTIAL | cases.WINDOW_POTENTIALS | cases.DIPOLE
+        model = model_of(ONE_LAYER["own"], torch.float64, **cases.OWN, **more)
+        model = model.to(there).requires_grad_(True)
+        initial = None if target in ("motion", "window_potentials") else "molecules-nve"
+        config = TrainConfig(
+            output="-", data="-", target=target, initial=initial, device=there, max_lag_fs=8.0
+        )
+        frames = np.zeros((40, 3), np.float32) + np.arange(3, dtype=np.float32)
+        pairs = Pairs([dataclasses.replace(x, dipole=frames) for x in RECORDS if x.frame_fs == 1])
+        loss = TASKS[target](config, pairs, model, model).loss(np.random.default_rng(1), Member())
+        loss.backward()
+        gradients = [p.grad.cpu() for p in model.parameters() if p.grad is not None]
+        found.append([loss.detach().cpu(), *gradients])
+    assert len(found[0]) > 5
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(b, a, rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("target", ["motion", "window_potentials"])
+@pytest.mark.parametrize("optimizer", ["adamw", "soap"])
+def test_fit(tmp_path, target, optimizer):
+    """A training on the GPU, interrupted and resumed, writes a model that loads on the CPU."""
+    records = [dataclasses.replace(x, frame_fs=1.0) for x in RECORDS[:4]]
+    write_records(tmp_path / "data.h5", records)
+    sizes = {"window_potentials": {"window": 3.0, "layers": 2, "channels": 8, "hidden": 16}}
+    config = TrainConfig(
+        output=str(tmp_path / "run"),
+        data=(str(tmp_path / "data.h5"),),
+        validation={"same": {"data": [str(tmp_path / "data.h5")]}},
+        model=ONE_LAYER["own"] | cases.OWN,
+        target=target,
+        optimizer=optimizer,
+        device="cuda",
+        steps=24,
+        batch_size=16,
+        max_lag_fs=8.0,
+        learning_rate=1e-3,
+        warmup_steps=2,
+        validate_every=12,
+        validation_pairs=32,
+        **(sizes if target == "window_potentials" else {}),
+    )
+    fit(config, progress=False, stop_after=13)
+    model = fit(config, progress=False)
+    assert model.device.type == "cuda"
+    back = load_model(tmp_path / "run" / "model")
+    for name, value in model.state_dict().items():
+        torch.testing.assert_close(value.cpu(), back.state_dict()[name], rtol=0, atol=0)
+    assert (tmp_path / "run" / "log.csv").read_text().count("\n") == 3
 
 
 def test_training_steps():

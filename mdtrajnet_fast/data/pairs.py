@@ -152,7 +152,8 @@ class Pairs:
         for k, weight in enumerate(SLOPE, start=1):
             for step, sign in ((k, 1), (-k, -1)):
                 rows = self._offset[choice.record] + (choice.first + step) * atoms
-                found += sign * weight * self._velocities[np.repeat(rows, atoms) + within]
+                there = self._velocities[np.repeat(rows, atoms) + within].astype(np.float64)
+                found += sign * weight * there
         return found / np.repeat(self._frame_fs[choice.record], atoms)[:, None]
 
     def dipoles(self, choice: Choice) -> np.ndarray:

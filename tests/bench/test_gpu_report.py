@@ -22,7 +22,17 @@ def gpu_report(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "name", ["scaling", "rollout", "neighbors", "training", "trace", "roofline", "peers"]
+    "name",
+    [
+        "scaling",
+        "rollout",
+        "neighbors",
+        "window_training",
+        "training",
+        "trace",
+        "roofline",
+        "peers",
+    ],
 )
 def test_sections(gpu_report, name):
     rows = list(gpu_report.SECTIONS[name][0]())

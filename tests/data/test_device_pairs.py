@@ -75,14 +75,14 @@ def test_windows_are_those_of_pairs(monkeypatch):
     found = []
     for batch in (window_batch(model, pairs, choice), resident.windows(choice)):
         for a, b in zip(batch[1:], window_batch(model, pairs, choice)[1:], strict=True):
-            assert a.dtype == b.dtype and torch.allclose(a, b, rtol=0, atol=1e-8)
+            assert a.dtype == b.dtype and torch.allclose(a, b, rtol=0, atol=1e-12)
         model.zero_grad()
         errors = window_errors(model, batch)
         sum(x.square().sum() for x in errors).backward()
         gradients = [p.grad for p in model.window_potentials.parameters()]
         found.append([*errors, *gradients])
     for a, b in zip(*found, strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-8)
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-12)
     monkeypatch.setattr(resident, "_send", unwatched)
     with NoWaits(), torch.no_grad():
         window_errors(model, resident.windows(choice))
