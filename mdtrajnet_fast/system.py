@@ -130,6 +130,19 @@ class System:
     def __len__(self) -> int:
         return len(self.ptr) - 1
 
+    def copies(self, positions: np.ndarray) -> System:
+        """Copies at other positions, [copies, atoms, 3] Å, one after another."""
+        count = len(positions)
+        return System(
+            numbers=np.tile(self.numbers, count),
+            positions=positions.reshape(-1, 3),
+            velocities=np.tile(self.velocities, (count, 1)),
+            masses=np.tile(self.masses, count),
+            cell=np.tile(self.cell, (count, 1, 1)),
+            pbc=np.tile(self.pbc, (count, 1)),
+            ptr=np.append(0, np.cumsum(np.tile(np.diff(self.ptr), count))),
+        )
+
     @property
     def system_index(self) -> np.ndarray:
         """[atoms] int64, the system each atom belongs to."""

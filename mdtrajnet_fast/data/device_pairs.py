@@ -8,7 +8,6 @@ a batch's sizes depend on, the edges and components of every frame, is counted o
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -49,7 +48,8 @@ def tensor_batch(model: MDtrajNet, batch: Batch) -> TensorBatch:
 class WindowBatch(NamedTuple):
     """Pairs that are one window long, in tensors on a model's device."""
 
-    graph: Callable[[Tensor], Graph]  # of the atoms at other positions, float64 [atoms, 3] Å
+    # of copies of the atoms at these positions, float64 [copies, atoms, 3] Å
+    graph: Callable[[Tensor], Graph]
     masses: Tensor  # [atoms] amu
     positions: Tensor  # float64 [atoms, 3] Å, at the start
     velocities: Tensor  # [atoms, 3] Å/fs, there
@@ -67,7 +67,7 @@ def window_batch(model: MDtrajNet, pairs: Pairs, choice: Choice) -> WindowBatch:
         return torch.from_numpy(array).to(model.device, model.dtype)
 
     return WindowBatch(
-        lambda x: model.graph(replace(system, positions=x.cpu().numpy())),
+        lambda x: model.graph(system.copies(x.cpu().numpy())),
         real(system.masses),
         torch.from_numpy(system.positions).to(model.device),
         real(system.velocities),
@@ -226,7 +226,6 @@ class ResidentPairs:
             slope += weight * (velocities(a + k * size) - velocities(a - k * size))
         centre, other, _ = self._expand(size - 1, edges)
         neighbor = ptr[system[centre]] + other + (other >= within[centre])
-        row_ptr = torch.cat([size.new_zeros(1), (size - 1).cumsum(0)])
 
         def real(y: Tensor) -> Tensor:
             return y.to(self.dtype)
@@ -234,19 +233,22 @@ class ResidentPairs:
         number_of = kind[system] + within
         species, masses = self._species[number_of], self._masses[number_of]
         x, v = self._positions[a].double(), real(velocities(a) * flip)
-        still = x.new_zeros(edges, 3, dtype=self.dtype)
 
         def graph(x: Tensor) -> Graph:
+            copies = len(x)
+            of_copy = total * torch.arange(copies, device=self.device)[:, None]
+            r = real(x[:, neighbor] - x[:, centre]).flatten(0, 1)
+            degree = (size - 1).repeat(copies)
             return FixedSizeGraph(
-                species=species,
-                masses=masses,
-                velocities=v,
-                component=system,
-                components=len(record),
-                row_ptr=row_ptr,
-                neighbor=neighbor,
-                r=real(x[neighbor] - x[centre]),
-                w=still,
+                species=species.repeat(copies),
+                masses=masses.repeat(copies),
+                velocities=v.repeat(copies, 1),
+                component=(system + len(record) * (of_copy // total)).flatten(),
+                components=copies * len(record),
+                row_ptr=torch.cat([degree.new_zeros(1), degree.cumsum(0)]),
+                neighbor=(neighbor + of_copy).flatten(),
+                r=r,
+                w=torch.zeros_like(r),
                 slots=max(1, int(sizes.max()) - 1),
             )
 

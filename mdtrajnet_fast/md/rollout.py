@@ -314,16 +314,9 @@ def force_uncertainties(model: MDtrajNet, atoms: ase.Atoms, positions: np.ndarra
 
 def _frames_of(atoms: ase.Atoms, positions: np.ndarray) -> System:
     """Frames [frames, atoms, 3] (Å) of a system, as systems at rest."""
-    frames, count = len(positions), len(atoms)
-    return System(
-        numbers=np.tile(atoms.numbers, frames),
-        positions=positions.reshape(-1, 3),
-        velocities=np.zeros((frames * count, 3)),
-        masses=np.tile(atoms.get_masses(), frames),
-        cell=np.repeat(atoms.cell[None], frames, 0),
-        pbc=np.repeat(atoms.pbc[None], frames, 0),
-        ptr=count * np.arange(frames + 1),
-    )
+    system = System.from_atoms(atoms)
+    still = replace(system, velocities=np.zeros_like(system.velocities))
+    return still.copies(positions)
 
 
 def _positive(value: float, name: str) -> float:

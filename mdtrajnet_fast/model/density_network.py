@@ -65,27 +65,37 @@ class DensityNetwork(nn.Module):
 
     def forward(self, graph: Graph, role: Tensor) -> Tensor:
         """The scalars [atoms], in the roles of the atoms [atoms]."""
-        return (self.known(graph, role) * self.last.transpose(0, 1)[role]).sum((1, 2))
+        last = _among(role, self.roles, self.last) @ self.last
+        return (self.known(graph, role) * last.transpose(0, 1)).sum((1, 2))
 
     def known(self, graph: Graph, role: Tensor) -> Tensor:
         """What each layer knows of atoms [atoms, layers, hidden], in their roles [atoms]."""
         config, padded = self.config, graph.padded
+        # rows of tables are taken by products: many rows of a few are slow to add up again
+        element = _among(graph.species, self.element.shape[1], self.element)
+        of_role = _among(role, self.roles, self.role)
         d = padded.r.square().sum(-1).sqrt()
         envelope = cutoff_envelope(d, self.cutoff) * padded.mask
         radial = gaussian_basis(d, self.cutoff, config.radial) * envelope[..., None]
         harmonics = _harmonics(padded.r / d[..., None]).transpose(1, 2)  # [atoms, 10, slots]
         layers: list[Tensor] = []
         for k in range(config.layers):
-            seen = self.neighbor_element[k][graph.species]
-            bias = self.element[k][graph.species] + self.role[k][role]
+            seen = element @ self.neighbor_element[k]
+            bias = element @ self.element[k] + of_role @ self.role[k]
             if layers:
                 seen = seen + layers[-1] @ self.neighbor[:, k - 1]
                 bias = bias + layers[-1] @ self.before[:, k - 1]
-            density = harmonics @ ((radial @ self.radial[:, k]) * seen[padded.neighbor])
-            features = _invariants(density, self.maps[:, k]) * self.scale[k][graph.species]
+            around = seen.index_select(0, padded.neighbor.flatten()).view(*d.shape, -1)
+            density = harmonics @ ((radial @ self.radial[:, k]) * around)
+            features = _invariants(density, self.maps[:, k]) * (element @ self.scale[k])
             x = functional.silu(features @ self.first[:, k] + bias)
             layers.append(x + functional.silu(x @ self.second[:, k] + self.second_bias[k]))
         return torch.stack(layers, 1)
+
+
+def _among(index: Tensor, count: int, like: Tensor) -> Tensor:
+    """[atoms, count], 1 at each index [atoms] and 0 elsewhere."""
+    return (index[:, None] == torch.arange(count, device=index.device)).to(like.dtype)
 
 
 def _invariants(density: Tensor, maps: Tensor) -> Tensor:

@@ -191,8 +191,8 @@ class FixedSizeGraph(Graph):
         return Padded(
             torch.where(mask, self.neighbor[edge], own),
             mask,
-            torch.where(real, self.r[edge], away),
-            torch.where(real, self.w[edge], 0.0),
+            torch.where(real, self.r.index_select(0, edge.flatten()).view(*edge.shape, 3), away),
+            torch.where(real, self.w.index_select(0, edge.flatten()).view(*edge.shape, 3), 0.0),
         )
 
     def repeat(self, times: int) -> FixedSizeGraph:

@@ -17,7 +17,6 @@ from ..data.pairs import MARGIN, Batch, Choice, Pairs
 from ..data.records import Record, check_constant_energy
 from ..model.network import MDtrajNet
 from ..model.window_potentials import ENDS, ENERGY, MIDDLE
-from ..ops import Graph
 
 AT_ONCE = 64  # pairs of a forward pass
 
@@ -129,19 +128,24 @@ def window_errors(model: MDtrajNet, batch: WindowBatch) -> WindowErrors:
     learning, h = torch.is_grad_enabled(), sizes.window
     masses = batch.masses[:, None] / fs**2
 
-    def acceleration(graph: Graph, role: int) -> Tensor:
-        of_atoms = torch.full_like(graph.species, role)
-        return -potentials.slopes(graph, of_atoms, learning=learning)[1] / masses
+    def accelerations(roles: list[int], positions: list[Tensor]) -> tuple[Tensor, ...]:
+        """Of the atoms in a role each at some positions, together: a GPU likes long arrays."""
+        graph = batch.graph(torch.stack(positions))
+        of_atoms = torch.cat([torch.full_like(graph.species[: len(x)], role) for role in roles])
+        slopes = potentials.slopes(graph, of_atoms, learning=learning)[1]
+        return (-slopes.view(len(roles), -1, 3) / masses).unbind()
 
-    x, v, start = batch.positions, batch.velocities, batch.graph(batch.positions)
-    first = h / 6 * acceleration(start, ENDS)
-    middle = batch.graph(x + h / 2 * (v + first).detach().double())
-    kick = 2 * h / 3 * acceleration(middle, MIDDLE)
-    last = h / 6 * acceleration(batch.graph(x + batch.displacement.double()), ENDS)
+    x, v = batch.positions, batch.velocities
+    at_start, now, at_end = accelerations(
+        [ENDS, ENERGY, ENDS], [x, x, x + batch.displacement.double()]
+    )
+    first, last = h / 6 * at_start, h / 6 * at_end
+    (between,) = accelerations([MIDDLE], [x + h / 2 * (v + first).detach().double()])
+    kick = 2 * h / 3 * between
     return WindowErrors(
         position=h * (v + first + kick / 2) - batch.displacement,
         velocity=v + first + kick + last - batch.end_velocities,
-        acceleration=acceleration(start, ENERGY) - batch.accelerations,
+        acceleration=now - batch.accelerations,
     )
 
 
