@@ -7,8 +7,6 @@ the others, so that several short runs make one report. Every section runs in a 
 with a time limit: one that fails, or crashes, or takes too long is recorded with its message and
 with what it had measured, and the next goes on. Peers are measured in the same process as ours.
 --dry-run does the same on the CPU with tiny sizes, without the build, to see that the script works.
-
-Not yet run on a GPU.
 """
 
 from __future__ import annotations

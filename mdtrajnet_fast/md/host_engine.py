@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import deque
+
 import numpy as np
 import torch
 from ase.units import fs
@@ -17,7 +19,6 @@ from .window import (
     SKIN,
     UNCERTAIN,
     Broke,
-    DoneAtOnce,
     Kept,
     Method,
     Plan,
@@ -29,14 +30,16 @@ from .window import (
 _ATOMS_AT_ONCE = 9000
 
 
-class HostEngine(DoneAtOnce):
-    """An :class:`.Engine` of a model on the CPU."""
+class HostEngine:
+    """An :class:`.Engine` of a model on the CPU, whose windows are done when they are begun."""
+
+    ahead = 1
 
     def __init__(
         self, model: MDtrajNet, predictor: NativePredictor, system: System, method: Method
     ):
-        super().__init__()
         self._model = model
+        self._done: deque[Windows | Broke] = deque()
         self.at_once = max(1, _ATOMS_AT_ONCE // len(system.numbers))
         self._predictor = predictor  # owns the weights that the native objects point to
         periodic = bool(system.pbc.any())
@@ -68,6 +71,14 @@ class HostEngine(DoneAtOnce):
     def kept(self, kept: Kept) -> None:
         self._native.keep(*kept)
 
+    def set_state(self, positions: np.ndarray, momenta: np.ndarray) -> None:
+        """See :meth:`.Engine.set_state`."""
+        self._positions, self._momenta = positions, momenta
+
+    def state(self) -> tuple[np.ndarray, np.ndarray]:
+        """See :meth:`.Engine.state`."""
+        return self._positions, self._momenta
+
     def begin(self, plan: Plan) -> None:
         """See :meth:`.Engine.begin`."""
         positions, momenta, energies, *state, done, broken = self._native.advance(
@@ -84,6 +95,17 @@ class HostEngine(DoneAtOnce):
             self._done.append(Windows(positions, momenta, energies, done))
         if broken is not None:
             self._done.append(self._broke(broken))
+
+    def end(self) -> Windows:
+        """See :meth:`.Engine.end`."""
+        done = self._done.popleft()
+        if isinstance(done, Broke):
+            raise done
+        return done
+
+    def close(self) -> None:
+        """See :meth:`.Engine.close`."""
+        self._done.clear()
 
     def energies(self) -> np.ndarray:
         """See :meth:`.Engine.energies`."""

