@@ -451,7 +451,10 @@ def _attributes(system: _System) -> dict[str, Any]:
         return {"smiles": system.smiles}
     atoms = system.atoms
     given = np.concatenate([atoms.positions, atoms.cell]).round(6) + 0.0  # no negative zeros
-    return {"structure": hashlib.sha1(given.tobytes()).hexdigest()[:10]}
+    digest = hashlib.sha1(given.tobytes())
+    if atoms.has("masses"):  # isotopes, maybe
+        digest.update(atoms.get_masses().tobytes())
+    return {"structure": digest.hexdigest()[:10]}
 
 
 # Processes
