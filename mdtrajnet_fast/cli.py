@@ -116,6 +116,8 @@ _COARSEST = 500.0  # cm^-1, a resolution that still tells stretches from bends
 _HIGHEST = {True: 4000.0, False: 2500.0}  # cm^-1, what vibrates with and without hydrogen
 
 
+INTERRUPTED = 130  # the exit status of what Ctrl-C ended, as shells have it
+
 # Errors whose message says it all; others are faults of this package, and come with a traceback.
 _SAID = (
     ValueError,
@@ -139,11 +141,18 @@ def main(arguments: list[str] | None = None) -> int:
         options.run(options)
     except _SAID as error:
         said = str(error) or type(error).__name__
+        if isinstance(error, MemoryError):
+            said = f"out of memory ({said})"
         print(f"mdtrajnet {options.command}: {said}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(f"mdtrajnet {options.command}: interrupted; what is written stays", file=sys.stderr)
-        return 130
+        return INTERRUPTED
+    except RuntimeError as error:
+        if "allocate memory" not in str(error):
+            raise
+        print(f"mdtrajnet {options.command}: out of memory ({error})", file=sys.stderr)  # of torch
+        return 2
     return 0
 
 

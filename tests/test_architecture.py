@@ -26,6 +26,7 @@ LAYERS = (
     ("plots",),
     ("train",),
     ("cli",),
+    ("__main__",),
     ("checkpoint", "structures", "trajectory", "trust"),  # other names of modules
 )
 RANK = {name: k for k, names in enumerate(LAYERS) for name in names}

@@ -130,6 +130,7 @@ class MDtrajNetDynamics(MolecularDynamics):
             self._coming, self._wrapped = self._frames(), np.zeros((len(self.atoms), 3))
         else:
             self._wrapped += images
+        self._last = None  # until there is a frame: Ctrl-C ends the motion that is under way
         positions, momenta, self.heat = next(self._coming)
         self.atoms.set_positions(positions + self._wrapped)
         self.atoms.set_momenta(momenta)

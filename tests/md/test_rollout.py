@@ -16,7 +16,7 @@ from cases import gentle
 
 from mdtrajnet_fast import _C, MDtrajNetDynamics, RolloutError, Trajectory, load_model, simulate
 from mdtrajnet_fast.analysis.trust import trust_summary
-from mdtrajnet_fast.md import simulation
+from mdtrajnet_fast.md import ase_dynamics, simulation
 from mdtrajnet_fast.md.rollout import rollout
 from mdtrajnet_fast.md.window import NEWTON_STEPS, Broke, Kept
 from mdtrajnet_fast.mechanics import (
@@ -706,6 +706,25 @@ def test_ase_observers_may_change_the_atoms():
         MDtrajNetDynamics(fresh, 1.0, model=OWN)
     with pytest.raises(ValueError, match="at rest"):
         MDtrajNetDynamics(ase.Atoms("CO", positions=[[0, 0, 0], [0, 0, 1]]), 1.0, model=OWN)
+
+
+def test_ase_dynamics_goes_on_after_ctrl_c(monkeypatch):
+    atoms = cases.hot("CH3CH2OH")
+    dynamics = MDtrajNetDynamics(atoms, 1.0 * ase.units.fs, model=OWN, window=2.0)
+    original = ase_dynamics.rollout
+
+    def interrupted(*arguments, **settings):
+        yield next(original(*arguments, **settings))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(ase_dynamics, "rollout", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        dynamics.run(5)
+    monkeypatch.undo()
+    assert dynamics.nsteps == 2
+    expected = simulate(atoms, 1.0, duration=3, model=OWN, window=2.0)
+    dynamics.run(3)
+    np.testing.assert_array_equal(atoms.positions, expected.positions[3])
 
 
 @pytest.mark.parametrize("shift", [0.0, 5.9])
