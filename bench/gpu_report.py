@@ -164,7 +164,7 @@ def build() -> Iterator[Row]:
     yield row
     if row["returncode"] != 0:
         raise RuntimeError("the build failed; see its output above")
-    yield command([sys.executable, "-m", "mdtrajnet_fast.cli", "info"], 60, cwd=HERE)
+    yield command([sys.executable, "-m", "mdtrajnet_fast", "info"], 60, cwd=HERE)
 
 
 def tests() -> Iterator[Row]:

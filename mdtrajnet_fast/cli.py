@@ -51,7 +51,7 @@ from .md.rollout import RolloutError
 from .md.simulation import check_run, method_begun, model_hash, simulate
 from .md.thermostats import CSVR, THERMOSTATS, Langevin, Thermostat
 from .md.window import ENERGY_RATES, METHODS, method_of, stride_of
-from .mechanics import centre_of_mass, check_even, thermal_velocities
+from .mechanics import centre_of_mass, check_even, set_standard_masses, thermal_velocities
 from .model.checkpoint import bundled_models, load_model, provenance, save_model, training_logs
 from .model.mlatom import load_mlatom
 from .model.network import MDtrajNet
@@ -70,6 +70,7 @@ from .train.config import TrainConfig
 from .train.evaluate import (
     atom_errors,
     error_table,
+    fraction,
     grouped_tables,
     rms_dipole_errors,
     rms_energy_errors,
@@ -95,9 +96,11 @@ SIMULATE: dict[str, Any] = {
     "friction": None,
     "time_constant": None,
     "equilibration": None,
+    "masses": None,
     "output": None,
     "format": "traj",
 }
+MASSES = "of the elements in place of isotopes', which are refused otherwise"
 DEFAULT_TEMPERATURE_K = 300.0
 EQUILIBRATION_FS = 1000.0
 # Of these, those that run.json keeps elsewhere or in another form.
@@ -112,6 +115,8 @@ _SEGMENT = 1.45 * WAVENUMBER
 _COARSEST = 500.0  # cm^-1, a resolution that still tells stretches from bends
 _HIGHEST = {True: 4000.0, False: 2500.0}  # cm^-1, what vibrates with and without hydrogen
 
+
+INTERRUPTED = 130  # the exit status of what Ctrl-C ended, as shells have it
 
 # Errors whose message says it all; others are faults of this package, and come with a traceback.
 _SAID = (
@@ -136,11 +141,18 @@ def main(arguments: list[str] | None = None) -> int:
         options.run(options)
     except _SAID as error:
         said = str(error) or type(error).__name__
+        if isinstance(error, MemoryError):
+            said = f"out of memory ({said})"
         print(f"mdtrajnet {options.command}: {said}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(f"mdtrajnet {options.command}: interrupted; what is written stays", file=sys.stderr)
-        return 130
+        return INTERRUPTED
+    except RuntimeError as error:
+        if "allocate memory" not in str(error):
+            raise
+        print(f"mdtrajnet {options.command}: out of memory ({error})", file=sys.stderr)  # of torch
+        return 2
     return 0
 
 
@@ -223,6 +235,7 @@ def _parser() -> argparse.ArgumentParser:
         f"the temperature (default: {EQUILIBRATION_FS:g} where velocities are drawn, else 0; 0 "
         "turns it off)",
     )
+    add("--masses", choices=["standard"], help=MASSES)
     add("--output", type=Path, help="new folder (default: named after the structure)")
     add("--format", choices=["traj", "extxyz", "h5"], help=said("format"))
     sub.add_argument(
@@ -258,6 +271,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--batch-size", type=int, default=32)
     sub.add_argument("--learning-rate", type=float, default=1e-3)
     sub.add_argument("--frame", type=float, help="spacing of the frames, fs, if files lack it")
+    sub.add_argument("--masses", choices=["standard"], help=MASSES)
     sub.add_argument("--processes", type=int, default=1)
     sub.add_argument("--seed", type=int, default=0)
     sub.add_argument("--quiet", action="store_true", help="no progress bar")
@@ -314,6 +328,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--trajectories", nargs="+", help="only those of these names")
     sub.add_argument("--molecules", nargs="+", help="only groups of these names")
     sub.add_argument("--frame", type=float, help="spacing of frames, fs, where a file lacks it")
+    sub.add_argument("--masses", choices=["standard"], help=MASSES)
     add = functools.partial(sub.add_argument, default=argparse.SUPPRESS)
     add(
         "--pairs",
@@ -463,6 +478,11 @@ def _run(
     )
     seconds = time.perf_counter() - begun
     assert isinstance(trajectory, Trajectory) and trajectory.trust is not None
+    if settings.get("equilibration"):  # `structure` is frame 0, as without
+        moved = {"positions_A": trajectory.positions[0], "momenta_ase": trajectory.momenta[0]}
+        start = run["structure"]
+        run.setdefault("before_equilibration", {name: start[name] for name in moved})
+        start |= {name: x.tolist() for name, x in moved.items()}
     run["seconds"] = round(seconds, 3)
     run["trust"] = trajectory.trust.to_dict()
     _write_json(folder / "run.json", run)
@@ -518,6 +538,8 @@ def _new_run(options: argparse.Namespace) -> tuple[Path, dict[str, Any], ase.Ato
     said = {name: getattr(options, name) for name in SIMULATE}
     chosen = SIMULATE | {name: value for name, value in said.items() if value is not None}
     atoms = read_structure(options.structure)
+    if chosen["masses"] == "standard":
+        set_standard_masses(atoms)
     name = str(atoms.info["name"])
     temperature = chosen["temperature"]
     if temperature is None and not atoms.get_momenta().any():
@@ -575,6 +597,7 @@ def _continued(options: argparse.Namespace) -> tuple[Path, dict[str, Any], ase.A
             raise ValueError(f"its settings lack {', '.join(missing)}")
         run["versions"] = _versions()
         start, name = run["structure"], str(run["trajectory"])
+        start = start | run.get("before_equilibration", {})
         if name != Path(name).name or name.startswith("."):
             raise ValueError(f"expected a trajectory in the folder itself, got {name!r}")
         atoms = ase.Atoms(
@@ -633,6 +656,7 @@ def _finetune(options: argparse.Namespace) -> None:
         batch_size=options.batch_size,
         learning_rate=options.learning_rate,
         frame_fs=options.frame,
+        masses=options.masses,
         processes=options.processes,
         seed=options.seed,
         progress=not options.quiet,
@@ -692,6 +716,7 @@ def _evaluate(options: argparse.Namespace) -> None:
         molecules=options.molecules,
         trajectories=options.trajectories,
         frame_fs=options.frame,
+        masses=options.masses,
     )
     folder = options.output and _new_folder(options.output)
     if options.rollout:
@@ -780,8 +805,8 @@ def _said_of_windows(model: MDtrajNet, pairs: Pairs, count: int, seed: int) -> s
         wrong = rms_window_errors(model, pairs, count, seed=seed)
     except ValueError as error:  # frames too far apart, or too few
         return f"{name}: not looked at, {error}"
-    velocity = wrong["velocity"] / wrong["thermal_velocity"]
-    force = wrong["acceleration"] / wrong["true_acceleration"]
+    velocity = fraction(wrong["velocity"], wrong["thermal_velocity"])
+    force = fraction(wrong["acceleration"], wrong["true_acceleration"])
     return (
         f"{name}: positions are wrong by {wrong['position']:.5f} Å, velocities by {velocity:.1%} "
         f"and accelerations by {force:.1%} of the true ones"
@@ -799,8 +824,7 @@ def _print_errors(table: dict[str, list[Any]], heading: str, at_most: int | None
     print(f"{'':<{width}}          Å         Å          Å       Å/fs           %     Å/fs")
     for k, label in enumerate(labels[:at_most]):
         row = {name: column[k] for name, column in table.items()}
-        thermal = row["thermal_velocity"]
-        share = 100 * row["velocity"] / thermal if thermal else float("nan")
+        share = 100 * fraction(row["velocity"], row["thermal_velocity"])
         print(
             f"{label:<{width}} {row['position']:10.5f} {row['static']:9.5f} "
             f"{row['ballistic']:10.5f} {row['velocity']:10.6f} {share:11.1f} "

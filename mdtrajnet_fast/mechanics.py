@@ -17,6 +17,7 @@ from .system import check_atoms
 Array = NDArray[np.float64]
 
 EV = 1 / fs**2  # eV per amu (Å/fs)^2
+HOTTEST = 20_000.0  # K, kB T = 1.7 eV: more is a mistake in a unit
 
 
 def velocities_from_momenta(momenta: ArrayLike, masses: ArrayLike) -> Array:
@@ -223,6 +224,13 @@ def checked_velocities(velocities: ArrayLike, masses: ArrayLike) -> tuple[Array,
 # ---- Velocities at a temperature.
 
 
+def set_standard_masses(atoms: ase.Atoms) -> None:
+    """Give atoms the standard masses of their elements, in place; their velocities stay."""
+    velocities = atoms.get_velocities()
+    atoms.set_masses("defaults")
+    atoms.set_velocities(velocities)
+
+
 def set_velocities(atoms: ase.Atoms, velocities: np.ndarray) -> None:
     """Set velocities [atoms, 3] in Å/fs, in place.
 
@@ -246,12 +254,15 @@ def thermal_velocities(
     are left. The temperature is that of the kinetic energy now: nothing is doubled for a start at
     a potential minimum, from which half of it flows into the vibrations.
 
-    Raises ValueError for a temperature that is not positive, a system without such freedom, and
-    what :func:`~mdtrajnet_fast.system.check_atoms` refuses.
+    Raises ValueError for a temperature that is not positive or above 20,000 K, a system without
+    such freedom, and what :func:`~mdtrajnet_fast.system.check_atoms` refuses.
     """
     check_atoms(atoms)
-    if not (np.isfinite(temperature_K) and temperature_K > 0):
-        raise ValueError(f"temperature_K must be positive and finite, got {temperature_K}")
+    if not 0 < temperature_K <= HOTTEST:
+        raise ValueError(
+            f"temperature_K must be positive and at most {HOTTEST:g} K, where nothing is bound any "
+            f"more, got {temperature_K}; temperatures are in K"
+        )
     freedom = degrees_of_freedom(atoms)
     if freedom < 1:
         raise ValueError(

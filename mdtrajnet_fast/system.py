@@ -9,10 +9,15 @@ from typing import Any
 import ase
 import numpy as np
 from ase import units
-from ase.data import chemical_symbols
+from ase.data import atomic_masses, chemical_symbols
 
 # Beyond this distance from the origin (Å) float64 no longer resolves a motion.
 FARTHEST = 1e8
+
+# By how much a mass may differ from the standard one of its element: those of the most frequent
+# isotopes, which some programs take, are within it (boron's by 1.8 %), the others of the elements
+# up to argon are not.
+_SAME_MASS = 0.02
 
 # Names that other programs have for velocities.
 _VELOCITIES = frozenset(("v", "vel", "velo", "vels", "velos", "velocity", "velocities"))
@@ -62,6 +67,23 @@ def check_unconstrained(atoms: ase.Atoms, name: str = "the system") -> None:
                 f"{name} has constraints ({type(one).__name__}), which predicted motion cannot "
                 "keep: remove them, in Python with atoms.set_constraint()"
             )
+
+
+def check_masses(numbers: np.ndarray, masses: np.ndarray, name: str) -> None:
+    """Refuse isotopes, for models that know elements alone.
+
+    numbers: [atoms]. masses: [atoms] amu. Raises ValueError, with the first of them.
+    """
+    standard = atomic_masses[numbers]
+    other = abs(masses - standard) > _SAME_MASS * standard
+    if other.any():
+        i = int(np.argmax(other))
+        raise ValueError(
+            f"atom {i} of {name}, {chemical_symbols[numbers[i]]}, has the mass {masses[i]:g} amu, "
+            f"not the {standard[i]:g} amu of its element: models have no masses as an input and "
+            "cannot tell isotopes from others. To go on as if it were the element give "
+            'masses="standard" (--masses standard), or set them with atoms.set_masses("defaults")'
+        )
 
 
 def check_velocities_named(atoms: ase.Atoms, name: str = "the system") -> None:
@@ -142,6 +164,11 @@ class System:
             pbc=np.tile(self.pbc, (count, 1)),
             ptr=np.append(0, np.cumsum(np.tile(np.diff(self.ptr), count))),
         )
+
+    def check_masses(self) -> None:
+        """Refuse isotopes, with a ValueError: see :func:`check_masses`."""
+        for k, (a, b) in enumerate(zip(self.ptr, self.ptr[1:], strict=False)):
+            check_masses(self.numbers[a:b], self.masses[a:b], f"system {k}")
 
     @property
     def system_index(self) -> np.ndarray:

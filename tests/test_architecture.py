@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib
 from pathlib import Path
 
 import pytest
@@ -25,6 +26,8 @@ LAYERS = (
     ("plots",),
     ("train",),
     ("cli",),
+    ("__main__",),
+    ("checkpoint", "structures", "trajectory", "trust"),  # other names of modules
 )
 RANK = {name: k for k, names in enumerate(LAYERS) for name in names}
 MODULES = sorted(p for p in ROOT.rglob("*.py") if p.parent != ROOT or p.name != "__init__.py")
@@ -78,3 +81,18 @@ def test_no_test_imports_another(path):
         modules = [a.name for a in node.names] if isinstance(node, ast.Import) else []
         modules += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
         assert not {m.split(".")[0] for m in modules} & names, path
+
+
+@pytest.mark.parametrize(
+    "former, now",
+    [
+        ("checkpoint", "model.checkpoint"),
+        ("structures", "io.structures"),
+        ("trajectory", "io.trajectory"),
+        ("trust", "analysis.trust"),
+    ],
+)
+def test_modules_are_found_where_they_were(former, now):
+    found = importlib.import_module(f"mdtrajnet_fast.{former}")
+    assert found is importlib.import_module(f"mdtrajnet_fast.{now}")
+    assert getattr(mdtrajnet_fast, former) is found

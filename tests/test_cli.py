@@ -79,13 +79,53 @@ def test_what_a_model_is_not_for_is_refused_before_the_run(tmp_path, capsys):
 def test_run_json_is_enough_to_repeat_the_run(tmp_path):
     run("simulate water --dt 1 --duration 50 --seed 4 --temperature 400 --output a --quiet")
     written = json.loads((tmp_path / "a" / "run.json").read_text())
-    start, settings = written["structure"], written["settings"]
+    start, settings = written["structure"] | written["before_equilibration"], written["settings"]
     atoms = ase.Atoms(start["numbers"], positions=start["positions_A"])
     atoms.set_momenta(start["momenta_ase"])
     names = ("dt", "duration", "model", "temperature_K", "seed", "equilibration")
     again = simulate(atoms, **{name: settings[name] for name in names})
     first = Trajectory.read(tmp_path / "a" / "trajectory.traj")
     np.testing.assert_array_equal(again.positions, first.positions)
+    np.testing.assert_array_equal(written["structure"]["positions_A"], first.positions[0])
+    np.testing.assert_array_equal(written["structure"]["momenta_ase"], first.momenta[0])
+    (tmp_path / "a" / "trajectory.traj").unlink()
+    run("simulate --resume a --quiet")
+    np.testing.assert_array_equal(
+        Trajectory.read(tmp_path / "a" / "trajectory.traj").positions, first.positions
+    )
+
+
+def test_isotopes_are_refused_or_taken_for_their_elements(tmp_path, capsys):
+    for text in ("[2H]O[2H]", "heavy.extxyz"):
+        atoms = read_structure("water")
+        atoms.set_masses([15.999, 2.014, 2.014])
+        atoms.write("heavy.extxyz", columns=["symbols", "positions", "masses"])
+        said = refused(f"simulate {text}", capsys)
+        assert "H, has the mass 2.014" in said and "--masses standard" in said
+        assert {p.name for p in tmp_path.iterdir()} == {"heavy.extxyz"}
+    run(
+        "simulate heavy.extxyz --masses standard --duration 10 --equilibration 0 --output h --quiet"
+    )
+    run("simulate water --duration 10 --equilibration 0 --output water --quiet")
+    heavy, light = (Trajectory.read(tmp_path / x / "trajectory.traj") for x in ("h", "water"))
+    np.testing.assert_allclose(heavy.positions, light.positions, atol=1e-7)
+    run("simulate --resume h --duration 20 --quiet")
+    run("generate [2H]O[2H] --trajectories 2 --duration 20 --equilibration 0 --output heavy.h5")
+    record, _ = load_records("heavy.h5")
+    assert sorted(record.masses.round(3)) == [2.014, 2.014, 15.999]
+    told = "H, has the mass 2.0141 amu"
+    assert told in refused("evaluate heavy.h5 --pairs 5 --times 1", capsys)
+    assert told in refused("finetune molecules-nve-small heavy.h5 --output tuned", capsys)
+    Path("train.toml").write_text('output = "t"\ndata = "heavy.h5"\nsteps = 2\n')
+    assert told in refused("train train.toml", capsys)
+    assert not Path("t").exists() and not Path("tuned").exists()
+    run("evaluate heavy.h5 --pairs 5 --times 1 --masses standard")
+    Path("train.toml").write_text(
+        'output = "t"\ndata = "heavy.h5"\nmasses = "standard"\nsteps = 2\nbatch_size = 1\n'
+    )
+    run("train train.toml --quiet")
+    Path("train.toml").write_text('output = "t"\ndata = "heavy.h5"\nmasses = "heavy"\n')
+    assert "masses must be" in refused("train train.toml", capsys)
 
 
 def test_thermostats(tmp_path, capsys):
@@ -464,6 +504,19 @@ def test_evaluate_rollouts(tmp_path, capsys, water_runs):
     assert "--energy-rate is of evaluate with" in refused(
         f"evaluate {water_runs} --energy-rate 0.1", capsys
     )
+
+
+def test_errors_of_what_stands_still(capsys):
+    """Errors that are fractions of nothing are not numbers."""
+    atoms = read_structure("water")
+    atoms.set_momenta(np.zeros((3, 3)))
+    frames = [atoms.copy() for _ in range(13)]
+    for k, frame in enumerate(frames):
+        frame.info["time"] = 0.001 * k  # in ps: --frame says better
+        frame.set_momenta(np.zeros((3, 3)))
+    ase.io.write("still.extxyz", frames, columns=["symbols", "positions", "momenta"])
+    run("evaluate still.extxyz --frame 1 --pairs 5 --times 1 --model molecules-nve-small")
+    assert "velocities by nan% and accelerations by nan%" in capsys.readouterr().out
 
 
 def test_constrained_data_are_refused(capsys):

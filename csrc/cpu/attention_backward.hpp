@@ -490,7 +490,7 @@ class Backward : public Forward<T, false> {
 
 // out [rows, columns] = the sum over threads of row-padded sums.
 template <class T, class Get>
-void collect(long rows, long columns, long ld, const Backward<T>* const* workers, int threads, T* out, Get sums) {
+void collect(long rows, long columns, long ld, const std::unique_ptr<Backward<T>>* workers, int threads, T* out, Get sums) {
     for (int t = 0; t < threads; ++t) {
         const T* from = sums(workers[t]->sums);
         for (long i = 0; i < rows; ++i)
@@ -502,7 +502,8 @@ void collect(long rows, long columns, long ld, const Backward<T>* const* workers
 }
 
 template <class T>
-void collect_all(const Packed<T>& p, const Backward<T>* const* workers, int threads, const AttentionWeights<T>& out) {
+void collect_all(const Packed<T>& p, const std::unique_ptr<Backward<T>>* workers, int threads,
+                 const AttentionWeights<T>& out) {
     using Sums = WeightSums<T>;
     const auto rows = [&](long count, long columns, long ld, T* to, auto get) {
         collect(count, columns, ld, workers, threads, to, get);
@@ -562,30 +563,32 @@ void backward(const void* packed, const AttentionGraph<T>& graph, int64_t times,
     const int64_t* by_neighbor_ptr = pointers.resize(graph.atoms + 2);
     const int64_t* by_neighbor = sorted.resize(edges);
     sort_by_neighbor(graph, pointers.data(), sorted.data());
-    auto** workers = static_cast<Backward<T>**>(calloc(threads, sizeof(void*)));
+    const auto workers = std::make_unique<std::unique_ptr<Backward<T>>[]>(threads);
     int team = 1;  // the threads that there really are
-    parallel(threads, [&] {
-        auto* worker = new Backward<T>(p, graph, rows);
-        workers[omp_get_thread_num()] = worker;
+    parallel(threads, [&](auto& guard) {
+        std::unique_ptr<Backward<T>>& worker = workers[omp_get_thread_num()];
+        guard([&] { worker = std::make_unique<Backward<T>>(p, graph, rows); });
 #pragma omp single
         team = omp_get_num_threads();
 #pragma omp for schedule(static)
         for (long k = 0; k < tiles; ++k) {
             const long begin = k * kTile, end = begin + kTile < atoms ? begin + kTile : atoms;
-            worker->queries(begin, end, {state.scalars, nullptr}, query);
+            guard([&] { worker->queries(begin, end, {state.scalars, nullptr}, query); });
         }
 #pragma omp for schedule(static)
         for (long k = 0; k < tiles; ++k) {
             const long begin = k * kTile, count = begin + kTile < atoms ? kTile : atoms - begin;
-            worker->tile(begin, count, state, query, increment_gradient, state_gradient, edge_sums);
+            guard([&] { worker->tile(begin, count, state, query, increment_gradient, state_gradient, edge_sums); });
         }
 #pragma omp for schedule(static)
         for (long k = 0; k < tiles; ++k) {
             const long begin = k * kTile, end = begin + kTile < atoms ? begin + kTile : atoms;
-            worker->gather(begin, end, by_neighbor_ptr, by_neighbor, edges, state, state_gradient, edge_sums);
+            guard([&] {
+                worker->gather(begin, end, by_neighbor_ptr, by_neighbor, edges, state, state_gradient, edge_sums);
+            });
         }
     });
-    collect_all(p, workers, team, weight_gradient);
+    collect_all(p, workers.get(), team, weight_gradient);
     T *const to[2] = {edge_gradient.r, edge_gradient.w}, *const from[2] = {edge_sums.r, edge_sums.w};
     for (int part = 0; part < 2; ++part)
         for (long k = 0; to[part] && k < 3 * edges; ++k) {
@@ -593,8 +596,6 @@ void backward(const void* packed, const AttentionGraph<T>& graph, int64_t times,
             for (long t = 0; t < times; ++t) sum += from[part][3 * edges * t + k];
             to[part][k] = sum;
         }
-    for (int t = 0; t < team; ++t) delete workers[t];
-    free(workers);
 }
 
 }  // namespace

@@ -5,11 +5,13 @@
 // result does not depend on how atoms fall into tiles and groups, so not on the number of threads.
 #pragma once
 
+#include <optional>
+
 #include "attention_pack.hpp"
 #include "functions.hpp"
 #include "gemm.hpp"
 #include "math/edge.hpp"
-#include "subnormals.hpp"
+#include "team.hpp"
 
 namespace {
 
@@ -131,7 +133,11 @@ class Arena {
         while (here_.chunk < kChunks && sizes_[here_.chunk] && here_.used + size > sizes_[here_.chunk]) ++here_.chunk, here_.used = 0;
         if (here_.chunk == kChunks) abort();
         long& room = sizes_[here_.chunk];
-        if (!room) chunks_[here_.chunk].resize(room = size > kChunk ? size : kChunk, false);
+        if (!room) {
+            const long wanted = size > kChunk ? size : kChunk;
+            chunks_[here_.chunk].resize(wanted, false);
+            room = wanted;
+        }
         T* piece = chunks_[here_.chunk].data() + here_.used;
         here_.used += size;
         return piece;
@@ -614,17 +620,21 @@ void forward_all(const Packed<T>& p, const AttentionGraph<T>& graph, long atoms,
     const F query{queries[0].resize(atoms * p.ld_query, false), D ? queries[1].resize(atoms * p.ld_query, false) : nullptr};
     const long tiles = (atoms + kTile - 1) / kTile, rows = largest_group(graph);
     if (threads > tiles) threads = static_cast<int>(tiles);
-    parallel(threads, [&] {
-        Forward<T, D> worker(p, graph, rows, false);
+    parallel(threads, [&](auto& guard) {
+        std::optional<Forward<T, D>> worker;
+        guard([&] { worker.emplace(p, graph, rows, false); });
 #pragma omp for schedule(static)
         for (long k = 0; k < tiles; ++k) {
             const long begin = k * kTile, end = begin + kTile < atoms ? begin + kTile : atoms;
-            worker.queries(begin, end, scalars, query);
+            guard([&] { worker->queries(begin, end, scalars, query); });
         }
 #pragma omp for schedule(dynamic, 4)
         for (long k = 0; k < tiles; ++k) {
             const long begin = k * kTile, count = begin + kTile < atoms ? kTile : atoms - begin;
-            worker.tile(begin, count, scalars, displacement, velocity, query, out_scalars, out_displacement, out_velocity);
+            guard([&] {
+                worker->tile(begin, count, scalars, displacement, velocity, query, out_scalars, out_displacement,
+                             out_velocity);
+            });
         }
     });
 }

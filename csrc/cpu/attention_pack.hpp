@@ -4,8 +4,11 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include <memory>
+
 #include "attention.hpp"
 #include "gemm.hpp"
+#include "team.hpp"
 
 namespace {
 
@@ -26,7 +29,7 @@ class Buffer {
         const size_t bytes = (static_cast<size_t>(size) * sizeof(T) + kVectorBytes + 63) / 64 * 64;
         free(data_);
         data_ = static_cast<T*>(aligned_alloc(64, bytes));
-        if (!data_) abort();
+        if (!data_) mdtrajnet::throw_bad_alloc();
         if (zero) memset(data_, 0, bytes);
         return data_;
     }
@@ -114,7 +117,7 @@ void transpose(long rows, long columns, const T* a, long lda, T* b, long ldb) {
 
 template <class T>
 void* pack(const AttentionSizes& size, const AttentionWeights<T>& w, bool gradients) {
-    auto* packed = new Packed<T>;
+    auto packed = std::make_unique<Packed<T>>();
     Packed<T>& p = *packed;
     p.size = size;
     const long S = p.S = size.scalars, h = p.h = size.heads, v = p.v = size.value_channels;
@@ -181,7 +184,7 @@ void* pack(const AttentionSizes& size, const AttentionWeights<T>& w, bool gradie
         transpose(h * v, S, w.out, S, p.out_back.resize(S * padded<T>(h * v)), padded<T>(h * v));
         transpose(S, c, w.query, c, p.query_back.resize(c * p.ld_scalars), p.ld_scalars);
     }
-    return packed;
+    return packed.release();
 }
 
 template <class T>

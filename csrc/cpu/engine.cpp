@@ -5,7 +5,7 @@
 #include <stdexcept>
 
 #include "cpu/conservation.hpp"
-#include "cpu/subnormals.hpp"
+#include "cpu/team.hpp"
 
 namespace mdtrajnet {
 namespace {
@@ -485,21 +485,17 @@ std::optional<Broken> Engine::each(int threads, const std::function<void(Group&,
     const auto count = static_cast<int64_t>(groups_.size());
     const bool apart = threads > 1 && count >= 2 * threads;  // else the threads share the work on each group
     std::vector<std::optional<Broken>> broken(count);
-    std::vector<std::exception_ptr> errors(count);
-    parallel(apart ? threads : 1, [&] {
+    parallel(apart ? threads : 1, [&](auto& guard) {
 #pragma omp for schedule(dynamic)
-        for (int64_t g = 0; g < count; ++g) {
-            try {
-                work(*groups_[g], apart ? 1 : threads);
-            } catch (const Broken& why) {
-                broken[g] = why;
-            } catch (...) {
-                errors[g] = std::current_exception();
-            }
-        }
+        for (int64_t g = 0; g < count; ++g)
+            guard([&] {
+                try {
+                    work(*groups_[g], apart ? 1 : threads);
+                } catch (const Broken& why) {
+                    broken[g] = why;
+                }
+            });
     });
-    for (const std::exception_ptr& error : errors)
-        if (error) std::rethrow_exception(error);
     for (std::optional<Broken>& why : broken)
         if (why) return why;
     return std::nullopt;

@@ -4,7 +4,7 @@
 #include <cmath>
 #include <vector>
 
-#include "cpu/subnormals.hpp"
+#include "cpu/team.hpp"
 #include "math/edge.hpp"
 
 namespace mdtrajnet {
@@ -16,7 +16,7 @@ using std::int64_t;
 template <class T>
 std::vector<T> drifts(const AttentionGraph<T>& graph, const T* masses, T cutoff, int threads) {
     std::vector<T> drift(3 * graph.atoms);
-    parallel(threads, [&] {
+    parallel(threads, [&](auto&) {
 #pragma omp for
         for (int64_t i = 0; i < graph.atoms; ++i) {
             T total = masses[i], sum[3] = {};
@@ -79,33 +79,35 @@ void add_motion(const HeadSizes& size, const AttentionGraph<T>& graph, const Hea
     const int64_t numbers = 3 * graph.atoms;
     std::vector<T> drift;
     if (size.conserving) drift = drifts(graph, atoms.masses, T(size.radial_cutoff), threads);
-    parallel(threads, [&] {
-        std::vector<double> sum(3 * atoms.components), mass(atoms.components);
-#pragma omp for
-        for (int64_t k = 0; k < times; ++k) {
-            T *x = dx + k * numbers, *y = dv + k * numbers;
-            if (size.conserving) {
-                const double part = t[k] / size.time_cutoff, fading = std::exp(-9 * part * part), tall = 4 * part + 1;
-                const T carried = T(t[k] * (1 - fading)), rise = T(5 * part * part / tall);
-                // the factors of drift, displacement and dv in the velocity
-                const T drifting = T(size.readout ? 0 : 1 - fading + 18 * part * part * fading);
-                const T rising = T(size.readout ? 0 : 10 * part * (2 * part + 1) / (tall * tall) / size.time_cutoff);
-                const T changing = size.readout ? T(part) : rise;
-                for (int64_t n = 0; n < numbers; ++n) {
-                    y[n] = drift[n] * drifting + rising * x[n] + changing * y[n];
-                    x[n] = drift[n] * carried + rise * x[n];
-                }
-                remove_means(atoms, graph.atoms, x, sum, mass);
-                remove_means(atoms, graph.atoms, y, sum, mass);
-            }
-            // the published head leaves free flight to the rollout
-            const double flight = size.conserving ? t[k] : 0, kept = size.conserving || size.readout;
+    const auto work = [&](int64_t k, std::vector<double>& sum, std::vector<double>& mass) {
+        T *x = dx + k * numbers, *y = dv + k * numbers;
+        if (size.conserving) {
+            const double part = t[k] / size.time_cutoff, fading = std::exp(-9 * part * part), tall = 4 * part + 1;
+            const T carried = T(t[k] * (1 - fading)), rise = T(5 * part * part / tall);
+            // the factors of drift, displacement and dv in the velocity
+            const T drifting = T(size.readout ? 0 : 1 - fading + 18 * part * part * fading);
+            const T rising = T(size.readout ? 0 : 10 * part * (2 * part + 1) / (tall * tall) / size.time_cutoff);
+            const T changing = size.readout ? T(part) : rise;
             for (int64_t n = 0; n < numbers; ++n) {
-                const double v = atoms.velocities[n];
-                moved[k * numbers + n] += share * (v * flight + x[n]);
-                velocity[k * numbers + n] += share * (v * kept + y[n]);
+                y[n] = drift[n] * drifting + rising * x[n] + changing * y[n];
+                x[n] = drift[n] * carried + rise * x[n];
             }
+            remove_means(atoms, graph.atoms, x, sum, mass);
+            remove_means(atoms, graph.atoms, y, sum, mass);
         }
+        // the published head leaves free flight to the rollout
+        const double flight = size.conserving ? t[k] : 0, kept = size.conserving || size.readout;
+        for (int64_t n = 0; n < numbers; ++n) {
+            const double v = atoms.velocities[n];
+            moved[k * numbers + n] += share * (v * flight + x[n]);
+            velocity[k * numbers + n] += share * (v * kept + y[n]);
+        }
+    };
+    parallel(threads, [&](auto& guard) {
+        std::vector<double> sum, mass;
+        guard([&] { sum.resize(3 * atoms.components), mass.resize(atoms.components); });
+#pragma omp for
+        for (int64_t k = 0; k < times; ++k) guard([&] { work(k, sum, mass); });
     });
 }
 

@@ -13,7 +13,7 @@
 #include <stdexcept>
 #include <string>
 
-#include "cpu/subnormals.hpp"
+#include "cpu/team.hpp"
 
 namespace mdtrajnet {
 namespace {
@@ -470,6 +470,7 @@ void NeighborSearch::System::find(int threads, int64_t* counts) {
         std::vector<double> scratch;
         for (int64_t bin = from; bin < to; ++bin) {
             if (bin_start[bin] == bin_start[bin + 1]) continue;
+            Guard::look();
             segments_of(bin, segments);
             for (int32_t place = bin_start[bin]; place < bin_start[bin + 1]; ++place) {
                 const int64_t start = mine.size();
@@ -489,7 +490,7 @@ void NeighborSearch::System::find(int threads, int64_t* counts) {
     if (threads == 1) {
         work(0);
     } else {
-        parallel(threads, [&] {
+        parallel(threads, [&](auto&) {  // the first thread's error is thrown, whichever came first
 #pragma omp for schedule(static, 1)
             for (int t = 0; t < threads; ++t) {
                 try {
@@ -561,9 +562,9 @@ void NeighborSearch::System::fill(int threads, int32_t* neighbor, int32_t* shift
         work(0);
         return;
     }
-    parallel(threads, [&] {
+    parallel(threads, [&](auto& guard) {
 #pragma omp for schedule(static, 1)
-        for (int t = 0; t < threads; ++t) work(t);
+        for (int t = 0; t < threads; ++t) guard([&] { work(t); });
     });
 }
 
@@ -584,7 +585,7 @@ void for_each_system(const Systems& systems, int threads, const Body& body) {
         if (large(s)) body(s, threads);
     std::exception_ptr error;
     int64_t failed = systems.count;
-    parallel(threads, [&] {
+    parallel(threads, [&](auto&) {
 #pragma omp for schedule(dynamic, 8)
         for (int64_t s = 0; s < systems.count; ++s) {
             if (large(s)) continue;
@@ -694,7 +695,7 @@ void VerletList::filter(const Systems& systems, int threads, int64_t* row_ptr) {
             work(from, to);
             return;
         }
-        parallel(team, [&] {
+        parallel(team, [&](auto&) {  // as above
 #pragma omp for schedule(static, 1)
             for (int t = 0; t < team; ++t) {
                 try {
@@ -735,9 +736,9 @@ void VerletList::fill(int32_t* neighbor, int32_t* shift) const {
         work(0, atoms);
         return;
     }
-    parallel(team, [&] {
+    parallel(team, [&](auto& guard) {
 #pragma omp for schedule(static, 1)
-        for (int t = 0; t < team; ++t) work(atoms * t / team, atoms * (t + 1) / team);
+        for (int t = 0; t < team; ++t) guard([&] { work(atoms * t / team, atoms * (t + 1) / team); });
     });
 }
 

@@ -2,11 +2,13 @@
 // what it computes.  Atoms are worked on in groups, so that their rows make matrices; no row depends on another.
 #pragma once
 
+#include <optional>
+
 #include "attention_pack.hpp"
 #include "functions.hpp"
 #include "gemm.hpp"
 #include "math/edge.hpp"
-#include "subnormals.hpp"
+#include "team.hpp"
 
 namespace {
 
@@ -113,38 +115,40 @@ void potential(const PotentialSizes& z, const PotentialWeights<T>& weights, cons
                const int64_t* species, T* energy, int threads) {
     constexpr long W = kLanes<T>;
     const int64_t groups = (graph.atoms + kAtoms - 1) / kAtoms;
-    parallel(threads, [&] {
-        const AtomGroup<T> m(z);
-#pragma omp for
-        for (int64_t g = 0; g < groups; ++g) {
-            const int64_t begin = g * kAtoms;
-            const long count = graph.atoms - begin < kAtoms ? graph.atoms - begin : kAtoms;
-            densities(z, graph, species, begin, count, m);
-            invariants(z, weights, count, m);
-            for (long i = 0; i < count; ++i) {
-                const T* scale = weights.scale + species[begin + i] * m.used;
-                T* row = m.feature.data() + i * m.features;
-                for (long n = 0; n < m.used; ++n) row[n] *= scale[n];
-            }
-            multiply<T>(m.hidden, {count, m.used, m.feature.data(), m.features, weights.first, m.hidden, m.layer.data(),
-                                   m.hidden, nullptr, Start::kZero});
-            for (long i = 0; i < count; ++i) {
-                T* row = m.layer.data() + i * m.hidden;
-                const T* bias = weights.first_bias + species[begin + i] * m.hidden;
-                for (long n = 0; n < m.hidden; n += W) store<T>(row + n, silu<T>(load<T>(row + n) + load<T>(bias + n)));
-            }
-            multiply<T>(m.hidden, {count, z.hidden, m.layer.data(), m.hidden, weights.second, m.hidden, m.second.data(),
-                                   m.hidden, weights.second_bias, Start::kBias});
-            for (long i = 0; i < count; ++i) {
-                Vec<T> sum{};
-                for (long n = 0; n < m.hidden; n += W) {
-                    const long at = i * m.hidden + n;
-                    sum += (load<T>(m.layer.data() + at) + silu<T>(load<T>(m.second.data() + at))) *
-                           load<T>(weights.last + n);
-                }
-                energy[begin + i] = lane_sum<T>(sum);
-            }
+    const auto work = [&](const AtomGroup<T>& m, int64_t g) {
+        const int64_t begin = g * kAtoms;
+        const long count = graph.atoms - begin < kAtoms ? graph.atoms - begin : kAtoms;
+        densities(z, graph, species, begin, count, m);
+        invariants(z, weights, count, m);
+        for (long i = 0; i < count; ++i) {
+            const T* scale = weights.scale + species[begin + i] * m.used;
+            T* row = m.feature.data() + i * m.features;
+            for (long n = 0; n < m.used; ++n) row[n] *= scale[n];
         }
+        multiply<T>(m.hidden, {count, m.used, m.feature.data(), m.features, weights.first, m.hidden, m.layer.data(),
+                               m.hidden, nullptr, Start::kZero});
+        for (long i = 0; i < count; ++i) {
+            T* row = m.layer.data() + i * m.hidden;
+            const T* bias = weights.first_bias + species[begin + i] * m.hidden;
+            for (long n = 0; n < m.hidden; n += W) store<T>(row + n, silu<T>(load<T>(row + n) + load<T>(bias + n)));
+        }
+        multiply<T>(m.hidden, {count, z.hidden, m.layer.data(), m.hidden, weights.second, m.hidden, m.second.data(),
+                               m.hidden, weights.second_bias, Start::kBias});
+        for (long i = 0; i < count; ++i) {
+            Vec<T> sum{};
+            for (long n = 0; n < m.hidden; n += W) {
+                const long at = i * m.hidden + n;
+                sum += (load<T>(m.layer.data() + at) + silu<T>(load<T>(m.second.data() + at))) *
+                       load<T>(weights.last + n);
+            }
+            energy[begin + i] = lane_sum<T>(sum);
+        }
+    };
+    parallel(threads, [&](auto& guard) {
+        std::optional<AtomGroup<T>> m;
+        guard([&] { m.emplace(z); });
+#pragma omp for
+        for (int64_t g = 0; g < groups; ++g) guard([&] { work(*m, g); });
     });
 }
 

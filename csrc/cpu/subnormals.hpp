@@ -1,8 +1,8 @@
 // Subnormal numbers count as 0, in operands and in results.  The tails of Gaussians yield many of them; an Intel core
 // takes some hundred cycles for each, and what they would add is below 1e-38 (single precision).
 //
-// Every thread has a setting of its own: an entry from Python begins with it (bindings.hpp), and a team is made by
-// parallel(), by nothing else.  In an anonymous namespace, as simd.hpp has it.
+// Every thread has a setting of its own: an entry from Python begins with it (bindings.hpp), and so does a team (team.hpp).
+// In an anonymous namespace, as simd.hpp has it.
 #pragma once
 
 #include <stdint.h>
@@ -47,17 +47,5 @@ class Subnormals {
 
     const Control before_;
 };
-
-// Calls body on every thread of a team; inside, "omp for" shares a loop.
-template <class Body>
-void parallel(int threads, const Body& body) {
-    // A thread begins with the setting of the one that makes it, keeps it, and works for others, too (torch's teams).
-    const Subnormals made_with(Subnormals::kThemselves);
-#pragma omp parallel num_threads(threads) if (threads > 1)
-    {
-        const Subnormals inside(Subnormals::kZero);
-        body();
-    }
-}
 
 }  // namespace

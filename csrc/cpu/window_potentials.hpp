@@ -443,23 +443,26 @@ void window_potential(const WindowPotentialSizes& z, const WindowPotentialWeight
                       int threads) {
     const WindowMemory<T> memory(z, graph.atoms);
     if (slope) memset(slope, 0, 3 * graph.atoms * sizeof(double));
-    parallel(threads, [&] {
-        WindowLayers<T> layers(z, weights, graph, species, role, memory);
+    parallel(threads, [&](auto& guard) {
+        std::optional<WindowLayers<T>> layers;
+        guard([&] { layers.emplace(z, weights, graph, species, role, memory); });
 #pragma omp for
-        for (long g = 0; g < memory.groups; ++g) layers.enter(g);
+        for (long g = 0; g < memory.groups; ++g) guard([&] { layers->enter(g); });
         for (long k = 0; k < z.layers; ++k) {
 #pragma omp for
-            for (long g = 0; g < memory.groups; ++g) {
-                layers.forward(k, g, energy);
-                if (slope && k + 1 == z.layers) layers.backward(k, g);
-            }
+            for (long g = 0; g < memory.groups; ++g)
+                guard([&] {
+                    layers->forward(k, g, energy);
+                    if (slope && k + 1 == z.layers) layers->backward(k, g);
+                });
         }
         for (long k = slope ? z.layers - 1 : -1; k >= 0; --k) {
 #pragma omp for
-            for (long g = 0; g < memory.groups; ++g) {
-                layers.edges(k, g, slope);
-                if (k) layers.backward(k - 1, g);
-            }
+            for (long g = 0; g < memory.groups; ++g)
+                guard([&] {
+                    layers->edges(k, g, slope);
+                    if (k) layers->backward(k - 1, g);
+                });
         }
     });
 }

@@ -16,7 +16,6 @@ import importlib.util
 import json
 import multiprocessing
 import os
-import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -37,6 +36,7 @@ from numpy.typing import ArrayLike
 from tqdm import tqdm
 
 from ..analysis.observables import bond_changes
+from ..io.interruptions import deaf_children
 from ..io.lock import Lock
 from ..io.structures import conformers as rdkit_conformers
 from ..io.structures import read_structure
@@ -305,7 +305,9 @@ def _complete(
             # A short queue: results wait in memory until they are written.
             for index, k in islice(queue, 2 * processes - len(running)):
                 temperature = temperatures[k % len(temperatures)]
-                running[pool.submit(_simulate, index, k, temperature)] = (index, k)
+                with deaf_children():  # a process may be started for it
+                    future = pool.submit(_simulate, index, k, temperature)
+                running[future] = (index, k)
             if not running:
                 return summary
             for future in wait(running, return_when=FIRST_COMPLETED).done:
@@ -451,7 +453,10 @@ def _attributes(system: _System) -> dict[str, Any]:
         return {"smiles": system.smiles}
     atoms = system.atoms
     given = np.concatenate([atoms.positions, atoms.cell]).round(6) + 0.0  # no negative zeros
-    return {"structure": hashlib.sha1(given.tobytes()).hexdigest()[:10]}
+    digest = hashlib.sha1(given.tobytes())
+    if atoms.has("masses"):  # isotopes, maybe
+        digest.update(atoms.get_masses().tobytes())
+    return {"structure": digest.hexdigest()[:10]}
 
 
 # Processes
@@ -491,7 +496,6 @@ _job: tuple[_Settings, list[_System]]  # set in every process by _initialize
 def _initialize(settings: _Settings, systems: list[_System]) -> None:
     global _job
     _job = settings, systems
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's business
     parent = multiprocessing.parent_process()
     if parent is not None:  # if it is killed, nobody ends this process
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..system import System
+from ..system import System, check_masses
 from .records import Record
 
 # Weights of the differences over 1, 2 and 3 steps to either side in a derivative of sixth order.
@@ -60,11 +60,16 @@ class Choice(NamedTuple):
 
 
 class Pairs:
-    """Pairs of frames (start, later) of many trajectories, in flat arrays."""
+    """Pairs of frames (start, later) of many trajectories, in flat arrays.
+
+    Raises ValueError for no records, and for isotopes, of which models know nothing.
+    """
 
     def __init__(self, records: Sequence[Record]):
         if not records:
             raise ValueError("no trajectories to draw pairs from")
+        for record in records:
+            check_masses(record.numbers, record.masses, f"{record.molecule}/{record.trajectory}")
         self.records = list(records)
         self.atoms = np.array([len(r.numbers) for r in records])  # of each record
         self._frames = np.array([len(r.positions) for r in records])

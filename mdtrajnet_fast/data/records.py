@@ -19,6 +19,7 @@ read.
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -124,6 +125,7 @@ def load_records(
     trajectories: Iterable[str] | None = None,
     exclude_trajectories: Iterable[str] | None = None,
     frame_fs: float | None = None,
+    masses: str | None = None,
 ) -> list[Record]:
     """All trajectories of the given files, in the order of the files and of the names in them.
 
@@ -136,11 +138,14 @@ def load_records(
     in its unit. Wrapped positions are unwrapped.
 
     molecules: keep only these, by name or by SMILES. trajectories: keep only these names.
-    exclude_trajectories: drop these names.
+    exclude_trajectories: drop these names. masses: "standard": those of the elements in place of
+    the files'; None: as they are.
     Raises ValueError, naming file and group, for files that break the format, and for names that no
     file has.
     """
     files = [Path(p) for p in ([paths] if isinstance(paths, (str, os.PathLike)) else paths)]
+    if masses not in (None, "standard"):
+        raise ValueError(f'masses must be "standard", or None for those of files, got {masses!r}')
     wanted = None if molecules is None else set(_names(molecules))
     kept = None if trajectories is None else set(_names(trajectories))
     dropped = set() if exclude_trajectories is None else set(_names(exclude_trajectories))
@@ -164,6 +169,9 @@ def load_records(
                 raise ValueError(f"{path}: {error}") from None
             except _DAMAGE as error:
                 raise ValueError(f"{path}: {trajectory} is damaged ({error})") from error
+            if masses == "standard":
+                numbers = records[-1].numbers
+                records[-1] = dataclasses.replace(records[-1], masses=atomic_masses[numbers])
     listing = ", ".join(str(p) for p in files)
     if wanted is not None and wanted - seen:
         raise ValueError(

@@ -6,6 +6,7 @@ import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from multiprocessing import resource_tracker
 from types import FrameType
 
 # Those that people, terminals and queueing systems send, and timers of test programs.
@@ -37,3 +38,17 @@ def uninterrupted() -> Iterator[None]:
             signal.signal(number, handler)
         for number, frame in came:
             handlers[number](number, frame)
+
+
+@contextmanager
+def deaf_children() -> Iterator[None]:
+    """Processes that are started in the block never hear Ctrl-C: it is their parent's business.
+
+    Not even while they import what they need. The parent hears of it after the block.
+    """
+    resource_tracker.ensure_running()  # which would let the signal through when it is started
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)

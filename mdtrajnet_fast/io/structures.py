@@ -194,21 +194,16 @@ def conformers(smiles: str, count: int, seed: int = 0) -> list[Atoms]:
     """Up to `count` different conformers of one neutral molecule, lowest MMFF94 energy first.
 
     RDKit's ETKDG with this seed, then MMFF94 (UFF where MMFF94 has no parameters). `info["smiles"]`
-    is RDKit's canonical form. Positions in Å.
+    is RDKit's canonical form. Positions in Å; atoms with an isotope label have its mass.
 
-    Raises ValueError for an invalid SMILES, atoms that are no element, isotopes, several molecules,
-    a charge or unpaired electrons, and ImportError without RDKit.
+    Raises ValueError for an invalid SMILES, atoms that are no element, isotopes that are not known,
+    several molecules, a charge or unpaired electrons, and ImportError without RDKit.
     """
     chem, all_chem, rd_base = _rdkit()
     with rd_base.BlockLogs():  # its complaints go to stderr; ours are the exceptions
         mol = chem.MolFromSmiles(smiles)
         if mol is None or mol.GetNumAtoms() == 0:
             raise ValueError(f"RDKit cannot parse {smiles!r}")
-        if any(atom.GetIsotope() for atom in mol.GetAtoms()):
-            raise ValueError(
-                f"{smiles!r} names isotopes, which models without masses as an input cannot tell "
-                "from others"
-            )
         smiles = chem.MolToSmiles(mol)
         if "." in smiles:
             raise ValueError(f"{smiles!r} has several molecules, expected one")
@@ -231,6 +226,14 @@ def conformers(smiles: str, count: int, seed: int = 0) -> list[Atoms]:
         else:
             results = all_chem.UFFOptimizeMoleculeConfs(mol, maxIters=2000)
     symbols = [atom.GetSymbol() for atom in mol.GetAtoms()]
+    mass = chem.GetPeriodicTable().GetMassForIsotope  # 0 of unknown ones
+    masses = {
+        k: mass(atom.GetAtomicNum(), atom.GetIsotope())
+        for k, atom in enumerate(mol.GetAtoms())
+        if atom.GetIsotope()
+    }
+    if unknown := [symbols[k] for k, amu in masses.items() if not amu > 0]:
+        raise ValueError(f"{smiles!r} has an isotope of {unknown[0]} that is not known")
     found: list[Atoms] = []
     last = -np.inf
     for energy, index in sorted((energy, i) for i, (_, energy) in zip(ids, results, strict=True)):
@@ -239,6 +242,10 @@ def conformers(smiles: str, count: int, seed: int = 0) -> list[Atoms]:
         ):  # kcal/mol; closer ones are the same minimum
             atoms = Atoms(symbols, mol.GetConformer(index).GetPositions())
             atoms.info["smiles"] = smiles
+            if masses:
+                own = atoms.get_masses()
+                own[[*masses]] = [*masses.values()]
+                atoms.set_masses(own)
             found.append(_labelled(atoms, smiles, "SMILES"))
             last = energy
     return found

@@ -42,7 +42,7 @@ import ase
 import numpy as np
 from numpy.typing import ArrayLike
 
-from ..mechanics import velocities_from_momenta
+from ..mechanics import momenta_from_velocities, velocities_from_momenta
 from . import extxyz_format, hdf5_format, traj_format
 from .descriptions import described, description, frame_atoms, set_description, template
 from .formats import DAMAGE, SCALARS, Array, Format, Metadata, Scalars, as_json, file_state
@@ -62,6 +62,7 @@ __all__ = [
     "frame_arrays",
     "is_hdf5_trajectory",
     "last_time",
+    "momenta_from_velocities",
     "open_writer",
     "set_description",
     "truncate",

@@ -71,8 +71,8 @@ class MDtrajNetDynamics(MolecularDynamics):
     print the model's own energies, or, of a model without window potentials,
     :class:`UnknownEnergy`, so that they print "nan".
 
-    Raises ValueError for systems that the model is not for, elements that it does not know, atoms
-    at rest without a temperature, a thermostat by name without one, and what
+    Raises ValueError for systems that the model is not for, elements and isotopes that it does not
+    know, atoms at rest without a temperature, a thermostat by name without one, and what
     :func:`~mdtrajnet_fast.system.check_atoms` refuses, constraints among it.
     """
 
@@ -91,6 +91,7 @@ class MDtrajNetDynamics(MolecularDynamics):
     ):
         self.model = model if isinstance(model, MDtrajNet) else load_model(model)
         system = System.from_atoms(atoms)
+        system.check_masses()
         self.model.check_systems(system)
         self.model.species_index(system.numbers)
         self.method = method_of(self.model, method)
@@ -129,6 +130,7 @@ class MDtrajNetDynamics(MolecularDynamics):
             self._coming, self._wrapped = self._frames(), np.zeros((len(self.atoms), 3))
         else:
             self._wrapped += images
+        self._last = None  # until there is a frame: Ctrl-C ends the motion that is under way
         positions, momenta, self.heat = next(self._coming)
         self.atoms.set_positions(positions + self._wrapped)
         self.atoms.set_momenta(momenta)
@@ -159,6 +161,7 @@ class MDtrajNetDynamics(MolecularDynamics):
 
     def _frames(self) -> Iterator[tuple[np.ndarray, np.ndarray, float]]:
         system = System.from_atoms(self.atoms)
+        system.check_masses()
         momenta = self.atoms.get_momenta()
         # ASE's unit of time is irrational in fs: round away what the conversion adds
         dt = float(np.round(self.dt / units.fs, 9))

@@ -22,7 +22,12 @@ from tqdm import tqdm
 from ..analysis.observables import FRAME_ROWS
 from ..analysis.trust import TrustMonitor, Unsure
 from ..io.trajectory import Trajectory, count_frames, open_writer
-from ..mechanics import InternalMotion, set_velocities, thermal_velocities
+from ..mechanics import (
+    InternalMotion,
+    set_standard_masses,
+    set_velocities,
+    thermal_velocities,
+)
 from ..model.checkpoint import load_model
 from ..model.network import MDtrajNet
 from ..system import System, check_velocities_named
@@ -56,6 +61,7 @@ def simulate(
     energy_rate: float | None = None,
     thermostat: str | Thermostat | Sequence[str | Thermostat] | None = None,
     equilibration: float = 0.0,
+    masses: str | None = None,
     keep: bool = True,
     progress: bool = False,
 ) -> Trajectory | list[Trajectory]:
@@ -100,6 +106,8 @@ def simulate(
         potential part of which is taken from its last three quarters. With 0 the run starts from
         the atoms as they are, at half of temperature_K in the mean if they are at a minimum; 1000
         to 2000 fs bring a small molecule to the temperature, as the command line does by default.
+    masses: "standard": those of the elements, in place of the atoms' own, whose velocities stay.
+        None: the atoms' own; isotopes are refused, of which models know nothing.
     keep: whether all frames stay in memory and are returned; False: the last one alone, for large
         systems and long runs, whose frames are in their files. (A run that is continued is read
         from its file as a whole.)
@@ -113,17 +121,22 @@ def simulate(
     potential, the total energy stays near it. Positions are unwrapped.
 
     Raises TypeError and ValueError for what is not an ase.Atoms that can be simulated
-    (:func:`~mdtrajnet_fast.system.check_atoms`), elements that the model does not know, atoms that
-    coincide, atoms at rest without a temperature and settings out of range; FileExistsError for a
-    trajectory file that is there already without resume;
+    (:func:`~mdtrajnet_fast.system.check_atoms`), elements that the model does not know, isotopes,
+    atoms that coincide, atoms at rest without a temperature and settings out of range;
+    FileExistsError for a trajectory file that is there already without resume;
     :class:`~mdtrajnet_fast.md.rollout.RolloutError` when the trajectory breaks (of a list: all of
     them), the frames until then being in the file. In a list the others go on; the trajectory that
     broke ends there, with a RuntimeWarning and a warning in its trust summary.
     """
     single = isinstance(atoms, ase.Atoms)
     many = [atoms] if isinstance(atoms, ase.Atoms) else list(atoms)
-    system = System.from_atoms(many)
+    System.from_atoms(many)  # refuses what is no system
     many = [one.copy() for one in many]
+    if masses not in (None, "standard"):
+        raise ValueError(f'masses must be "standard", or None for those of atoms, got {masses!r}')
+    for one in many if masses else ():
+        set_standard_masses(one)
+    system = System.from_atoms(many)
     if seed is None:
         seed = secrets.randbits(31)
     paths = _each(trajectory, single, len(many), "trajectory files")
@@ -411,12 +424,13 @@ def check_run(
 ) -> None:
     """Refuse, before anything is written, a run that cannot start.
 
-    Raises ValueError for elements that the model does not know, systems that it is not for
-    (:meth:`.MDtrajNet.check_systems`), a method that it has not, times out of range (fs) and atoms
-    that coincide.
+    Raises ValueError for isotopes, elements that the model does not know, systems that it is not
+    for (:meth:`.MDtrajNet.check_systems`), a method that it has not, times out of range (fs) and
+    atoms that coincide.
     """
     model.check_systems(system)
     model.species_index(system.numbers)
+    system.check_masses()
     stride_of(model, method_of(model, method), window)
     if not 0 < dt <= duration < np.inf:
         raise ValueError(f"expected 0 < dt <= duration (fs), got dt {dt} and duration {duration}")

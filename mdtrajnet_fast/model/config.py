@@ -133,8 +133,9 @@ class ModelConfig:
         for a model without one.
     window_potentials: sizes of the potentials of symplectic windows; None for a model without them.
     dipole: sizes of the read-out of dipole moments; None for a model without one.
-    systems: what the model is for: "molecules", isolated ones, "periodic" matter, in cells periodic
-        in three directions; others are refused (:meth:`.MDtrajNet.check_systems`). None: any.
+    systems: what the model is for: "molecules", isolated ones (in a box, too, if it keeps them from
+        their images), "periodic" matter, in cells periodic in three directions; others are refused
+        (:meth:`.MDtrajNet.check_systems`). None: any.
     """
 
     species: tuple[str, ...]

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 
 from .. import _C
-from ..neighbors.host import Edges, neighbor_list
+from ..neighbors.host import Edges, is_endless, neighbor_list
 from ..ops import (
     Backend,
     Blocks,
@@ -277,18 +277,23 @@ class MDtrajNet(nn.Module):
     def check_systems(self, system: System) -> None:
         """Refuse systems that the model is not for, by its configuration's `systems`.
 
-        Raises ValueError, with the first of them: a periodic one for a model of molecules; for one
-        of periodic matter, one that is not periodic in three directions, or whose cell is smaller
-        than the model's cutoff, so that atoms would meet their own images.
+        Raises ValueError, with the first of them: for a model of molecules, a periodic one in which
+        anything is within the cutoff of its own images, or reaches them from neighbour to
+        neighbour, as crystals and liquids do; for one of periodic matter, one that is not periodic
+        in three directions, or whose cell is smaller than the model's cutoff, so that atoms would
+        meet their own images.
         """
         kind, pbc = self.config.systems, system.pbc
-        if kind == "molecules" and pbc.any():
-            k = int(np.argmax(pbc.any(1)))
-            raise ValueError(
-                f"model {self.name!r} is for isolated molecules, and system {k} is periodic (pbc = "
-                f"{pbc[k].tolist()}): for crystals and fluids choose a model of theirs; for a "
-                "molecule alone in a box say atoms.pbc = False"
-            )
+        for k in np.flatnonzero(pbc.any(1)).tolist() if kind == "molecules" else ():
+            own = slice(*system.ptr[k : k + 2])
+            reach = self.config.radial_cutoff
+            if is_endless(neighbor_list(system.positions[own], reach, system.cell[k], pbc[k])):
+                raise ValueError(
+                    f"model {self.name!r} is for isolated molecules, and system {k} is periodic "
+                    f"(pbc = {pbc[k].tolist()}) and meets its own images within the cutoff, "
+                    f"{reach:g} Å: for crystals and fluids choose a model of theirs; for a "
+                    "molecule alone give a larger cell, or say atoms.pbc = False"
+                )
         if kind != "periodic":
             return
         if not pbc.all():
@@ -566,13 +571,14 @@ class MDtrajNet(nn.Module):
         centre-of-mass velocity and does not return R0 at t = 0; `simulate` mends both.
 
         Warns of times beyond those that the model was trained on. Raises ValueError for times
-        outside [0, time_cutoff], elements the model does not know, and
-        geometries the neighbour list refuses.
+        outside [0, time_cutoff], elements the model does not know, isotopes, and geometries the
+        neighbour list refuses.
         """
         array = self.check_times(times)
         if (wrong := self.extrapolates(float(array.max()))) is not None:
             warnings.warn(wrong, RuntimeWarning, stacklevel=2)
         system = System.from_atoms(atoms)
+        system.check_masses()
         moved, velocities = self.displacements(self.graph(system), array)
         positions = system.positions + moved
         if isinstance(atoms, ase.Atoms):

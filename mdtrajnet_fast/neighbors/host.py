@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy.sparse import csgraph, csr_matrix
 
 from mdtrajnet_fast import _C
 
@@ -143,3 +144,30 @@ def connected_components(edges: Edges) -> NDArray[np.int64]:
         ValueError: the edges are not well-formed compressed rows.
     """
     return _C.connected_components(edges.row_ptr, edges.neighbor)
+
+
+def is_endless(edges: Edges) -> bool:
+    """Whether a way along edges leads from an atom to an image of itself, as in any crystal.
+
+    False of molecules in a cell that their images are out of reach in, across its faces or not.
+    """
+    if not edges.shift.any():
+        return False
+    atoms = len(edges.row_ptr) - 1
+    centre = np.repeat(np.arange(atoms), np.diff(edges.row_ptr))
+    pairs = centre * atoms + edges.neighbor
+    order = np.argsort(pairs)
+    if (np.diff(pairs[order]) == 0).any():  # two images of one atom within reach of another
+        return True
+    # Along a tree that reaches all atoms (a node beside them leads to each component) every atom
+    # gets the image that is joined to the first one's; the other edges agree with it, or not.
+    _, first = np.unique(connected_components(edges), return_index=True)
+    rows, columns = np.append(centre, np.full(len(first), atoms)), np.append(edges.neighbor, first)
+    graph = csr_matrix((np.ones(len(rows)), (rows, columns)), shape=(atoms + 1, atoms + 1))
+    way, before = csgraph.breadth_first_order(graph, atoms)
+    joined = way[1:][before[way[1:]] != atoms]
+    steps = edges.shift[order[np.searchsorted(pairs[order], before[joined] * atoms + joined)]]
+    image = np.zeros((atoms, 3), np.int64)
+    for atom, step in zip(joined.tolist(), steps, strict=True):
+        image[atom] = image[before[atom]] + step
+    return bool((image[centre] + edges.shift != image[edges.neighbor]).any())

@@ -43,7 +43,7 @@ from ..mechanics import (
 from ..model.network import MDtrajNet
 from ..model.window_potentials import ENERGY
 from ..plots import plot_mode_temperatures, plot_spectra, write_tables
-from ..system import System
+from ..system import System, check_masses
 
 Array = NDArray[np.float64]
 
@@ -108,6 +108,7 @@ def reference_runs(
         run = as_trajectory(record)[:last:every]
         try:
             model.species_index(run.atoms.numbers)
+            check_masses(run.atoms.numbers, run.atoms.get_masses(), "the molecule")
             spectrum(run)
         except ValueError as error:
             raise ValueError(f"{where}: {error}") from None

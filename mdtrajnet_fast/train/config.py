@@ -27,6 +27,8 @@ class TrainConfig:
     exclude_trajectories: names of trajectories in `data` held out of training.
     more_data: files all of whose trajectories are trained on.
     frame_fs: spacing of the frames (fs), for files that do not say it.
+    masses: "standard": those of the elements in place of the data's, in which isotopes are refused
+        otherwise.
     validation: sets by name, each with "data" and, optionally, "molecules", "trajectories".
     model: sizes and options (:class:`~mdtrajnet_fast.ModelConfig`); "species" defaults to
         the elements of the data.
@@ -79,6 +81,7 @@ class TrainConfig:
     more_data: tuple[str, ...] = ()
     validation: dict[str, dict[str, Any]] = field(default_factory=dict)
     frame_fs: float | None = None
+    masses: str | None = None
     target: str = "motion"
     initial: str | None = None
     initial_blocks: tuple[int, ...] | None = None
@@ -159,6 +162,8 @@ class TrainConfig:
                 raise ValueError(f"{name} must not be negative, but a number, got {value!r}")
         if not isinstance(self.time_reversal, bool):
             raise ValueError(f"time_reversal must be true or false, got {self.time_reversal!r}")
+        if self.masses not in (None, "standard"):
+            raise ValueError(f'masses must be "standard", or left out, got {self.masses!r}')
         if self.optimizer not in OPTIMIZERS:
             raise ValueError(
                 f"optimizer must be one of {', '.join(OPTIMIZERS)}, got {self.optimizer!r}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -171,6 +172,11 @@ def rms_window_errors(
         atoms += len(batch.masses)
     names = (*WindowErrors._fields, "thermal_velocity", "true_acceleration")
     return dict(zip(names, np.sqrt(squares / atoms).tolist(), strict=True))
+
+
+def fraction(error: float, of: float) -> float:
+    """An error as a fraction of what it is an error of; not a number where that is zero."""
+    return error / of if of else math.nan
 
 
 @dataclass(frozen=True, eq=False)

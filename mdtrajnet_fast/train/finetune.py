@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,7 +18,7 @@ from ..data.records import Record, load_records
 from ..model.checkpoint import load_model
 from ..model.network import MDtrajNet
 from .config import TrainConfig, trained_with
-from .evaluate import atom_errors, rms_energy_errors, rms_window_errors
+from .evaluate import atom_errors, fraction, rms_energy_errors, rms_window_errors
 from .fit import fit
 
 # One of so many trajectories is held out.
@@ -61,6 +62,7 @@ def finetune(
     batch_size: int = 32,
     learning_rate: float = 1e-3,
     frame_fs: float | None = None,
+    masses: str | None = None,
     processes: int = 1,
     seed: int = 0,
     progress: bool = True,
@@ -78,13 +80,15 @@ def finetune(
         knew.
     steps, batch_size, learning_rate, processes, seed: of the training, by SOAP.
     frame_fs: spacing of the frames (fs), for files that do not say it.
+    masses: as of :class:`.TrainConfig`.
 
     Raises ValueError for too few trajectories, elements that the model does not know, and what
     :func:`.fit` refuses.
     """
     before = load_model(model)
     files = [str(path) for path in data]
-    records = load_records(files, frame_fs=frame_fs)
+    load = partial(load_records, frame_fs=frame_fs, masses=masses)
+    records = load(files)
     apart = _held_out(records, files, held_out)
     if set(apart) <= set(files):  # whole files
         files = [path for path in files if path not in apart]
@@ -105,6 +109,7 @@ def finetune(
         more_data=tuple(str(path) for path in replay),
         validation={"held_out": judges},
         frame_fs=frame_fs,
+        masses=masses,
         target="window_potentials" if windows else "motion",
         initial=str(model),
         steps=steps,
@@ -118,7 +123,7 @@ def finetune(
         processes=processes,
         seed=seed,
     )
-    pairs = Pairs(load_records(judges["data"], trajectories=names or None, frame_fs=frame_fs))
+    pairs = Pairs(load(judges["data"], trajectories=names or None))
     judged = _errors(before, pairs)  # what cannot be judged is refused before it is trained on
     after = fit(config, progress=progress)
     return FineTuned(after, judged, _errors(after, pairs), apart)
@@ -157,11 +162,10 @@ def _errors(model: MDtrajNet, pairs: Pairs) -> Errors:
     sizes = model.config.window_potentials
     if sizes is not None:
         wrong = rms_window_errors(model, pairs, count)
-        velocity = wrong["velocity"] / wrong["thermal_velocity"]
-        force = wrong["acceleration"] / wrong["true_acceleration"]
+        velocity = fraction(wrong["velocity"], wrong["thermal_velocity"])
+        force = fraction(wrong["acceleration"], wrong["true_acceleration"])
         return Errors(sizes.window, wrong["position"], velocity, force, energy)
     lag = frame * max(1, math.floor(model.stride() / frame + 1e-9))
     found = atom_errors(model, pairs, count, lag_fs=lag).rms()
-    return Errors(
-        lag, found["position"], found["velocity"] / found["thermal_velocity"], None, energy
-    )
+    velocity = fraction(found["velocity"], found["thermal_velocity"])
+    return Errors(lag, found["position"], velocity, None, energy)

@@ -136,7 +136,7 @@ class _Run:
     def __init__(self, config: TrainConfig, member: Member = _ALONE):
         self.config = config
         self.member = member
-        load = partial(load_records, frame_fs=config.frame_fs)
+        load = partial(load_records, frame_fs=config.frame_fs, masses=config.masses)
         records = load(config.data, exclude_trajectories=config.exclude_trajectories or None)
         if config.more_data:
             records += load(config.more_data)

@@ -20,6 +20,8 @@ import torch.distributed as dist
 import torch.multiprocessing as multiprocessing
 from torch import Tensor
 
+from ..io.interruptions import deaf_children
+
 
 @dataclass
 class Member:
@@ -85,8 +87,9 @@ def team(
             for k in range(1, size)
         ]
         try:
-            for process in others:
-                process.start()
+            with deaf_children():  # this process decides when to stop
+                for process in others:
+                    process.start()
             member = Member(0, size, shared)
             _meet(member, meeting)
             yield member
@@ -106,7 +109,6 @@ def _meet(member: Member, meeting: str) -> None:
 def _other(
     member: Member, meeting: str, work: Callable[[Member, Any], None], argument: Any
 ) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the first process decides when to stop
     _meet(member, meeting)
     work(member, argument)
     signal.pause()  # the others may not have heard that this one is through; the first one ends it

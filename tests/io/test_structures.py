@@ -155,7 +155,7 @@ def test_every_text_that_could_be_either_is_refused():
         ("C.C", "has several molecules"),
         ("", "cannot parse ''"),
         ("*C", "an atom that is no element"),
-        ("[2H]O[2H]", "names isotopes"),
+        ("[99H]O[2H]", "has an isotope of H that is not known"),
         ("C" * 300 + "*", "an atom that is no element"),
         ("g2:CH3CONH", "not a molecule of ASE's g2 collection; did you mean CH3CONH2"),
         ("smiles:C(", r"RDKit cannot parse 'C\('"),
@@ -211,3 +211,12 @@ def test_conformers():
     assert len(conformers("O", 3)) == 1
     assert not np.allclose(conformers("O", 1, seed=6)[0].positions, conformers("O", 1)[0].positions)
     assert structures._AMBIGUOUS <= set(g2.names)
+
+
+def test_isotope_labels_are_masses():
+    heavy = read_structure("[2H]OC([13CH3])=O")
+    masses = dict(zip(heavy.get_chemical_symbols(), heavy.get_masses().round(3), strict=True))
+    assert sorted(heavy.get_masses()[heavy.numbers == 1].round(3)) == [1.008, 1.008, 1.008, 2.014]
+    assert sorted(heavy.get_masses()[heavy.numbers == 6].round(3)) == [12.011, 13.003]
+    assert masses["O"] == 15.999 and heavy.info["smiles"].count("2H") == 1
+    assert not read_structure("OC(C)=O").has("masses")

@@ -16,7 +16,7 @@ from cases import gentle
 
 from mdtrajnet_fast import _C, MDtrajNetDynamics, RolloutError, Trajectory, load_model, simulate
 from mdtrajnet_fast.analysis.trust import trust_summary
-from mdtrajnet_fast.md import simulation
+from mdtrajnet_fast.md import ase_dynamics, simulation
 from mdtrajnet_fast.md.rollout import rollout
 from mdtrajnet_fast.md.window import NEWTON_STEPS, Broke, Kept
 from mdtrajnet_fast.mechanics import (
@@ -430,8 +430,9 @@ def test_velocities_and_temperature():
         simulate(cold, 1.0, duration=10, model=OWN, temperature_K=300, velocities=v)
     with pytest.raises(ValueError, match=r"shape \(9, 3\)"):
         simulate(cold, 1.0, duration=10, model=OWN, velocities=v[:4])
-    with pytest.raises(ValueError, match="temperature_K"):
-        simulate(cold, 1.0, duration=10, model=OWN, temperature_K=-5)
+    for kelvin in (-5, 0, np.nan, np.inf, 3e5):
+        with pytest.raises(ValueError, match="temperature_K must be positive and at most 20000 K"):
+            simulate(cold, 1.0, duration=10, model=OWN, temperature_K=kelvin)
 
 
 @pytest.mark.parametrize(
@@ -458,6 +459,30 @@ def test_iterators_of_atoms_and_any_seed():
     assert [len(run.atoms) for run in runs] == [3, 4]
     a, b = (simulate(molecule("H2O"), seed=None, **settings) for _ in range(2))
     assert abs(a.momenta - b.momenta).max() > 0
+
+
+def test_isotopes():
+    light = cases.hot("H2O")
+    heavy = light.copy()
+    heavy.set_masses([15.999, 2.014, 2.014])
+    heavy.set_velocities(light.get_velocities())
+    calls = [
+        lambda: simulate([light, heavy], model=OWN),
+        lambda: MDtrajNetDynamics(heavy, 1.0, model=OWN),
+        lambda: OWN.predict([light, heavy], 1.0),
+    ]
+    for call in calls:
+        with pytest.raises(ValueError, match=r"atom 1 of system \d, H, has the mass 2.014 amu"):
+            call()
+    with pytest.raises(ValueError, match="got 'own'"):
+        simulate(light, model=OWN, masses="own")
+    run, other = (
+        simulate(atoms, duration=20, model=OWN, masses="standard") for atoms in (heavy, light)
+    )
+    np.testing.assert_allclose(run.positions, other.positions, atol=1e-9)
+    assert heavy.get_masses()[1] == 2.014
+    light.set_masses("most_common")  # 1.0078 amu of H: what many programs say
+    simulate(light, duration=1, model=OWN)
 
 
 def test_what_atoms_say_is_not_passed_over():
@@ -667,17 +692,39 @@ def test_ase_observers_may_change_the_atoms():
     dynamics.run(5)
     np.testing.assert_array_equal(atoms.positions, expected.positions[5])
     state = atoms.positions.copy(), atoms.get_momenta()
-    atoms.set_masses(2 * atoms.get_masses())
+    atoms.set_masses(1.01 * atoms.get_masses())
     fresh = atoms.copy()
     dynamics.run(1)
     MDtrajNetDynamics(fresh, 1.0 * ase.units.fs, model=OWN).run(1)
     np.testing.assert_array_equal(atoms.positions, fresh.positions)
     assert abs(state[0] - atoms.positions).max() > 0
+    atoms.set_masses(2 * atoms.get_masses())
+    with pytest.raises(ValueError, match="cannot tell isotopes"):
+        dynamics.run(1)
     fresh.set_constraint(FixAtoms([0]))
     with pytest.raises(ValueError, match="constraints"):
         MDtrajNetDynamics(fresh, 1.0, model=OWN)
     with pytest.raises(ValueError, match="at rest"):
         MDtrajNetDynamics(ase.Atoms("CO", positions=[[0, 0, 0], [0, 0, 1]]), 1.0, model=OWN)
+
+
+def test_ase_dynamics_goes_on_after_ctrl_c(monkeypatch):
+    atoms = cases.hot("CH3CH2OH")
+    dynamics = MDtrajNetDynamics(atoms, 1.0 * ase.units.fs, model=OWN, window=2.0)
+    original = ase_dynamics.rollout
+
+    def interrupted(*arguments, **settings):
+        yield next(original(*arguments, **settings))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(ase_dynamics, "rollout", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        dynamics.run(5)
+    monkeypatch.undo()
+    assert dynamics.nsteps == 2
+    expected = simulate(atoms, 1.0, duration=3, model=OWN, window=2.0)
+    dynamics.run(3)
+    np.testing.assert_array_equal(atoms.positions, expected.positions[3])
 
 
 @pytest.mark.parametrize("shift", [0.0, 5.9])

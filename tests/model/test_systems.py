@@ -29,6 +29,16 @@ def without_a_cell() -> ase.Atoms:
     return atoms
 
 
+def boxed(vacuum: float) -> ase.Atoms:
+    """Acetylene across the faces of a box, so far from its images."""
+    atoms = cases.hot("C2H2")
+    atoms.center(vacuum / 2)
+    atoms.pbc = True
+    atoms.positions -= 0.5 * atoms.cell.sum(0)
+    atoms.wrap()
+    return atoms
+
+
 def silicon() -> ase.Atoms:
     return bulk("Si", "diamond", a=5.43, cubic=True)
 
@@ -39,7 +49,8 @@ def primitive() -> ase.Atoms:
 
 REFUSED = {
     "a crystal": ("molecules", cases.diamond, "isolated molecules, and system 0 is periodic"),
-    "a box": ("molecules", without_a_cell, r"atoms.pbc = False"),
+    "a chain": ("molecules", lambda: boxed(3.0), r"meets its own images .* atoms.pbc = False"),
+    "a box": ("molecules", without_a_cell, "cell vector 0 is"),
     "a molecule": ("periodic", lambda: cases.hot("H2O"), r"pbc = \[False, False, False\]"),
     "a wire": ("periodic", wire, r"pbc = \[False, False, True\]: give a cell"),
     "no cell": ("periodic", without_a_cell, r"cell vector 0 is \[0, 0, 0\] but pbc is True"),
@@ -95,6 +106,17 @@ def test_configurations_say_it_and_older_ones_do_not():
     assert "systems" not in cases.config().to_dict()
     with pytest.raises(ValueError, match="got 'gas'"):
         cases.config(systems="gas")
+
+
+def test_molecules_may_be_in_a_box_that_keeps_them_from_their_images():
+    model = made("molecules")
+    atoms = boxed(model.config.radial_cutoff + 1)
+    assert np.ptp(atoms.positions, axis=0).min() > 4  # in pieces
+    free = cases.hot("C2H2")
+    found = [float(model.potential_energy(System.from_atoms(x))) for x in (atoms, free)]
+    assert found[0] == pytest.approx(found[1], abs=1e-9)
+    trajectory = simulate(atoms, 3, duration=30, model=model, velocities=moving(atoms))
+    assert len(trajectory) == 11
 
 
 @pytest.mark.parametrize("name", ["molecules-nve", "molecules-nve-small"])

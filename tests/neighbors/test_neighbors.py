@@ -29,6 +29,7 @@ from mdtrajnet_fast.neighbors.host import (
     NeighborList,
     connected_components,
     edge_vectors,
+    is_endless,
     neighbor_list,
 )
 
@@ -388,3 +389,31 @@ def test_bad_lists_are_refused():
     with pytest.raises(ValueError, match="compressed rows"):
         none = np.zeros((1, 3), np.int32)
         connected_components(Edges(np.array([0, 1]), np.array([3], np.int32), none))
+
+
+@pytest.mark.parametrize("turns", [1, 2, 3, 4])
+def test_strands_that_come_back_to_themselves_in_another_cell_are_endless(turns):
+    """So many strands along z, each of which goes on as the next one in the next cell."""
+    height, atoms, radius = 8.0, 10 * turns, 3.0 * turns
+    angle = 2 * np.pi * np.arange(atoms) / atoms
+    z = height / 10 * np.arange(atoms)
+    helix = np.stack([radius * np.cos(angle), radius * np.sin(angle), z % height], axis=1)
+    cell, pbc = np.diag([40.0, 40.0, height]), [False, False, True]
+    assert is_endless(neighbor_list(helix, 2.2, cell, pbc))
+    assert not is_endless(neighbor_list(np.delete(helix, 1, axis=0), 2.2, cell, pbc))
+
+
+def test_a_molecule_across_faces_is_not_endless_and_one_in_too_small_a_cell_is():
+    rng = np.random.default_rng(0)
+    cell = rng.normal(size=(3, 3)) + 10 * np.eye(3)
+    chain = np.arange(8)[:, None] / 8 * cell[0]
+    gas = np.concatenate([chain[:4], chain[:3] + cell[1] / 2, [cell[2] / 2]])
+    for place in rng.uniform(-30, 30, (20, 3)):
+        for system, endless in ((chain[:5], False), (gas, False), (chain, True)):
+            x = rng.permutation(system + place)
+            inside = x - np.floor(x @ np.linalg.inv(cell)) @ cell
+            edges = neighbor_list(inside, 1.8, cell, True)
+            assert is_endless(edges) == endless
+            assert edges.shift.any() or not endless
+    assert not is_endless(neighbor_list(chain, 1.8))
+    assert not is_endless(neighbor_list(np.empty((0, 3)), 1.8, cell, True))

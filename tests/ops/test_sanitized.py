@@ -13,6 +13,7 @@ from mdtrajnet_fast.md.export import export_model
 
 ROOT = Path(__file__).parents[2]
 FLAGS = ["-std=c++17", "-O1", "-g", "-fopenmp", "-fno-math-errno", f"-I{ROOT / 'csrc'}"]
+TEAM = ROOT / "csrc" / "cpu" / "team.cpp"
 SANITIZE = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
 INSTRUCTIONS = {
     "base": [],
@@ -54,21 +55,21 @@ def test_attention_and_potentials(tmp_path):
     name = _C.instruction_set()
     unit = ROOT / "csrc" / "cpu" / f"attention_{name}.cpp"
     main = ROOT / "csrc" / "testing" / "attention_main.cpp"
-    printed = run(tmp_path, main, choice(tmp_path, name), unit, flags=INSTRUCTIONS[name])
+    printed = run(tmp_path, main, choice(tmp_path, name), unit, TEAM, flags=INSTRUCTIONS[name])
     assert printed == f"{name}: 288 of 288 finite\n"
 
 
 def test_head(tmp_path):
     """What surrounds the blocks of a network."""
     head = ROOT / "csrc" / "cpu" / "head.cpp"
-    printed = run(tmp_path, ROOT / "csrc" / "testing" / "head_main.cpp", head)
+    printed = run(tmp_path, ROOT / "csrc" / "testing" / "head_main.cpp", head, TEAM)
     assert printed == "96 of 96 right\n"
 
 
 def test_model_files(tmp_path):
     """Files that no writer would write, with the right checksum."""
     path = export_model(cases.gentle(**cases.OWN, **cases.POTENTIAL), tmp_path / "model")
-    names = ("model_file", "predictor", "head", "attention_base")
+    names = ("model_file", "predictor", "head", "attention_base", "team")
     units = [ROOT / "csrc" / "cpu" / f"{name}.cpp" for name in names]
     main = ROOT / "csrc" / "testing" / "model_file_main.cpp"
     printed = run(tmp_path, main, choice(tmp_path, "base"), *units, flags=["-O0"], arguments=[path])

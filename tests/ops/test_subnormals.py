@@ -236,7 +236,7 @@ assert (torch.full((1 << 22,), 1e-40) * 0.5).count_nonzero() == 1 << 22
 
 @pytest.mark.parametrize(
     ("text", "place"),
-    [("#pragma omp parallel", "cpu/subnormals.hpp"), ("gil_scoped_release ", "bindings.hpp")],
+    [("#pragma omp parallel", "cpu/team.hpp"), ("gil_scoped_release ", "bindings.hpp")],
 )
 def test_no_thread_computes_otherwise(text, place):
     """Entries and teams of threads are begun in one place each."""

@@ -19,7 +19,7 @@ import numpy as np
 from mdtrajnet_fast import Trajectory, load_model
 from mdtrajnet_fast.data.records import load_records
 
-COMMAND = [sys.executable, "-m", "mdtrajnet_fast.cli"]
+COMMAND = [sys.executable, "-m", "mdtrajnet_fast"]
 MODEL = ["--model", "molecules-nve-small"]
 RECIPE = """
 output = "{output}"

@@ -1,0 +1,7 @@
+""":mod:`mdtrajnet_fast.model.checkpoint` by the name that it had before there were packages."""
+
+import sys
+
+from .model import checkpoint
+
+sys.modules[__name__] = checkpoint
