@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ..ops import Graph, cutoff_envelope, gaussian_basis
+from ..ops.graph import Padded
 from .config import DipoleConfig, WindowPotentialsConfig
 
 # Of the harmonics l = 0, 1, 2 as Cartesian tensors: 1, u, and u u^T - 1/3 in six parts.
@@ -67,25 +68,43 @@ class DensityNetwork(nn.Module):
         """The scalars [atoms], in the roles of the atoms [atoms]."""
         return (self.known(graph, role) * self.last.transpose(0, 1)[role]).sum((1, 2))
 
-    def known(self, graph: Graph, role: Tensor) -> Tensor:
-        """What each layer knows of atoms [atoms, layers, hidden], in their roles [atoms]."""
-        config, padded = self.config, graph.padded
-        d = padded.r.square().sum(-1).sqrt()
-        envelope = cutoff_envelope(d, self.cutoff) * padded.mask
-        radial = gaussian_basis(d, self.cutoff, config.radial) * envelope[..., None]
-        harmonics = _harmonics(padded.r / d[..., None]).transpose(1, 2)  # [atoms, 10, slots]
+    def known(self, graph: Graph, role: Tensor, at_once: int | None = None) -> Tensor:
+        """What each layer knows of atoms [atoms, layers, hidden], in their roles [atoms].
+
+        at_once: so many atoms at a time, which bounds the memory but for what is returned; None:
+        all of them. Only rounding depends on it.
+        """
+        step = at_once or max(1, graph.atoms)
+        parts = [slice(begin, begin + step) for begin in range(0, graph.atoms, step)]
+        surroundings: tuple[Tensor, Tensor] | None = None
         layers: list[Tensor] = []
-        for k in range(config.layers):
+        for k in range(self.config.layers):
             seen = self.neighbor_element[k][graph.species]
             bias = self.element[k][graph.species] + self.role[k][role]
             if layers:
                 seen = seen + layers[-1] @ self.neighbor[:, k - 1]
                 bias = bias + layers[-1] @ self.before[:, k - 1]
-            density = harmonics @ ((radial @ self.radial[:, k]) * seen[padded.neighbor])
-            features = _invariants(density, self.maps[:, k]) * self.scale[k][graph.species]
-            x = functional.silu(features @ self.first[:, k] + bias)
-            layers.append(x + functional.silu(x @ self.second[:, k] + self.second_bias[k]))
+            found = []
+            for own in parts:
+                if surroundings is None or len(parts) > 1:  # kept, they would be all of the memory
+                    surroundings = self._surroundings(graph.padded, own)
+                radial, harmonics = surroundings
+                neighbors = seen[graph.padded.neighbor[own]]
+                density = harmonics @ ((radial @ self.radial[:, k]) * neighbors)
+                scale = self.scale[k][graph.species[own]]
+                features = _invariants(density, self.maps[:, k]) * scale
+                x = functional.silu(features @ self.first[:, k] + bias[own])
+                found.append(x + functional.silu(x @ self.second[:, k] + self.second_bias[k]))
+            layers.append(torch.cat(found) if len(found) > 1 else found[0])
         return torch.stack(layers, 1)
+
+    def _surroundings(self, padded: Padded, own: slice) -> tuple[Tensor, Tensor]:
+        """Gaussians [atoms, slots, radial] and harmonics [atoms, 10, slots] of some atoms' edges."""
+        r = padded.r[own]
+        d = r.square().sum(-1).sqrt()
+        envelope = cutoff_envelope(d, self.cutoff) * padded.mask[own]
+        radial = gaussian_basis(d, self.cutoff, self.config.radial) * envelope[..., None]
+        return radial, _harmonics(r / d[..., None]).transpose(1, 2)
 
 
 def _invariants(density: Tensor, maps: Tensor) -> Tensor:
