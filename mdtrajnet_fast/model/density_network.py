@@ -99,7 +99,7 @@ class DensityNetwork(nn.Module):
         return torch.stack(layers, 1)
 
     def _surroundings(self, padded: Padded, own: slice) -> tuple[Tensor, Tensor]:
-        """Gaussians [atoms, slots, radial] and harmonics [atoms, 10, slots] of some atoms' edges."""
+        """Gaussians [atoms, slots, radial] and harmonics [atoms, 10, slots] of atoms' edges."""
         r = padded.r[own]
         d = r.square().sum(-1).sqrt()
         envelope = cutoff_envelope(d, self.cutoff) * padded.mask[own]
