@@ -1,12 +1,14 @@
 """Whether windows with a thermostat sample the canonical ensemble.
 
     python bench/ensembles.py --output ensembles    # ten molecules, half an hour of one core
+    python bench/ensembles.py --model diamond --molecules diamond --output ensembles-diamond
 
-Every molecule is run in replicas at one temperature with a thermostat of `simulate`, and what the
-canonical ensemble says is compared with what comes out: the mean temperature, the variance of the
-kinetic energy, the temperature of every element and of every normal mode, each with its statistical
-error (of the means of blocks, which are longer than the thermostat's memory), the virials of the
-modes, which show what the window does to the positions, and whether total energy less heat stays.
+Every molecule, or a cell of the crystal, is run in replicas at one temperature with a thermostat of
+`simulate`, and what the canonical ensemble says is compared with what comes out: the mean
+temperature, the variance of the kinetic energy, the temperature of every element and of every
+normal mode, each with its statistical error (of the means of blocks, which are longer than the
+thermostat's memory), the virials of the modes, which show what the window does to the positions,
+and whether total energy less heat stays.
 bench/README.md says what each column is, docs/study.md what came out. `--output` keeps the tables
 (molecules.csv, elements.csv, modes.csv, ensembles.md), written anew after every molecule.
 """
@@ -24,6 +26,7 @@ import numpy as np
 import torch
 from ase.units import kB
 from numpy.typing import NDArray
+from periodic import diamond
 from tqdm import tqdm
 
 from mdtrajnet_fast import MDtrajNet, Trajectory, load_model, read_structure, thermal_velocities
@@ -81,6 +84,15 @@ class Runs(NamedTuple):
             count = max(1, round((run.times[-1] - run.times[0]) / BLOCK_FS))
             for part in np.array_split(np.arange(len(run)), count):
                 yield run[part[0] : part[-1] + 1]
+
+
+def system(name: str) -> ase.Atoms:
+    """A molecule by its SMILES, or "diamond", 64 atoms of the crystal."""
+    if name != "diamond":
+        return read_structure(f"smiles:{name}")
+    atoms = diamond(2)
+    atoms.info["name"] = name
+    return atoms
 
 
 def sample(model: MDtrajNet, atoms: ase.Atoms, options: argparse.Namespace) -> Runs:
@@ -182,9 +194,9 @@ def shadow_ratios(model: MDtrajNet, atoms: ase.Atoms, modes: NormalModes) -> Arr
     return np.array(ratios)
 
 
-def compared(model: MDtrajNet, smiles: str, options: argparse.Namespace) -> dict[str, list[dict]]:
+def compared(model: MDtrajNet, name: str, options: argparse.Namespace) -> dict[str, list[dict]]:
     """Rows of the three tables for one molecule."""
-    atoms = read_structure(f"smiles:{smiles}")
+    atoms = system(name)
     modes = modes_near(model, atoms)
     atoms.positions = modes.positions
     found = sample(model, atoms, options)
@@ -220,7 +232,7 @@ def compared(model: MDtrajNet, smiles: str, options: argparse.Namespace) -> dict
         spreads.append(np.std(kept - slope * run.times - at_zero))
     virial, drift = Estimate.of(np.array(virials)), Estimate.of(np.array(drifts))
 
-    about = {"molecule": smiles}
+    about = {"molecule": name}
     rows: dict[str, list[dict]] = {"molecules": [], "elements": [], "modes": []}
     rows["molecules"].append(
         about
@@ -332,7 +344,9 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--model", default="molecules-nve")
-    parser.add_argument("--molecules", nargs="+", default=list(MOLECULES), metavar="SMILES")
+    parser.add_argument(
+        "--molecules", nargs="+", default=list(MOLECULES), metavar="NAME", help=system.__doc__
+    )
     parser.add_argument("--thermostat", choices=list(THERMOSTATS), default="langevin")
     parser.add_argument("--temperature", type=float, default=300.0, help="K")
     parser.add_argument("--replicas", type=int, default=8)
@@ -350,8 +364,8 @@ def main() -> None:
         f"of {options.duration / 1000:g} ps each"
     )
     tables: dict[str, list[dict]] = {"molecules": [], "elements": [], "modes": []}
-    for smiles in options.molecules:
-        for name, rows in compared(model, smiles, options).items():
+    for molecule in options.molecules:
+        for name, rows in compared(model, molecule, options).items():
             tables[name] += rows
         text = markdown(title, tables, options.temperature)
         if options.output is not None:

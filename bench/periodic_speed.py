@@ -1,9 +1,10 @@
 """What a rollout of diamond costs: beside LAMMPS and learned potentials, against size, in memory.
 
     python bench/periodic_speed.py [--model diamond] [--output DIRECTORY] [--quick]
+    python bench/periodic_speed.py --parts scaling    # without the other programs
 
-One process, one thread, in turn. Needs LAMMPS (lammps_md.py); the other peers are listed as missing
-where they are not installed. bench/README.md says what each line is.
+One process, in turn, one thread but where two are said. Needs LAMMPS (lammps_md.py); the other
+peers are listed as missing where they are not installed. bench/README.md says what each line is.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 os.environ["OMP_NUM_THREADS"] = "1"  # of LAMMPS, too
@@ -32,6 +34,7 @@ from mdtrajnet_fast import MDtrajNet, load_model, simulate, thermal_velocities  
 from mdtrajnet_fast.md.window import method_of, stride_of  # noqa: E402
 
 CELLS = (4, 8)  # 512 and 4,096 atoms, for peers
+PARTS = ["costs", "scaling"]
 SIZES = (5, 11, 23)  # 1,000 to 97,336 atoms, for the exponent
 WINDOWS = 10  # of these
 STEP, LARGE = 0.5, 1.0  # fs, of velocity Verlet
@@ -49,10 +52,26 @@ def window_of(model: MDtrajNet) -> float:
     return stride_of(model, method_of(model, None), None)
 
 
-def ours(model: MDtrajNet, cells: int, windows: int, every: int = 1) -> Callable[[], object]:
-    """A whole call of `simulate`, frames every so many windows."""
+def ours(model: MDtrajNet, cells: int, windows: int) -> Callable[[], object]:
+    """A whole call of `simulate`, a frame for every window."""
     atoms, h = warm(cells), window_of(model)
-    return lambda: simulate(atoms, every * h, duration=windows * h, model=model)
+    return lambda: simulate(atoms, h, duration=windows * h, model=model)
+
+
+def streamed(model: MDtrajNet, cells: int, windows: int, folder: str) -> Callable[[], object]:
+    """The same with the frames in a file, of which the last alone stays in memory."""
+    atoms, h, file = warm(cells), window_of(model), Path(folder) / "run.h5"
+    how: dict[str, Any] = {"model": model, "trajectory": file, "keep": False}
+    return lambda: simulate(atoms, h, duration=windows * h, **how)
+
+
+def with_threads(threads: int, call: Callable[[], object]) -> Callable[[], object]:
+    def threaded() -> None:
+        torch.set_num_threads(threads)
+        call()
+        torch.set_num_threads(1)
+
+    return threaded
 
 
 def peers(cells: int, quick: bool) -> dict[str, Callable[[], tuple[Callable[[], object], float]]]:
@@ -117,13 +136,16 @@ def scaling(model: MDtrajNet, name: str, quick: bool) -> dict[str, Any]:
     rows = []
     for cells in SIZES[:2] if quick else SIZES:
         atoms = 8 * cells**3
-        times = interleave({"ours": ours(model, cells, WINDOWS)}, 3)["ours"]
+        call = ours(model, cells, WINDOWS)
+        calls = {n: with_threads(n, call) for n in ((1, 2) if cells == SIZES[-1] else (1,))}
+        times = interleave(calls, 3)
         command = [sys.executable, __file__, "--memory", str(cells), "--model", name]
         run = subprocess.run(command, capture_output=True, text=True, check=True)
         rows.append(
             {
                 "atoms": atoms,
-                "seconds": times["min"] / WINDOWS,
+                "seconds": times[1]["min"] / WINDOWS,
+                "two_threads": times[2]["min"] / WINDOWS if 2 in times else None,
                 "bytes_per_atom": int(run.stdout) / atoms,
             }
         )
@@ -134,14 +156,14 @@ def scaling(model: MDtrajNet, name: str, quick: bool) -> dict[str, Any]:
 def memory(name: str, cells: int) -> int:
     """Bytes by which the peak grows in a rollout whose last frame alone is kept."""
     model = load_model(name)
-    ours(model, 3, 2)()  # code pages and folded weights belong to no atom
-    call = ours(model, cells, WINDOWS, WINDOWS)
-    return peak_growth(call)
+    with TemporaryDirectory() as small, TemporaryDirectory() as large:
+        streamed(model, 3, 2, small)()  # code pages and folded weights belong to no atom
+        return peak_growth(streamed(model, cells, WINDOWS, large))
 
 
 def markdown(report: dict[str, Any]) -> str:
     out = [*heading(report)]
-    for atoms, found in report["costs"].items():
+    for atoms, found in report.get("costs", {}).items():
         ms = {name: 1e3 * timing["median"] for name, timing in found["seconds"].items()}
         own = next(iter(ms.values()))
         out += [
@@ -156,18 +178,26 @@ def markdown(report: dict[str, Any]) -> str:
             out.append(f"| {name} | {value:,.0f} ({least:,.0f}) | {value / own:.2g} |")
         out += [f"| {name} | missing: {why} | |" for name, why in found["missing"].items()]
         out.append("")
-    table = report["scaling"]
-    out += [
+    if "scaling" in report:
+        out += scaling_lines(report["scaling"])
+    return "\n".join(out) + "\n"
+
+
+def scaling_lines(table: dict[str, Any]) -> list[str]:
+    out = [
         f"Whole rollouts of {WINDOWS} windows with a frame each; exponent of time against atoms "
-        f"{table['exponent']:.2f}. Memory: growth of the peak where the last frame alone is kept.",
+        f"{table['exponent']:.2f}. Memory: growth of the peak where frames go to a file and the "
+        "last one alone is kept, state and neighbour list included.",
         "",
-        "| atoms | µs per atom and window | kB per atom |",
-        "|---:|---:|---:|",
+        "| atoms | µs per atom and window | with two threads | kB per atom |",
+        "|---:|---:|---:|---:|",
     ]
     for row in table["rows"]:
-        each = 1e6 * row["seconds"] / row["atoms"]
-        out.append(f"| {row['atoms']:,} | {each:.2f} | {row['bytes_per_atom'] / 1000:.2f} |")
-    return "\n".join(out) + "\n"
+        each = [row["seconds"], row.get("two_threads")]
+        cells = ["" if x is None else f"{1e6 * x / row['atoms']:.2f}" for x in each]
+        cells.append(f"{row['bytes_per_atom'] / 1000:.2f}")
+        out.append(f"| {row['atoms']:,} | {' | '.join(cells)} |")
+    return out
 
 
 def main() -> None:
@@ -175,6 +205,7 @@ def main() -> None:
     parser.add_argument("--model", default="diamond", help="name or folder (default: %(default)s)")
     parser.add_argument("--quick", action="store_true", help="fewer rounds, smaller sizes")
     parser.add_argument("--output", type=Path, default=HERE / "results", help="default: results")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
     parser.add_argument("--memory", type=int, metavar="CELLS", help=argparse.SUPPRESS)
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -182,17 +213,21 @@ def main() -> None:
         print(memory(options.model, options.memory))
         return
     model = load_model(options.model)
-    report = {
-        **began(options.quick, "ase", "lammps", "torchani", "mace-torch"),
-        "costs": costs(model, options.quick),
-        "scaling": scaling(model, options.model, options.quick),
-    }
-    base = write(report, markdown(report), options.output, "periodic-speed")
-    with loglog(base.with_suffix(".png")) as axes:
-        rows = report["scaling"]["rows"]
-        axes.loglog([r["atoms"] for r in rows], [r["seconds"] for r in rows], "o-", label="window")
-        axes.set_xlabel("atoms")
-        axes.set_ylabel("s")
+    peers = ("ase", "lammps", "torchani", "mace-torch")
+    report: dict[str, Any] = dict(began(options.quick, *peers))
+    if "costs" in options.parts:
+        report["costs"] = costs(model, options.quick)
+    if "scaling" in options.parts:
+        report["scaling"] = scaling(model, options.model, options.quick)
+    kind = "periodic-speed" if "costs" in report else "periodic-scaling"
+    base = write(report, markdown(report), options.output, kind)
+    if "scaling" in report:
+        with loglog(base.with_suffix(".png")) as axes:
+            rows = report["scaling"]["rows"]
+            seconds = [r["seconds"] for r in rows]
+            axes.loglog([r["atoms"] for r in rows], seconds, "o-", label="window")
+            axes.set_xlabel("atoms")
+            axes.set_ylabel("s")
 
 
 if __name__ == "__main__":

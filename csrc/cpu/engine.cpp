@@ -267,7 +267,7 @@ class Engine::Group {
     template <class T>
     void slopes(WindowRole role, const Array& x, Array& slope) const {
         Edges<T> edges;
-        predictor_.slopes<T>(graph(x, v_, edges), species_.data(), role, nullptr, slope.data(),
+        predictor_.slopes<T>(graph<T>(x, nullptr, edges), species_.data(), role, nullptr, slope.data(),
                              useful_threads(threads_, rows()));
     }
 
@@ -343,23 +343,24 @@ class Engine::Group {
         }
     }
 
-    // The edges' vectors at x and v, and the graph of them.
+    // The edges' vectors at x and, for a motion, v; and the graph of them.
     template <class T>
     struct Edges {
         std::vector<T> r, w;
     };
     template <class T>
-    AttentionGraph<T> graph(const Array& x, const Array& v, Edges<T>& edges) const {
-        edges.r.resize(3 * near_.size()), edges.w.resize(3 * near_.size());
-        edge_vectors<T>(systems_at(x), v.data(), row_ptr_.data(), near_.data(), shift_.data(), edges.r.data(),
-                        edges.w.data());
-        return {atoms, row_ptr_.data(), neighbor_.data(), edges.r.data(), edges.w.data()};
+    AttentionGraph<T> graph(const Array& x, const Array* v, Edges<T>& edges) const {
+        edges.r.resize(3 * near_.size());
+        if (v) edges.w.resize(3 * near_.size());
+        T* w = v ? edges.w.data() : nullptr;
+        edge_vectors<T>(systems_at(x), v ? v->data() : nullptr, row_ptr_.data(), near_.data(), shift_.data(), edges.r.data(), w);
+        return {atoms, row_ptr_.data(), neighbor_.data(), edges.r.data(), w};
     }
 
     template <class T>
     void predict(const Array& x, const Array& v, int64_t times, const double* t, Path& path) const {
         Edges<T> edges;
-        const AttentionGraph<T> of = graph(x, v, edges);
+        const AttentionGraph<T> of = graph(x, &v, edges);
         const std::vector<T> masses(masses_.begin(), masses_.end()), velocities(v.begin(), v.end());
         const int64_t components = *std::max_element(component_.begin(), component_.end()) + 1;
         predictor_.motion<T>(of, {species_.data(), masses.data(), velocities.data(), component_.data(), components}, times, t,
@@ -370,7 +371,7 @@ class Engine::Group {
     void add_potential(const Array& x, Array& energy) const {
         Edges<T> edges;
         std::vector<T> atomic(atoms);
-        predictor_.energies<T>(graph(x, v_, edges), species_.data(), atomic.data(), useful_threads(threads_, rows()));
+        predictor_.energies<T>(graph<T>(x, nullptr, edges), species_.data(), atomic.data(), useful_threads(threads_, rows()));
         for (int64_t s = 0; s < systems; ++s)
             for (int64_t i = ptr_[s]; i < ptr_[s + 1]; ++i) energy[s] += static_cast<double>(atomic[i]);
     }

@@ -755,7 +755,7 @@ void edge_vectors(const Systems& systems, const double* velocities, const int64_
                     if (cell)
                         away += shift[3 * e] * cell[x] + shift[3 * e + 1] * cell[3 + x] + shift[3 * e + 2] * cell[6 + x];
                     r[3 * e + x] = static_cast<T>(away);
-                    w[3 * e + x] = static_cast<T>(velocities[3 * j + x] - velocities[3 * i + x]);
+                    if (w) w[3 * e + x] = static_cast<T>(velocities[3 * j + x] - velocities[3 * i + x]);
                 }
             }
     }

@@ -76,7 +76,7 @@ class VerletList {
 };
 
 // r [edges][3] (Å) of each edge, as above, and w [edges][3] (Å/fs), the velocity of the neighbour less that of the centre:
-// differences in double precision, then rounded to T.
+// differences in double precision, then rounded to T.  Without w, which may be null, velocities may be null, too.
 template <class T>
 void edge_vectors(const Systems& systems, const double* velocities, const std::int64_t* row_ptr,
                   const std::int32_t* neighbor, const std::int32_t* shift, T* r, T* w);

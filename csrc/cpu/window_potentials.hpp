@@ -41,13 +41,13 @@ struct WindowMemory {
     const long atoms, groups;
     Buffer<T> density;  // [layers][groups][harmonics][atoms of the group][channels]; at last its gradient
     Buffer<T> entry;    // [layers][atoms][entry]; the bias is followed by silu's slope there, and that by the gradient
-    Buffer<T> slope;    // [layers][atoms][hidden]: silu's in the second hidden layer
+    Buffer<T> slope;    // [layers - 1][atoms][hidden]: silu's in the second hidden layer; nobody comes back to the last
 
     WindowMemory(const WindowPotentialSizes& z, long count)
         : row(z), atoms(count), groups((count + kAtoms - 1) / kAtoms) {
         density.resize(z.layers * groups * kAtoms * kHarmonics * row.channels, false);
         entry.resize(z.layers * atoms * row.entry, false);
-        slope.resize(z.layers * atoms * row.hidden, false);
+        slope.resize((z.layers - 1) * atoms * row.hidden, false);
     }
 
     long count(long group) const { return atoms - group * kAtoms < kAtoms ? atoms - group * kAtoms : kAtoms; }
@@ -100,6 +100,7 @@ class WindowLayers {
         feature.resize(kAtoms * row.features, false);
         known.resize(kAtoms * row.hidden, false);
         other.resize(kAtoms * row.hidden, false);
+        last_slope.resize(kAtoms * row.hidden, false);
         seen.resize(kAtoms * row.channels, false);
     }
 
@@ -130,7 +131,7 @@ class WindowLayers {
         multiply<T>(row.hidden, {count, z.hidden, known.data(), row.hidden, second, row.hidden, other.data(),
                                  row.hidden, bias, Start::kBias});
         const T* last = last_of(layer);
-        T* slopes = m.slope_of(layer, begin);
+        T* slopes = slopes_of(layer);
         for (long i = 0; i < count; ++i) {
             Vec<T> sum{};
             for (long n = 0; n < row.hidden; n += W) {
@@ -166,7 +167,7 @@ class WindowLayers {
             multiply<T>(row.hidden, {count, z.hidden, bias, row.entry, onward, row.hidden, known.data(), row.hidden,
                                      nullptr, Start::kAdd});
         }
-        const T* slopes = m.slope_of(layer, begin);
+        const T* slopes = slopes_of(layer);
         for (long n = 0; n < count * row.hidden; n += W)
             store<T>(other.data() + n, load<T>(known.data() + n) * load<T>(slopes + n));
         const T* second = w.second_back + layer * z.hidden * row.hidden;
@@ -205,6 +206,7 @@ class WindowLayers {
     }
 
     T* density(long layer) const { return m.density_of(layer, begin / kAtoms); }
+    T* slopes_of(long layer) { return layer + 1 == z.layers ? last_slope.data() : m.slope_of(layer, begin); }
     const T* last_of(long layer) const { return w.last + (role * z.layers + layer) * row.hidden; }
 
     void copy_element(long layer, long i) {
@@ -434,6 +436,7 @@ class WindowLayers {
     Buffer<T> basis, radial;         // [edges][.]: values, then slopes
     Buffer<T> mapped, feature;       // [atoms of the group][.], or their gradients
     Buffer<T> known, other;          // hidden layers, or their gradients
+    Buffer<T> last_slope;            // of the last layer, as WindowMemory has those of the others
     Buffer<T> seen;                  // the gradient of what neighbours see
 };
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ..ops import Graph, cutoff_envelope, gaussian_basis
+from ..ops.graph import Padded
 from .config import DipoleConfig, WindowPotentialsConfig
 
 # Of the harmonics l = 0, 1, 2 as Cartesian tensors: 1, u, and u u^T - 1/3 in six parts.
@@ -68,29 +69,46 @@ class DensityNetwork(nn.Module):
         last = _among(role, self.roles, self.last) @ self.last
         return (self.known(graph, role) * last.transpose(0, 1)).sum((1, 2))
 
-    def known(self, graph: Graph, role: Tensor) -> Tensor:
-        """What each layer knows of atoms [atoms, layers, hidden], in their roles [atoms]."""
-        config, padded = self.config, graph.padded
+    def known(self, graph: Graph, role: Tensor, at_once: int | None = None) -> Tensor:
+        """What each layer knows of atoms [atoms, layers, hidden], in their roles [atoms].
+
+        at_once: so many atoms at a time, which bounds the memory but for what is returned; None:
+        all of them. Only rounding depends on it.
+        """
+        step = at_once or max(1, graph.atoms)
+        parts = [slice(begin, begin + step) for begin in range(0, graph.atoms, step)]
         # rows of tables are taken by products: many rows of a few are slow to add up again
         element = _among(graph.species, self.element.shape[1], self.element)
         of_role = _among(role, self.roles, self.role)
-        d = padded.r.square().sum(-1).sqrt()
-        envelope = cutoff_envelope(d, self.cutoff) * padded.mask
-        radial = gaussian_basis(d, self.cutoff, config.radial) * envelope[..., None]
-        harmonics = _harmonics(padded.r / d[..., None]).transpose(1, 2)  # [atoms, 10, slots]
+        surroundings: tuple[Tensor, Tensor] | None = None
         layers: list[Tensor] = []
-        for k in range(config.layers):
+        for k in range(self.config.layers):
             seen = element @ self.neighbor_element[k]
             bias = element @ self.element[k] + of_role @ self.role[k]
             if layers:
                 seen = seen + layers[-1] @ self.neighbor[:, k - 1]
                 bias = bias + layers[-1] @ self.before[:, k - 1]
-            around = seen.index_select(0, padded.neighbor.flatten()).view(*d.shape, -1)
-            density = harmonics @ ((radial @ self.radial[:, k]) * around)
-            features = _invariants(density, self.maps[:, k]) * (element @ self.scale[k])
-            x = functional.silu(features @ self.first[:, k] + bias)
-            layers.append(x + functional.silu(x @ self.second[:, k] + self.second_bias[k]))
+            found = []
+            for own in parts:
+                if surroundings is None or len(parts) > 1:  # kept, they would be all of the memory
+                    surroundings = self._surroundings(graph.padded, own)
+                radial, harmonics = surroundings
+                slots = graph.padded.neighbor[own]
+                neighbors = seen.index_select(0, slots.flatten()).view(*slots.shape, -1)
+                density = harmonics @ ((radial @ self.radial[:, k]) * neighbors)
+                features = _invariants(density, self.maps[:, k]) * (element[own] @ self.scale[k])
+                x = functional.silu(features @ self.first[:, k] + bias[own])
+                found.append(x + functional.silu(x @ self.second[:, k] + self.second_bias[k]))
+            layers.append(torch.cat(found) if len(found) > 1 else found[0])
         return torch.stack(layers, 1)
+
+    def _surroundings(self, padded: Padded, own: slice) -> tuple[Tensor, Tensor]:
+        """Gaussians [atoms, slots, radial] and harmonics [atoms, 10, slots] of atoms' edges."""
+        r = padded.r[own]
+        d = r.square().sum(-1).sqrt()
+        envelope = cutoff_envelope(d, self.cutoff) * padded.mask[own]
+        radial = gaussian_basis(d, self.cutoff, self.config.radial) * envelope[..., None]
+        return radial, _harmonics(r / d[..., None]).transpose(1, 2)
 
 
 def _among(index: Tensor, count: int, like: Tensor) -> Tensor:

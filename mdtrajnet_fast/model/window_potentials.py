@@ -26,6 +26,8 @@ from .config import WindowPotentialsConfig
 from .density_network import DensityNetwork
 
 ENERGY, ENDS, MIDDLE = ROLES = range(3)
+# Atoms whose features are computed at a time: a crystal's would take some 20 kB an atom.
+_AT_ONCE = 4096
 
 
 class WindowPotentials(DensityNetwork):
@@ -42,8 +44,9 @@ class WindowPotentials(DensityNetwork):
             self.register_buffer("rigidity", torch.zeros(width, width))
 
     def features(self, graph: Graph) -> Tensor:
-        """What the layers know of each atom: [atoms, layers x hidden]."""
-        return self.known(graph, torch.full_like(graph.species, ENERGY)).flatten(1)
+        """What the layers know of each atom, without gradients: [atoms, layers x hidden]."""
+        with torch.no_grad():
+            return self.known(graph, torch.full_like(graph.species, ENERGY), _AT_ONCE).flatten(1)
 
     def uncertainties(self, graph: Graph) -> Tensor:
         """How far forces are expected to be off: [atoms] eV/Å, root mean square of a component.
@@ -54,8 +57,8 @@ class WindowPotentials(DensityNetwork):
         Learn.: Sci. Technol. 2024, 5, 045018; :mod:`..train.calibrate`). The buffer `rigidity` is
         a square root of that. Only where the configuration has `usual_uncertainty`.
         """
-        with torch.no_grad():
-            return (self.features(graph) @ self.rigidity).square().sum(1).sqrt()
+        parts = self.features(graph).split(_AT_ONCE)
+        return torch.cat([(part @ self.rigidity).square().sum(1).sqrt() for part in parts])
 
     def slopes(
         self, graph: Graph, role: Tensor, *, learning: bool = False

@@ -39,6 +39,8 @@ class TrainConfig:
         in (e Å)^2, from data that hold dipoles.
     initial: a model to start from (fine-tuning): a bundled name, or a path. Its sizes replace
         `model`, its potentials stay as they are, and the new model is named after `output`.
+    keep_potentials: whether the new model has the potentials of `initial` at all; false for a
+        motion that is not at constant energy, which they would draw it to.
     initial_blocks: which of the attention blocks of `initial` to start with, in order; the others
         are dropped, for a smaller model. None: all.
     window: stride (fs) of the rollouts that the model `initial` is trained on for; None: as it was.
@@ -84,6 +86,7 @@ class TrainConfig:
     masses: str | None = None
     target: str = "motion"
     initial: str | None = None
+    keep_potentials: bool = True
     initial_blocks: tuple[int, ...] | None = None
     window: float | None = None
     potential: dict[str, Any] = field(default_factory=dict)
@@ -160,8 +163,14 @@ class TrainConfig:
         ):
             if not _is_number(value := getattr(self, name)) or value < 0:
                 raise ValueError(f"{name} must not be negative, but a number, got {value!r}")
-        if not isinstance(self.time_reversal, bool):
-            raise ValueError(f"time_reversal must be true or false, got {self.time_reversal!r}")
+        for name in ("time_reversal", "keep_potentials"):
+            if not isinstance(value := getattr(self, name), bool):
+                raise ValueError(f"{name} must be true or false, got {value!r}")
+        if not self.keep_potentials and (self.initial is None or self.target != "motion"):
+            raise ValueError(
+                'keep_potentials = false is for target = "motion" and the potentials of a model '
+                f'initial; got target = "{self.target}" and initial = {self.initial}'
+            )
         if self.masses not in (None, "standard"):
             raise ValueError(f'masses must be "standard", or left out, got {self.masses!r}')
         if self.optimizer not in OPTIMIZERS:

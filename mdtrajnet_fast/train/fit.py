@@ -150,6 +150,8 @@ class _Run:
         if config.initial is not None:
             self.model = load_model(config.initial).train().requires_grad_(True)
             self.model.name = self.folder.name
+            if not config.keep_potentials:
+                self.model = self.model.with_sizes(potential=None, window_potentials=None)
             if config.target == "motion":
                 _say_what_stays(self.model)
             if config.initial_blocks is not None:

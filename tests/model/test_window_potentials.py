@@ -10,6 +10,7 @@ import torch
 from scipy.spatial.transform import Rotation
 
 from mdtrajnet_fast import load_model, save_model
+from mdtrajnet_fast.model import window_potentials
 from mdtrajnet_fast.model.config import WindowPotentialsConfig
 from mdtrajnet_fast.model.predictor import NativePredictor, TorchPredictor
 from mdtrajnet_fast.model.window_potentials import ENDS, ENERGY, ROLES
@@ -211,3 +212,14 @@ def test_files_hold_them(tmp_path):
     again = load_model(tmp_path / "model", dtype="float64")
     assert again.config == of.config
     torch.testing.assert_close(again.potential_energy(system), of.potential_energy(system))
+
+
+def test_features_are_the_same_some_atoms_at_a_time(monkeypatch):
+    made = model(ODD | {"usual_uncertainty": 1.0}, radial_cutoff=5.0)
+    of, graph = made.window_potentials, graph_of(made, many())
+    of.rigidity[:] = torch.randn_like(of.rigidity)
+    whole, uncertain = of.features(graph), of.uncertainties(graph)
+    assert whole.shape == (graph.atoms, ODD["layers"] * ODD["hidden"]) and not whole.requires_grad
+    monkeypatch.setattr(window_potentials, "_AT_ONCE", 7)
+    torch.testing.assert_close(of.features(graph), whole, rtol=0, atol=1e-12)
+    torch.testing.assert_close(of.uncertainties(graph), uncertain, rtol=1e-12, atol=1e-12)
