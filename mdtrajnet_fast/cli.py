@@ -33,12 +33,8 @@ from .analysis.matter import (
     radial_distribution,
     unwrapped,
 )
-from .analysis.observables import (
-    WAVENUMBER,
-    infrared_spectrum,
-    peaks,
-    vibrational_density_of_states,
-)
+from .analysis.observables import peaks
+from .analysis.spectra import spectra
 from .data.generate import TEMPERATURES_K, generate
 from .data.generate import THERMOSTATS as GENERATE_THERMOSTATS
 from .data.pairs import Pairs
@@ -51,7 +47,7 @@ from .md.rollout import RolloutError
 from .md.simulation import check_run, method_begun, model_hash, simulate
 from .md.thermostats import CSVR, THERMOSTATS, Langevin, Thermostat
 from .md.window import ENERGY_RATES, METHODS, method_of, stride_of
-from .mechanics import centre_of_mass, check_even, thermal_velocities
+from .mechanics import thermal_velocities
 from .model.checkpoint import bundled_models, load_model, provenance, save_model, training_logs
 from .model.mlatom import load_mlatom
 from .model.network import MDtrajNet
@@ -107,11 +103,6 @@ EVALUATE: dict[str, Any] = {"pairs": 5000, "times": None, "seed": 0}
 EVALUATE_ROLLOUT = ("method", "window", "energy_rate", "duration", "spacing")
 # What a run cannot go on without; runs of before there was the rest go on.
 _NEEDED = {"model", "dtype", "device", "dt", "duration", "window", "temperature_K", "seed"}
-# A segment of the spectrum lasts this over its resolution (fs cm^-1), see analysis.
-_SEGMENT = 1.45 * WAVENUMBER
-_COARSEST = 500.0  # cm^-1, a resolution that still tells stretches from bends
-_HIGHEST = {True: 4000.0, False: 2500.0}  # cm^-1, what vibrates with and without hydrogen
-
 
 # Errors whose message says it all; others are faults of this package, and come with a traceback.
 _SAID = (
@@ -985,37 +976,17 @@ def _write_spectrum(
     dipoles: np.ndarray | None = None,
 ) -> None:
     """Of the motion, and of the dipoles [frames, 3] (e Å) where they are given."""
-    if len(trajectory) < 3:
-        raise ValueError(f"{len(trajectory)} frames are too few for a spectrum")
-    check_even(trajectory.times, "a spectrum cannot be had", rtol=1e-6)
-    dt = float(trajectory.times[1] - trajectory.times[0])
-    length = dt * (len(trajectory) - 1)
-    if resolution is None:
-        resolution = max(20.0, float(np.ceil(_SEGMENT / length)))
-        if resolution > _COARSEST:
-            raise ValueError(
-                f"{length:g} fs resolve {resolution:.0f} cm^-1 only: run at least "
-                f"{_SEGMENT / _COARSEST:.0f} fs"
-            )
-    if max_wavenumber is None:  # nothing above may vibrate, or it would be folded below
-        nyquist = WAVENUMBER / (2 * dt)
-        highest = _HIGHEST["H" in trajectory.atoms.get_chemical_symbols()]
-        max_wavenumber = max(highest, min(4500.0, nyquist))
-    masses = trajectory.atoms.get_masses()
-    drift = centre_of_mass(trajectory.velocities, masses)  # as a whole it does not vibrate
-    how = {"resolution": resolution, "max_wavenumber": max_wavenumber}
-    wavenumber, intensity = vibrational_density_of_states(
-        trajectory.velocities - drift[:, None], masses, dt, **how
+    found = spectra(
+        trajectory, resolution=resolution, max_wavenumber=max_wavenumber, dipoles=dipoles
     )
-    spectra = {"Vibrational density of states": intensity}
-    infrared = None
-    if dipoles is not None:
-        _, infrared = infrared_spectrum(dipoles, dt, **how)
-        spectra["Infrared absorption (harmonic quantum correction)"] = infrared
-    paths = write_spectrum(prefix, wavenumber, intensity, infrared)
-    for what, of in spectra.items():
-        lines = ", ".join(f"{w:.0f}" for w, _ in peaks(wavenumber, of))
-        print(f"{what}, {resolution:g} cm^-1 resolution; peaks at {lines} cm^-1")
+    paths = write_spectrum(prefix, found.wavenumber, found.motion, found.infrared)
+    for what, of in (
+        ("Vibrational density of states", found.motion),
+        ("Infrared absorption (harmonic quantum correction)", found.infrared),
+    ):
+        if of is not None:
+            lines = ", ".join(f"{w:.0f}" for w, _ in peaks(found.wavenumber, of))
+            print(f"{what}, {found.resolution:g} cm^-1 resolution; peaks at {lines} cm^-1")
     _say(paths)
 
 
