@@ -1,6 +1,7 @@
 """The command line `mdtrajnet`.
 
-Its commands: simulate, train, generate, evaluate, convert, export, info, spectrum, analyze.
+Its commands: simulate, train, finetune, generate, evaluate, convert, export, info, spectrum, analyze,
+report.
 """
 
 from __future__ import annotations
@@ -60,6 +61,8 @@ from .plots import (
     write_spectrum,
     write_tables,
 )
+from .report import command as report_command
+from .report.page import write_report
 from .system import System, check_velocities_named
 from .train.compare_runs import compare_runs, predicted_runs, reference_runs
 from .train.config import TrainConfig
@@ -165,7 +168,7 @@ def _parser() -> argparse.ArgumentParser:
     sub = command(
         "simulate",
         _simulate,
-        "Predict a trajectory; writes a new folder with trajectory, spectrum and run.json.",
+        "Predict a trajectory; writes a new folder with trajectory, spectrum, report and run.json.",
     )
     sub.add_argument(
         "structure", nargs="?", help="structure file, common name, ASE g2 name or SMILES"
@@ -223,6 +226,7 @@ def _parser() -> argparse.ArgumentParser:
         help="continue the run in this folder with its own settings, up to its own --duration or "
         "the one given",
     )
+    sub.add_argument("--no-report", action="store_true", help="no page report.html of the run")
     sub.add_argument("--quiet", action="store_true", help="no progress bar")
 
     sub = command("train", _train, "Train a model, or go on with an interrupted training.")
@@ -391,6 +395,13 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument(
         "--kinetic", action="store_true", help="kinetic energies beside canonical ones"
     )
+
+    sub = command(
+        "report",
+        report_command.run,
+        "One HTML page of a run: 3D view, trust, spectra, energies, temperatures, settings.",
+    )
+    report_command.add_arguments(sub)
     return parser
 
 
@@ -463,6 +474,8 @@ def _run(
         _write_spectrum(trajectory, folder / "spectrum")
     except ValueError as error:
         print(f"No spectrum: {error}")
+    if not options.no_report:
+        write_report(folder, model=model)
     _print_written(folder)
 
 

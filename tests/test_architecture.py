@@ -24,6 +24,7 @@ LAYERS = (
     ("data",),
     ("plots",),
     ("train",),
+    ("report",),
     ("cli",),
 )
 RANK = {name: k for k, names in enumerate(LAYERS) for name in names}
