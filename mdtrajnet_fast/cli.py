@@ -1,7 +1,7 @@
 """The command line `mdtrajnet`.
 
-Its commands: simulate, train, finetune, generate, evaluate, convert, export, info, spectrum, analyze,
-report.
+Its commands: simulate, train, finetune, generate, evaluate, convert, export, info, spectrum,
+analyze, report.
 """
 
 from __future__ import annotations
@@ -48,7 +48,12 @@ from .md.rollout import RolloutError
 from .md.simulation import check_run, method_begun, model_hash, simulate
 from .md.thermostats import CSVR, THERMOSTATS, Langevin, Thermostat
 from .md.window import ENERGY_RATES, METHODS, method_of, stride_of
-from .mechanics import thermal_velocities
+from .mechanics import (
+    centre_of_mass,
+    degrees_of_freedom,
+    kinetic_temperature,
+    thermal_velocities,
+)
 from .model.checkpoint import bundled_models, load_model, provenance, save_model, training_logs
 from .model.mlatom import load_mlatom
 from .model.network import MDtrajNet
@@ -930,7 +935,7 @@ def _write_rdf(trajectory: Trajectory, prefix: Path, farthest: float | None) -> 
             print(f"g(r) of {a}-{b}: highest, {g.max():.2f}, at {r[g.argmax()]:.2f} Å")
     if not curves:
         raise ValueError("a radial distribution needs two atoms")
-    _say(write_curves(prefix, ("r (Å)", r), curves, "g(r)"))
+    _say(write_curves(prefix, ("r (Å)", r), curves, "g(r)", _title(trajectory)))
 
 
 def _write_msd(trajectory: Trajectory, prefix: Path) -> None:
@@ -942,7 +947,8 @@ def _write_msd(trajectory: Trajectory, prefix: Path) -> None:
         f"{squares[half - 1]:.3g} Å² in {times[half - 1] / 1000:g} ps"
     )
     curve = {"mean-square displacement (Å²)": squares[:half]}
-    _say(write_curves(prefix, ("time (ps)", times[:half] / 1000), curve, next(iter(curve))))
+    lags = ("time (ps)", times[:half] / 1000)
+    _say(write_curves(prefix, lags, curve, next(iter(curve)), _title(trajectory)))
 
 
 def _write_kinetic(trajectory: Trajectory, prefix: Path) -> None:
@@ -955,7 +961,17 @@ def _write_kinetic(trajectory: Trajectory, prefix: Path) -> None:
         f"Kinetic temperature {kinetic.temperature:.1f} K, variance of the kinetic energy "
         f"{kinetic.variance:.2f} of the canonical one"
     )
-    _say(write_curves(prefix, ("kinetic energy (eV)", middles), curves, "density (1/eV)"))
+    energies = ("kinetic energy (eV)", middles)
+    _say(write_curves(prefix, energies, curves, "density (1/eV)", _title(trajectory)))
+
+
+def _title(trajectory: Trajectory) -> str:
+    """Formula and mean kinetic temperature, of a plot."""
+    atoms, velocities = trajectory.atoms, trajectory.velocities
+    velocities = velocities - centre_of_mass(velocities, atoms.get_masses())[:, None]
+    freedom = degrees_of_freedom(trajectory[0])
+    kelvin = kinetic_temperature(velocities, atoms.get_masses(), freedom or None).mean()
+    return f"{atoms.get_chemical_formula()}, {kelvin:.0f} K"
 
 
 def _say(written: Iterable[Path]) -> None:
@@ -992,7 +1008,8 @@ def _write_spectrum(
     found = spectra(
         trajectory, resolution=resolution, max_wavenumber=max_wavenumber, dipoles=dipoles
     )
-    paths = write_spectrum(prefix, found.wavenumber, found.motion, found.infrared)
+    title = _title(trajectory)
+    paths = write_spectrum(prefix, found.wavenumber, found.motion, found.infrared, title)
     for what, of in (
         ("Vibrational density of states", found.motion),
         ("Infrared absorption (harmonic quantum correction)", found.infrared),

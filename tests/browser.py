@@ -16,7 +16,9 @@ from typing import Any
 import matplotlib.image
 import numpy as np
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), "")
+CHROMIUM = next(
+    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), ""
+)
 _PATIENCE = 60  # s, for an answer: machines that run tests are busy
 
 

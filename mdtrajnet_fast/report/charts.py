@@ -98,7 +98,9 @@ def spectrum_charts(found: Spectra, of: str, reference: Spectra | None = None) -
     resolved = f"Resolution {found.resolution:g} cm⁻¹."
     columns, series = {heading: found.wavenumber, "this run": found.motion}, [Series("", 0, 1)]
     if reference is not None:
-        columns["reference"] = np.interp(found.wavenumber, reference.wavenumber, reference.motion)
+        columns["reference"] = np.interp(
+            found.wavenumber, reference.wavenumber, reference.motion, right=np.nan
+        )
         series = [Series("this run", 0, 1), Series("reference", 0, 2)]
     yield Chart(
         "power-spectrum",
@@ -158,7 +160,9 @@ def temperature_chart(trajectory: Trajectory, of: str, target_K: float | None = 
         columns |= temperature_per_element(velocities, masses, atoms.numbers, freedom)
     times, means, over = _in_time(trajectory.times, columns, _SMOOTH_FS)
     rules = () if target_K is None else (target_K,)
-    note = over if target_K is None else f"{over} The level line is the thermostat's {target_K:g} K."
+    note = (
+        over if target_K is None else f"{over} The level line is the thermostat's {target_K:g} K."
+    )
     return _of_time(
         "temperatures", f"Temperatures of {of}", "temperature (K)", times, means, note, rules
     )

@@ -18,7 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--reference",
         type=Path,
-        help="trajectory of the same molecule, whose power spectrum is drawn beside that of the run",
+        help="trajectory of the same molecule, whose power spectrum is drawn beside",
     )
 
 

@@ -44,6 +44,6 @@ def movie(trajectory: Trajectory) -> dict[str, Any]:
         "times": [float(f"{t:.9g}") for t in some.times],
         "origin": low,
         "step": step,
-        "positions": base64.b64encode(np.rint((x - low) / step).astype("<u2")).decode(),
+        "positions": base64.b64encode(np.rint((x - low) / step).astype("<u2").tobytes()).decode(),
         "every": every,
     }

@@ -129,11 +129,11 @@ def _charts(
     def spectrum() -> Iterable[Chart]:
         known = model is not None and model.dipole is not None and not periodic.any()
         dipoles = model.dipoles(trajectory) if known and model is not None else None
-        found = spectra(trajectory, dipoles=dipoles)
-        beside = None
-        if reference is not None:
-            beside = spectra(reference, resolution=found.resolution)
-        return spectrum_charts(found, of, beside)
+        if reference is None:
+            return spectrum_charts(spectra(trajectory, dipoles=dipoles), of)
+        resolution = max(spectra(one).resolution for one in (trajectory, reference))
+        found = spectra(trajectory, resolution=resolution, dipoles=dipoles)
+        return spectrum_charts(found, of, spectra(reference, resolution=resolution))
 
     settings = run["settings"]
     target = settings.get("temperature_K") if settings.get("thermostat") else None
