@@ -70,7 +70,9 @@ def write_spectrum(
         y, what = columns["infrared_cm"], "infrared absorption"
     axes.plot(w, y, color=COLOURS[0], linewidth=1.0, label=what)
     axes.fill_between(w, y, color=COLOURS[0], alpha=0.15, linewidth=0)
-    for x, height in _apart(peaks(w, y), _LABEL_WIDTH * (w[-1] - w[0])):
+    for x, _ in _apart(peaks(w, y), _LABEL_WIDTH * (w[-1] - w[0])):
+        near = abs(w - x) < _LABEL_WIDTH / 2 * (w[-1] - w[0])
+        height = max(curve[near].max() for curve in list(columns.values())[1:])  # clear of both
         axes.annotate(
             f"{x:.0f}",
             (x, height),

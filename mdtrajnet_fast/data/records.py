@@ -38,7 +38,7 @@ from ..io.trajectory import Trajectory, is_hdf5_trajectory
 from ..mechanics import check_even, momenta_from_velocities
 from ..system import check_unconstrained
 
-HDF5_SUFFIXES = (".h5", ".hdf5")
+HDF5_SUFFIXES = (".h5", ".hdf5", ".h5md")
 
 # molecule, smiles, trajectory, and a function that reads it
 _Entry = tuple[str, str | None, str, Callable[[], "Record"]]

@@ -12,8 +12,8 @@ Formats, chosen by suffix
     ASE's own binary format (:mod:`.traj_format`).
 ``.extxyz``
     Text with 17 significant digits (:mod:`.extxyz_format`).
-``.h5`` (or ``.hdf5``)
-    HDF5, every dataset with an attribute ``unit`` (:mod:`.hdf5_format`).
+``.h5`` (or ``.hdf5``, ``.h5md``)
+    HDF5, H5MD 1.1 (:mod:`.hdf5_format`).
 
 The run's metadata (any JSON object) is stored once: in ``info["metadata"]`` of frame 0, which
 ``ase.io.read`` returns, or in the HDF5 attribute. Masses, thus isotopes, are in every format, and
@@ -535,4 +535,5 @@ _FORMATS: dict[str, Format] = {
     ".extxyz": extxyz_format.FORMAT,
     ".h5": hdf5_format.FORMAT,
     ".hdf5": hdf5_format.FORMAT,
+    ".h5md": hdf5_format.FORMAT,
 }
