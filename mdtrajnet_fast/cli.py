@@ -1,7 +1,7 @@
 """The command line `mdtrajnet`.
 
 Its commands: simulate, train, finetune, generate, evaluate, convert, export, info, spectrum,
-analyze, report.
+analyze, trjconv, report.
 """
 
 from __future__ import annotations
@@ -400,6 +400,18 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument(
         "--kinetic", action="store_true", help="kinetic energies beside canonical ones"
     )
+
+    sub = command(
+        "trjconv",
+        _trjconv,
+        "Write a trajectory in another format, chosen by the suffix: .traj, .extxyz or .h5 (H5MD) "
+        "hold all of it; .dcd, .xtc, .trr (with a .pdb) and .xyz are for other programs.",
+    )
+    sub.add_argument("trajectory", type=Path, help="folder of a run, or a trajectory file")
+    sub.add_argument("output", type=Path, help="new file")
+    sub.add_argument("--frame", type=float, help="spacing of frames, fs, where the file lacks it")
+    sub.add_argument("--skip", type=float, default=0.0, help="leave out the first so many fs")
+    sub.add_argument("--every", type=int, default=1, help="one frame in so many")
 
     sub = command(
         "report",
@@ -923,6 +935,13 @@ def _analyze(options: argparse.Namespace) -> None:
             if asked:
                 raise
             print(f"No {name}: {error}")
+
+
+def _trjconv(options: argparse.Namespace) -> None:
+    trajectory = _any_trajectory(_trajectory_file(options.trajectory), options.frame)
+    first = int(np.searchsorted(trajectory.times, options.skip))
+    trajectory[first :: options.every].write(options.output)
+    print(f"Written: {options.output}")
 
 
 def _write_rdf(trajectory: Trajectory, prefix: Path, farthest: float | None) -> None:
