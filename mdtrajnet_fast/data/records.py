@@ -36,6 +36,7 @@ from ase.io.trajectory import TrajectoryReader as AseReader
 
 from ..io import exchange
 from ..io.hdf5_files import changing, reading
+from ..io.hdf5_format import is_h5md_of_others
 from ..io.trajectory import Trajectory, is_hdf5_trajectory
 from ..mechanics import check_even, momenta_from_velocities, velocities_from_positions
 from ..system import check_unconstrained
@@ -134,14 +135,14 @@ def load_records(
 
     `.h5`, `.hdf5` and `.h5md` files are read as described at the top of this module, or, where
     `Trajectory.write` or `simulate` made them, as one trajectory "traj00". So are `.trr`, `.dcd`
-    and `.xtc` files, with the atoms in a file of the same name (`io.exchange`); the last two, and
-    plain `.xyz`, hold no velocities: these are derived from positions, with a warning, where frames
-    are close enough to tell the fastest vibrations. Anything else goes through `ase.io.read`
-    (extxyz, traj, ...) as one trajectory "traj00": every frame needs velocities (ASE's momenta),
-    and the spacing of the frames comes from `info["time_fs"]` or `info["time"]` (fs), or from what
-    ASE's MD noted in a .traj file (its time step and interval), or where those are missing from
-    `frame_fs`, which also overrides `info["time"]`: programs differ in its unit. Wrapped positions
-    are unwrapped.
+    and `.xtc` files and H5MD files of other programs, with the atoms in a file of the same name
+    (`io.exchange`); `.dcd`, `.xtc` and plain `.xyz` hold no velocities: these are derived from
+    positions, with a warning, where frames are close enough to tell the fastest vibrations.
+    Anything else goes through `ase.io.read` (extxyz, traj, ...) as one trajectory "traj00": every
+    frame needs velocities (ASE's momenta), and the spacing of the frames comes from
+    `info["time_fs"]` or `info["time"]` (fs), or from what ASE's MD noted in a .traj file (its time
+    step and interval), or where those are missing from `frame_fs`, which also overrides
+    `info["time"]`: programs differ in its unit. Wrapped positions are unwrapped.
 
     molecules: keep only these, by name or by SMILES. trajectories: keep only these names.
     exclude_trajectories: drop these names.
@@ -221,6 +222,9 @@ def _read_hdf5(path: Path, frame_fs: float | None) -> Iterator[_Entry]:
     """Every trajectory of an HDF5 file."""
     if is_hdf5_trajectory(path):
         yield path.stem, None, "traj00", lambda: _from_trajectory(path, frame_fs)
+        return
+    if is_h5md_of_others(path):
+        yield from _read_exchange(path, frame_fs)
         return
     try:
         with reading(path) as file:
@@ -350,7 +354,7 @@ def _read_ase(path: Path, frame_fs: float | None) -> Iterator[_Entry]:
 
 
 def _read_exchange(path: Path, frame_fs: float | None) -> Iterator[_Entry]:
-    """The one trajectory of a .dcd, .xtc or .trr file."""
+    """The one trajectory of a .dcd, .xtc or .trr file, or of an H5MD file of another program."""
     yield path.stem, None, "traj00", lambda: _from_exchange(path, frame_fs)
 
 

@@ -1,9 +1,9 @@
-"""Trajectories for other programs, and theirs: .dcd, .xtc, .trr and plain .xyz.
+"""Trajectories for other programs, and theirs: .dcd, .xtc, .trr, plain .xyz, and others' H5MD.
 
 These hold less than the formats of this package: positions in single precision (.xyz: eight
 decimals; .xtc: rounded to 0.01 Å), no masses and no energies, velocities only in .trr, elements
-only in .xyz. A .dcd, .xtc or .trr file therefore goes with one of the same name that tells the
-atoms, ``run.pdb`` with ``run.xtc``: it is written beside, and looked for in reading. MDAnalysis
+only in .xyz. All others therefore go with a file of the same name that tells the atoms,
+``run.pdb`` with ``run.xtc``: it is written beside, and looked for in reading. MDAnalysis
 writes and reads them (R. J. Gowers et al., Proc. 15th Python in Science Conf. 98 (2016)), ASE .xyz.
 """
 
@@ -94,7 +94,7 @@ def write(trajectory: Trajectory, path: Path) -> list[Path]:
 
 
 def read(path: Path) -> Frames:
-    """Read a .dcd, .xtc or .trr file, with the atoms of the file beside it.
+    """Read a .dcd, .xtc, .trr or H5MD file of any program, with the atoms of the file beside it.
 
     Raises FileNotFoundError where there is no such file, ValueError for one that cannot be read, of
     other atoms, or with a cell that changes, ImportError without MDAnalysis.
@@ -111,7 +111,8 @@ def read(path: Path) -> Frames:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            reader = mda.coordinates.core.reader(str(path))
+            kind = None if path.suffix.lower() in BINARY else "H5MD"
+            reader = mda.coordinates.core.reader(str(path), format=kind)
             times, x, v, boxes = [], [], [], []
             for step in reader:
                 times.append(1000 * step.time)

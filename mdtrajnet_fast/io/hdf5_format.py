@@ -343,4 +343,13 @@ def is_hdf5_trajectory(path: str | Path) -> bool:
         return False
 
 
+def is_h5md_of_others(path: str | Path) -> bool:
+    """Whether a file is H5MD, but not of this package."""
+    try:
+        with hdf5_files.reading(Path(path)) as file:
+            return file.attrs.get("format") != _FORMAT and {"h5md", "particles"} <= {*file}
+    except DAMAGE:
+        return False
+
+
 FORMAT = Format(Sink, count, read, truncate)

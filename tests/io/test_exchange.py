@@ -91,6 +91,22 @@ def test_cells_out_of_the_convention_are_turned(tmp_path, suffix):
         )
 
 
+@pytest.mark.parametrize("make", [lambda: molecule("CH3OH"), lambda: cases.diamond((1, 1, 2))])
+def test_h5md_of_other_programs(tmp_path, make):
+    trajectory = vibrating(make())
+    trajectory.write(tmp_path / "run.trr")
+    universe = MDAnalysis.Universe(str(tmp_path / "run.pdb"), str(tmp_path / "run.trr"))
+    with MDAnalysis.Writer(str(tmp_path / "run.h5md"), n_atoms=len(trajectory.atoms)) as writer:
+        for _ in universe.trajectory:
+            writer.write(universe)
+    writer.h5md_file.close()  # which MDAnalysis leaves open
+    (record,) = load_records(tmp_path / "run.h5md")
+    np.testing.assert_allclose(record.frame_fs, 0.5)
+    np.testing.assert_allclose(record.positions, trajectory.positions, atol=1e-5)
+    np.testing.assert_allclose(record.velocities, trajectory.velocities, atol=1e-6)
+    assert record.pbc.all() == trajectory.atoms.pbc.all()
+
+
 def test_wrapped_files_of_others_are_unwrapped(tmp_path):
     atoms = cases.diamond((1, 1, 1))
     straight = 0.05 * np.arange(200)[:, None, None] * np.array([1.0, 0, 0])
