@@ -1,6 +1,7 @@
 """The command line `mdtrajnet`.
 
-Its commands: simulate, train, generate, evaluate, convert, export, info, spectrum, analyze.
+Its commands: simulate, train, finetune, generate, evaluate, convert, export, info, spectrum,
+analyze, trjconv, report.
 """
 
 from __future__ import annotations
@@ -33,12 +34,8 @@ from .analysis.matter import (
     radial_distribution,
     unwrapped,
 )
-from .analysis.observables import (
-    WAVENUMBER,
-    infrared_spectrum,
-    peaks,
-    vibrational_density_of_states,
-)
+from .analysis.observables import peaks
+from .analysis.spectra import spectra
 from .data.generate import TEMPERATURES_K, generate
 from .data.generate import THERMOSTATS as GENERATE_THERMOSTATS
 from .data.pairs import Pairs
@@ -51,7 +48,14 @@ from .md.rollout import RolloutError
 from .md.simulation import check_run, method_begun, model_hash, simulate
 from .md.thermostats import CSVR, THERMOSTATS, Langevin, Thermostat
 from .md.window import ENERGY_RATES, METHODS, method_of, stride_of
-from .mechanics import centre_of_mass, check_even, set_standard_masses, thermal_velocities
+from .mechanics import (
+    centre_of_mass,
+    check_even,
+    degrees_of_freedom,
+    kinetic_temperature,
+    set_standard_masses,
+    thermal_velocities,
+)
 from .model.checkpoint import bundled_models, load_model, provenance, save_model, training_logs
 from .model.mlatom import load_mlatom
 from .model.network import MDtrajNet
@@ -64,6 +68,8 @@ from .plots import (
     write_spectrum,
     write_tables,
 )
+from .report import command as report_command
+from .report.page import write_report
 from .system import System, check_velocities_named
 from .train.compare_runs import compare_runs, predicted_runs, reference_runs
 from .train.config import TrainConfig
@@ -110,11 +116,6 @@ EVALUATE: dict[str, Any] = {"pairs": 5000, "times": None, "seed": 0}
 EVALUATE_ROLLOUT = ("method", "window", "energy_rate", "duration", "spacing")
 # What a run cannot go on without; runs of before there was the rest go on.
 _NEEDED = {"model", "dtype", "device", "dt", "duration", "window", "temperature_K", "seed"}
-# A segment of the spectrum lasts this over its resolution (fs cm^-1), see analysis.
-_SEGMENT = 1.45 * WAVENUMBER
-_COARSEST = 500.0  # cm^-1, a resolution that still tells stretches from bends
-_HIGHEST = {True: 4000.0, False: 2500.0}  # cm^-1, what vibrates with and without hydrogen
-
 
 INTERRUPTED = 130  # the exit status of what Ctrl-C ended, as shells have it
 
@@ -186,7 +187,7 @@ def _parser() -> argparse.ArgumentParser:
     sub = command(
         "simulate",
         _simulate,
-        "Predict a trajectory; writes a new folder with trajectory, spectrum and run.json.",
+        "Predict a trajectory; writes a new folder with trajectory, spectrum, report and run.json.",
     )
     sub.add_argument(
         "structure", nargs="?", help="structure file, common name, ASE g2 name or SMILES"
@@ -245,6 +246,7 @@ def _parser() -> argparse.ArgumentParser:
         help="continue the run in this folder with its own settings, up to its own --duration or "
         "the one given",
     )
+    sub.add_argument("--no-report", action="store_true", help="no page report.html of the run")
     sub.add_argument("--quiet", action="store_true", help="no progress bar")
 
     sub = command("train", _train, "Train a model, or go on with an interrupted training.")
@@ -415,6 +417,25 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument(
         "--kinetic", action="store_true", help="kinetic energies beside canonical ones"
     )
+
+    sub = command(
+        "trjconv",
+        _trjconv,
+        "Write a trajectory in another format, chosen by the suffix: .traj, .extxyz or .h5 (H5MD) "
+        "hold all of it; .dcd, .xtc, .trr (with a .pdb) and .xyz are for other programs.",
+    )
+    sub.add_argument("trajectory", type=Path, help="folder of a run, or a trajectory file")
+    sub.add_argument("output", type=Path, help="new file")
+    sub.add_argument("--frame", type=float, help="spacing of frames, fs, where the file lacks it")
+    sub.add_argument("--skip", type=float, default=0.0, help="leave out the first so many fs")
+    sub.add_argument("--every", type=int, default=1, help="one frame in so many")
+
+    sub = command(
+        "report",
+        report_command.run,
+        "One HTML page of a run: 3D view, trust, spectra, energies, temperatures, settings.",
+    )
+    report_command.add_arguments(sub)
     return parser
 
 
@@ -492,6 +513,8 @@ def _run(
         _write_spectrum(trajectory, folder / "spectrum")
     except ValueError as error:
         print(f"No spectrum: {error}")
+    if not options.no_report:
+        write_report(folder, model=model)
     _print_written(folder)
 
 
@@ -940,6 +963,13 @@ def _analyze(options: argparse.Namespace) -> None:
             print(f"No {name}: {error}")
 
 
+def _trjconv(options: argparse.Namespace) -> None:
+    trajectory = _any_trajectory(_trajectory_file(options.trajectory), options.frame)
+    first = int(np.searchsorted(trajectory.times, options.skip))
+    trajectory[first :: options.every].write(options.output)
+    print(f"Written: {options.output}")
+
+
 def _write_rdf(trajectory: Trajectory, prefix: Path, farthest: float | None) -> None:
     elements = Counter(sorted(trajectory.atoms.get_chemical_symbols()))
     curves: dict[str, np.ndarray] = {}
@@ -950,7 +980,7 @@ def _write_rdf(trajectory: Trajectory, prefix: Path, farthest: float | None) -> 
             print(f"g(r) of {a}-{b}: highest, {g.max():.2f}, at {r[g.argmax()]:.2f} Å")
     if not curves:
         raise ValueError("a radial distribution needs two atoms")
-    _say(write_curves(prefix, ("r (Å)", r), curves, "g(r)"))
+    _say(write_curves(prefix, ("r (Å)", r), curves, "g(r)", _title(trajectory)))
 
 
 def _write_msd(trajectory: Trajectory, prefix: Path) -> None:
@@ -962,7 +992,8 @@ def _write_msd(trajectory: Trajectory, prefix: Path) -> None:
         f"{squares[half - 1]:.3g} Å² in {times[half - 1] / 1000:g} ps"
     )
     curve = {"mean-square displacement (Å²)": squares[:half]}
-    _say(write_curves(prefix, ("time (ps)", times[:half] / 1000), curve, next(iter(curve))))
+    lags = ("time (ps)", times[:half] / 1000)
+    _say(write_curves(prefix, lags, curve, next(iter(curve)), _title(trajectory)))
 
 
 def _write_kinetic(trajectory: Trajectory, prefix: Path) -> None:
@@ -975,7 +1006,17 @@ def _write_kinetic(trajectory: Trajectory, prefix: Path) -> None:
         f"Kinetic temperature {kinetic.temperature:.1f} K, variance of the kinetic energy "
         f"{kinetic.variance:.2f} of the canonical one"
     )
-    _say(write_curves(prefix, ("kinetic energy (eV)", middles), curves, "density (1/eV)"))
+    energies = ("kinetic energy (eV)", middles)
+    _say(write_curves(prefix, energies, curves, "density (1/eV)", _title(trajectory)))
+
+
+def _title(trajectory: Trajectory) -> str:
+    """Formula and mean kinetic temperature, of a plot."""
+    atoms, velocities = trajectory.atoms, trajectory.velocities
+    velocities = velocities - centre_of_mass(velocities, atoms.get_masses())[:, None]
+    freedom = degrees_of_freedom(trajectory[0])
+    kelvin = kinetic_temperature(velocities, atoms.get_masses(), freedom or None).mean()
+    return f"{atoms.get_chemical_formula()}, {kelvin:.0f} K"
 
 
 def _say(written: Iterable[Path]) -> None:
@@ -1009,37 +1050,18 @@ def _write_spectrum(
     dipoles: np.ndarray | None = None,
 ) -> None:
     """Of the motion, and of the dipoles [frames, 3] (e Å) where they are given."""
-    if len(trajectory) < 3:
-        raise ValueError(f"{len(trajectory)} frames are too few for a spectrum")
-    check_even(trajectory.times, "a spectrum cannot be had", rtol=1e-6)
-    dt = float(trajectory.times[1] - trajectory.times[0])
-    length = dt * (len(trajectory) - 1)
-    if resolution is None:
-        resolution = max(20.0, float(np.ceil(_SEGMENT / length)))
-        if resolution > _COARSEST:
-            raise ValueError(
-                f"{length:g} fs resolve {resolution:.0f} cm^-1 only: run at least "
-                f"{_SEGMENT / _COARSEST:.0f} fs"
-            )
-    if max_wavenumber is None:  # nothing above may vibrate, or it would be folded below
-        nyquist = WAVENUMBER / (2 * dt)
-        highest = _HIGHEST["H" in trajectory.atoms.get_chemical_symbols()]
-        max_wavenumber = max(highest, min(4500.0, nyquist))
-    masses = trajectory.atoms.get_masses()
-    drift = centre_of_mass(trajectory.velocities, masses)  # as a whole it does not vibrate
-    how = {"resolution": resolution, "max_wavenumber": max_wavenumber}
-    wavenumber, intensity = vibrational_density_of_states(
-        trajectory.velocities - drift[:, None], masses, dt, **how
+    found = spectra(
+        trajectory, resolution=resolution, max_wavenumber=max_wavenumber, dipoles=dipoles
     )
-    spectra = {"Vibrational density of states": intensity}
-    infrared = None
-    if dipoles is not None:
-        _, infrared = infrared_spectrum(dipoles, dt, **how)
-        spectra["Infrared absorption (harmonic quantum correction)"] = infrared
-    paths = write_spectrum(prefix, wavenumber, intensity, infrared)
-    for what, of in spectra.items():
-        lines = ", ".join(f"{w:.0f}" for w, _ in peaks(wavenumber, of))
-        print(f"{what}, {resolution:g} cm^-1 resolution; peaks at {lines} cm^-1")
+    title = _title(trajectory)
+    paths = write_spectrum(prefix, found.wavenumber, found.motion, found.infrared, title)
+    for what, of in (
+        ("Vibrational density of states", found.motion),
+        ("Infrared absorption (harmonic quantum correction)", found.infrared),
+    ):
+        if of is not None:
+            lines = ", ".join(f"{w:.0f}" for w, _ in peaks(found.wavenumber, of))
+            print(f"{what}, {found.resolution:g} cm^-1 resolution; peaks at {lines} cm^-1")
     _say(paths)
 
 

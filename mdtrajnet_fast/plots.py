@@ -24,6 +24,7 @@ from .analysis.observables import peaks
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 DASHES = ("-", "--", "-.", ":")
 MARKERS = ("o", "s", "^", "D")
+_LABEL_WIDTH = 0.018  # of the width of a plot, that a label of a peak takes
 _NAMED = 60  # so many groups can be named along an axis
 _GROUPS = {"temperature_K": "target temperature (K)"}  # columns that need more than their heading
 
@@ -33,12 +34,16 @@ def write_spectrum(
     wavenumber: ArrayLike,
     intensity: ArrayLike,
     infrared: ArrayLike | None = None,
+    title: str = "",
 ) -> tuple[Path, Path]:
     """Write ``<prefix>.csv`` and ``<prefix>.png`` of a spectrum; its main peaks are labelled.
 
+    Where labels would touch, those of the higher peaks stay.
+
     wavenumber [bins] cm^-1 and intensity [bins] cm, as ``vibrational_density_of_states`` returns
     them. infrared: [bins] cm, that of ``infrared_spectrum``, drawn against it and then the one
-    whose peaks are labelled. Returns the two paths. Raises ValueError for shapes that do not match.
+    whose peaks are labelled. title: of the plot, such as molecule and temperature. Returns the two
+    paths. Raises ValueError for shapes that do not match.
     """
     w, y = np.asarray(wavenumber, dtype=np.float64), np.asarray(intensity, dtype=np.float64)
     columns = {"wavenumber_cm-1": w, "intensity_cm": y}
@@ -65,7 +70,9 @@ def write_spectrum(
         y, what = columns["infrared_cm"], "infrared absorption"
     axes.plot(w, y, color=COLOURS[0], linewidth=1.0, label=what)
     axes.fill_between(w, y, color=COLOURS[0], alpha=0.15, linewidth=0)
-    for x, height in peaks(w, y):
+    for x, _ in _apart(peaks(w, y), _LABEL_WIDTH * (w[-1] - w[0])):
+        near = abs(w - x) < _LABEL_WIDTH / 2 * (w[-1] - w[0])
+        height = max(curve[near].max() for curve in list(columns.values())[1:])  # clear of both
         axes.annotate(
             f"{x:.0f}",
             (x, height),
@@ -76,6 +83,7 @@ def write_spectrum(
             va="bottom",
             fontsize=8,
         )
+    axes.set_title(title, fontsize=10)
     axes.set_xlim(w[0], w[-1])
     axes.set_ylim(0, 1.18 * max(x.max() for x in list(columns.values())[1:]))  # room for labels
     axes.set_xlabel("wavenumber (cm$^{-1}$)")
@@ -86,16 +94,26 @@ def write_spectrum(
     return table, picture
 
 
+def _apart(peaks: list[tuple[float, float]], distance: float) -> list[tuple[float, float]]:
+    """The highest peaks of those that are nearer to each other than a distance."""
+    kept: list[tuple[float, float]] = []
+    for peak in sorted(peaks, key=lambda one: -one[1]):
+        if all(abs(peak[0] - other[0]) >= distance for other in kept):
+            kept.append(peak)
+    return sorted(kept)
+
+
 def write_curves(
     prefix: str | Path,
     x: tuple[str, NDArray[np.float64]],
     curves: Mapping[str, NDArray[np.float64]],
     label: str,
+    title: str = "",
 ) -> tuple[Path, Path]:
     """Write ``<prefix>.csv`` and ``<prefix>.png`` of some curves [points] over the same x [points].
 
     x: name, with its unit, and values. curves: values by their names, the columns of the table.
-    label: of the axis that they share. Returns the two paths.
+    label: of the axis that they share. title: of the plot. Returns the two paths.
     """
     prefix = Path(prefix)
     table, picture = prefix.with_name(prefix.name + ".csv"), prefix.with_name(prefix.name + ".png")
@@ -106,6 +124,7 @@ def write_curves(
         axes.plot(
             x[1], values, color=COLOURS[k % 7], linestyle=DASHES[k % 4], linewidth=1.2, label=name
         )
+    axes.set_title(title, fontsize=10)
     axes.set_xlim(np.min(x[1]), np.max(x[1]))
     axes.set_ylim(bottom=0)
     axes.set_xlabel(x[0])

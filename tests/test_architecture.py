@@ -25,6 +25,7 @@ LAYERS = (
     ("data",),
     ("plots",),
     ("train",),
+    ("report",),
     ("cli",),
     ("__main__",),
     ("checkpoint", "structures", "trajectory", "trust"),  # other names of modules

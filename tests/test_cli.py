@@ -44,7 +44,7 @@ def refused(text, capsys):
 def test_simulate_writes_one_folder(tmp_path, capsys):
     run("simulate ethanol --dt 2 --duration 300 --equilibration 0 --quiet")
     folder = tmp_path / "ethanol-300K-unequilibrated"
-    files = {"run.json", "spectrum.csv", "spectrum.png", "trajectory.traj"}
+    files = {"report.html", "run.json", "spectrum.csv", "spectrum.png", "trajectory.traj"}
     assert {p.name for p in folder.iterdir()} == files
     assert all((folder / name).stat().st_size > 100 for name in files)
     out = capsys.readouterr().out

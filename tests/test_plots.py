@@ -55,6 +55,19 @@ def test_spectrum(tmp_path: Path, drawn) -> None:
         write_spectrum(tmp_path / "x", w, y[1:])
 
 
+def test_labels_of_peaks_do_not_touch(tmp_path: Path, drawn) -> None:
+    w = np.linspace(0, 4000, 4001)
+    lines = {1000: 1.0, 1030: 0.9, 1060: 0.8, 1200: 0.3, 2900: 0.7, 2925: 0.8}
+    y = sum(height * np.exp(-(((w - x) / 6) ** 2)) for x, height in lines.items())
+    write_spectrum(tmp_path / "run", w, y, title="C2H6O, 300 K")
+    (axes,) = drawn[0].axes
+    assert axes.get_title() == "C2H6O, 300 K"
+    assert [text.get_text() for text in axes.texts] == ["1000", "1200", "2925"]
+    drawn[0].canvas.draw()
+    boxes = sorted((box.x0, box.x1) for box in (t.get_window_extent() for t in axes.texts))
+    assert all(right <= left for (_, right), (left, _) in zip(boxes, boxes[1:], strict=False))
+
+
 def test_infrared_against_the_motion(tmp_path: Path, drawn) -> None:
     w = np.linspace(0, 4000, 801)
     y, infrared = (np.exp(-(((w - x) / 20) ** 2)) for x in (3700, 1600))

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,12 +35,17 @@ from ase.data import atomic_masses
 from ase.io.formats import filetype
 from ase.io.trajectory import TrajectoryReader as AseReader
 
+from ..io import exchange
 from ..io.hdf5_files import changing, reading
+from ..io.hdf5_format import is_h5md_of_others
 from ..io.trajectory import Trajectory, is_hdf5_trajectory
-from ..mechanics import check_even, momenta_from_velocities
+from ..mechanics import check_even, momenta_from_velocities, velocities_from_positions
 from ..system import check_unconstrained
 
-HDF5_SUFFIXES = (".h5", ".hdf5")
+# So far may positions be apart that velocities are derived from, with and without hydrogen (fs):
+# the fastest vibrations, at 4000 and 2500 cm^-1, come out 5 % too slow.
+_LONGEST_FS = {True: 2.0, False: 3.2}
+HDF5_SUFFIXES = (".h5", ".hdf5", ".h5md")
 
 # molecule, smiles, trajectory, and a function that reads it
 _Entry = tuple[str, str | None, str, Callable[[], "Record"]]
@@ -129,13 +135,16 @@ def load_records(
 ) -> list[Record]:
     """All trajectories of the given files, in the order of the files and of the names in them.
 
-    `.h5` and `.hdf5` files are read as described at the top of this module, or, where
-    `Trajectory.write` or `simulate` made them, as one trajectory "traj00". Anything else goes
-    through `ase.io.read` (extxyz, traj, ...) as one trajectory "traj00": every frame needs
-    velocities (ASE's momenta), and the spacing of the frames comes from `info["time_fs"]` or
-    `info["time"]` (fs), or from what ASE's MD noted in a .traj file (its time step and interval),
-    or where those are missing from `frame_fs`, which also overrides `info["time"]`: programs differ
-    in its unit. Wrapped positions are unwrapped.
+    `.h5`, `.hdf5` and `.h5md` files are read as described at the top of this module, or, where
+    `Trajectory.write` or `simulate` made them, as one trajectory "traj00". So are `.trr`, `.dcd`
+    and `.xtc` files and H5MD files of other programs, with the atoms in a file of the same name
+    (`io.exchange`); `.dcd`, `.xtc` and plain `.xyz` hold no velocities: these are derived from
+    positions, with a warning, where frames are close enough to tell the fastest vibrations.
+    Anything else goes through `ase.io.read` (extxyz, traj, ...) as one trajectory "traj00": every
+    frame needs velocities (ASE's momenta), and the spacing of the frames comes from
+    `info["time_fs"]` or `info["time"]` (fs), or from what ASE's MD noted in a .traj file (its time
+    step and interval), or where those are missing from `frame_fs`, which also overrides
+    `info["time"]`: programs differ in its unit. Wrapped positions are unwrapped.
 
     molecules: keep only these, by name or by SMILES. trajectories: keep only these names.
     exclude_trajectories: drop these names. masses: "standard": those of the elements in place of
@@ -155,7 +164,8 @@ def load_records(
     for path in files:
         if not path.is_file():
             raise ValueError(f"{path}: no such file")
-        read = _read_hdf5 if path.suffix.lower() in HDF5_SUFFIXES else _read_ase
+        suffix = path.suffix.lower()
+        read = _READERS.get(suffix, _read_hdf5 if suffix in HDF5_SUFFIXES else _read_ase)
         for molecule, smiles, trajectory, make in read(path, frame_fs):
             seen |= {molecule} if smiles is None else {molecule, smiles}
             seen_trajectories.add(trajectory)
@@ -220,6 +230,9 @@ def _read_hdf5(path: Path, frame_fs: float | None) -> Iterator[_Entry]:
     """Every trajectory of an HDF5 file."""
     if is_hdf5_trajectory(path):
         yield path.stem, None, "traj00", lambda: _from_trajectory(path, frame_fs)
+        return
+    if is_h5md_of_others(path):
+        yield from _read_exchange(path, frame_fs)
         return
     try:
         with reading(path) as file:
@@ -345,7 +358,60 @@ def _read_ase(path: Path, frame_fs: float | None) -> Iterator[_Entry]:
             f"{path}: ase.io cannot read it ({type(error).__name__}: {error})"
         ) from None
     noted = _noted_spacing(path)
-    yield path.stem, None, "traj00", lambda: _from_frames(frames, path.stem, frame_fs, noted)
+    yield path.stem, None, "traj00", lambda: _from_frames(frames, path, frame_fs, noted)
+
+
+def _read_exchange(path: Path, frame_fs: float | None) -> Iterator[_Entry]:
+    """The one trajectory of a .dcd, .xtc or .trr file, or of an H5MD file of another program."""
+    yield path.stem, None, "traj00", lambda: _from_exchange(path, frame_fs)
+
+
+_READERS = dict.fromkeys(exchange.BINARY, _read_exchange)
+
+
+def _from_exchange(path: Path, frame_fs: float | None) -> Record:
+    atoms, times, positions, velocities = exchange.read(path)
+    if frame_fs is None:  # times are in single precision
+        spacing = float(times[-1] - times[0]) / max(len(times) - 1, 1)
+        even = times[0] + spacing * np.arange(len(times))
+        if not np.allclose(times, even, rtol=1e-6, atol=1e-3 * abs(spacing)):
+            check_even(times, path.stem, rtol=1e-3)
+        frame_fs = float(f"{spacing:.5g}")
+    cell = np.array(atoms.cell, float)
+    positions = unwrap(positions, cell, atoms.pbc)
+    if velocities is None:
+        velocities = _derived(positions, atoms, frame_fs, path)
+    return Record(
+        molecule=path.stem,
+        trajectory="traj00",
+        numbers=atoms.numbers.astype(np.int64),
+        masses=atoms.get_masses(),
+        positions=positions.astype(np.float32),
+        velocities=velocities.astype(np.float32),
+        frame_fs=frame_fs,
+        energy=None,
+        temperature_K=None,
+        smiles=None,
+        cell=cell if atoms.pbc.any() else np.zeros((3, 3)),
+        pbc=atoms.pbc.copy(),
+    )
+
+
+def _derived(positions: np.ndarray, atoms: ase.Atoms, frame_fs: float, path: Path) -> np.ndarray:
+    """Velocities of a format that has none, from unwrapped positions."""
+    longest = _LONGEST_FS["H" in atoms.get_chemical_symbols()]
+    if frame_fs > longest:
+        raise ValueError(
+            f"{path.stem}: {path.suffix} files hold no velocities, and positions every "
+            f"{frame_fs:g} fs do not tell them (at most {longest:g} fs would): use .trr, .traj, "
+            ".extxyz or .h5"
+        )
+    rounding = " and rounded to 0.01 Å, which shows in them" if path.suffix == ".xtc" else ""
+    warnings.warn(
+        f"{path}: velocities are derived from positions, {frame_fs:g} fs apart{rounding}",
+        stacklevel=2,
+    )
+    return velocities_from_positions(positions, frame_fs)
 
 
 def _noted_spacing(path: Path) -> float | None:
@@ -360,9 +426,10 @@ def _noted_spacing(path: Path) -> float | None:
 
 
 def _from_frames(
-    frames: list[ase.Atoms], molecule: str, frame_fs: float | None, noted: float | None
+    frames: list[ase.Atoms], path: Path, frame_fs: float | None, noted: float | None
 ) -> Record:
-    first = frames[0]
+    first, molecule = frames[0], path.stem
+    still = path.suffix.lower() == ".xyz" and not any(atoms.has("momenta") for atoms in frames)
     check_unconstrained(first, molecule)
     for index, atoms in enumerate(frames):
         if not np.array_equal(atoms.numbers, first.numbers):
@@ -370,7 +437,7 @@ def _from_frames(
                 f"{molecule}: frame {index} has other atoms ({atoms.symbols}) "
                 f"than frame 0 ({first.symbols})"
             )
-        if not atoms.has("momenta"):
+        if not still and not atoms.has("momenta"):
             raise ValueError(
                 f"{molecule}: frame {index} has no velocities; write the file with momenta, "
                 "as ase.io.write does for atoms that have them"
@@ -383,16 +450,20 @@ def _from_frames(
                 "only trajectories at constant cell (NVE, NVT) can be used"
             )
     cell = np.array(first.cell, float) if first.pbc.any() else np.zeros((3, 3))
-    positions = np.stack([atoms.positions for atoms in frames])
-    velocities = np.stack([atoms.get_velocities() for atoms in frames]) * ase.units.fs
+    positions = unwrap(np.stack([atoms.positions for atoms in frames]), cell, first.pbc)
+    spacing = _frame_spacing(frames, molecule, frame_fs, noted)
+    if still:
+        velocities = _derived(positions, first, spacing, path)
+    else:
+        velocities = np.stack([atoms.get_velocities() for atoms in frames]) * ase.units.fs
     return Record(
         molecule=molecule,
         trajectory="traj00",
         numbers=first.numbers.astype(np.int64),
         masses=first.get_masses(),
-        positions=unwrap(positions, cell, first.pbc).astype(np.float32),
+        positions=positions.astype(np.float32),
         velocities=velocities.astype(np.float32),
-        frame_fs=_frame_spacing(frames, molecule, frame_fs, noted),
+        frame_fs=spacing,
         energy=_total_energy(frames),
         temperature_K=first.info.get("temperature_K"),
         smiles=first.info.get("smiles"),

@@ -1,19 +1,32 @@
-"""Trajectories in HDF5, .h5, every dataset with an attribute ``unit``.
+"""Trajectories in HDF5, .h5, which are H5MD files as well.
 
-The first six grow with the run; energies and heat are left out where they are not known::
+H5MD 1.1 (P. de Buyl, P. H. Colberg, F. Höfling, Comput. Phys. Commun. 185, 1546 (2014)) is what
+other programs read. Every dataset has an attribute ``unit``. The first six grow with the run;
+energies and heat are left out where they are not known::
 
     times               float64 [frames]            fs
-    positions           float64 [frames, atoms, 3]  Å, not wrapped into the cell
+    positions           float64 [frames, atoms, 3]  Angstrom, not wrapped into the cell
     momenta             float64 [frames, atoms, 3]  sqrt(eV amu), ASE's unit
-    velocities          float64 [frames, atoms, 3]  Å/fs, derived from the momenta
+    velocities          float64 [frames, atoms, 3]  Angstrom fs-1, derived from the momenta
     potential_energies  float64 [frames]            eV
     heat                float64 [frames]            eV, what a thermostat has put in by then
     numbers             int64   [atoms]             atomic numbers
     masses              float64 [atoms]             amu
-    cell                float64 [3, 3]              Å, rows are the cell vectors (zeros: no cell)
+    cell                float64 [3, 3]              Angstrom, rows: cell vectors (zeros: none)
     pbc                 bool    [3]
     arrays/...          [atoms, ...]                what else the atoms have, such as tags
     attributes of the file: format, version, metadata (JSON), info (ASE's JSON)
+
+The groups of H5MD hold the same datasets under its names (hard links, no copies), and what it asks
+for besides: numbers of frames and, of periodic systems, the cell of every frame::
+
+    h5md                                       version, author, creator
+    particles/trajectory/position, velocity    value, time (those above), step
+    particles/trajectory/species, mass         numbers, masses
+    particles/trajectory/box                   dimension, boundary; edges with value, time, step
+    observables/potential_energy, heat         value, time, step
+
+Files of before there were these groups are read and continued as they are.
 
 A write is a commit of :mod:`.hdf5_files`, whole or not at all; other programs can read the file
 during the run (``h5py.File(path, swmr=True)``) and after a kill. One within a commit, a matter of
@@ -23,7 +36,7 @@ microseconds, leaves a ``.journal`` beside the file that belongs to it.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import wraps
 from pathlib import Path
@@ -34,6 +47,7 @@ import h5py
 import numpy as np
 from ase.io.jsonio import decode, encode
 
+from .. import __version__
 from ..mechanics import velocities_from_momenta
 from . import hdf5_files
 from .descriptions import as_text, described, stays_out
@@ -44,8 +58,16 @@ _T = TypeVar("_T")
 _FORMAT = "mdtrajnet_fast trajectory"
 _VERSION = 1
 _SERIES = {
-    "times": "fs", "positions": "Å", "momenta": "sqrt(eV amu)", "velocities": "Å/fs"
-}  # fmt: skip
+    "times": "fs",
+    "positions": "Angstrom",
+    "momenta": "sqrt(eV amu)",
+    "velocities": "Angstrom fs-1",
+}
+# Of H5MD alone; they grow as well.
+_PARTICLES = "particles/trajectory"
+_STEPS = f"{_PARTICLES}/position/step"
+_EDGES = f"{_PARTICLES}/box/edges/value"
+_OBSERVABLES = {"potential_energies": "potential_energy", "heat": "heat"}
 
 
 class Sink:
@@ -62,8 +84,7 @@ class Sink:
     ) -> None:
         file = self.file.file
         if start == 0:
-            for name in scalars:
-                _create_series(file, name, SCALARS[name], file["times"].chunks[0], ())
+            _create_scalars(file, scalars)
         _append(file, start, times, positions, momenta, scalars, self.masses)
         self.file.commit()
 
@@ -84,16 +105,60 @@ def _scalars(file: h5py.File) -> list[str]:
 
 
 def _create_series(
-    file: h5py.File, name: str, unit: str, per_chunk: int, tail: tuple[int, ...]
+    file: h5py.File,
+    name: str,
+    unit: str | None,
+    per_chunk: int,
+    tail: tuple[int, ...] = (),
+    dtype: type = np.float64,
 ) -> None:
-    file.create_dataset(
+    made = file.create_dataset(
         name,
         shape=(0, *tail),
         maxshape=(None, *tail),
         chunks=(per_chunk, *tail),
-        dtype=np.float64,
-        fillvalue=np.nan,  # a time that was never written is not a number
-    ).attrs["unit"] = unit
+        dtype=dtype,
+        # a time that was never written is not a number
+        fillvalue=np.nan if dtype is np.float64 else None,
+    )
+    if unit is not None:
+        made.attrs["unit"] = unit
+
+
+def _create_scalars(file: h5py.File, names: Iterable[str]) -> None:
+    for name in names:
+        _create_series(file, name, SCALARS[name], file["times"].chunks[0])
+        if _STEPS in file:
+            _element(file, f"observables/{_OBSERVABLES[name]}", name)
+
+
+def _create_h5md(file: h5py.File) -> None:
+    """The groups of H5MD, of a file that has all else."""
+    about = file.create_group("h5md")
+    about.attrs["version"] = np.array([1, 1])
+    about.create_group("author").attrs["name"] = "unknown"
+    creator = about.create_group("creator")
+    creator.attrs["name"], creator.attrs["version"] = "mdtrajnet_fast", __version__
+    per_chunk, pbc = file["times"].chunks[0], file["pbc"][:]
+    _create_series(file, _STEPS, None, per_chunk, dtype=np.int64)
+    _element(file, f"{_PARTICLES}/position", "positions")
+    _element(file, f"{_PARTICLES}/velocity", "velocities")
+    particles = file[_PARTICLES]
+    particles["species"], particles["mass"] = file["numbers"], file["masses"]
+    box = particles.create_group("box")
+    box.attrs["dimension"] = 3
+    box.attrs["boundary"] = ["periodic" if on else "none" for on in pbc]
+    if pbc.any():
+        _create_series(file, _EDGES, "Angstrom", per_chunk, (3, 3))
+        _element(file, f"{_PARTICLES}/box/edges", _EDGES)
+
+
+def _element(file: h5py.File, group: str, values: str) -> None:
+    """A time-dependent element of H5MD: a series under its names."""
+    element = file.require_group(group)
+    for name, held in {"value": values, "time": "times", "step": _STEPS}.items():
+        if name not in element:
+            element[name] = file[held]
 
 
 def _append(
@@ -105,13 +170,17 @@ def _append(
     scalars: Scalars,
     masses: Array,
 ) -> None:
-    columns = {
+    columns: dict[str, Any] = {
         "times": times,
         "positions": positions,
         "momenta": momenta,
         "velocities": velocities_from_momenta(momenta, masses),
         **scalars,
     }
+    if _STEPS in file:
+        columns[_STEPS] = np.arange(start, start + len(times))
+    if _EDGES in file:
+        columns[_EDGES] = np.broadcast_to(file["cell"][:], (len(times), 3, 3))
     for name, values in columns.items():
         file[name].resize(start + len(times), axis=0)
         file[name][start:] = values
@@ -145,14 +214,14 @@ def _create(
         for name, value, unit in (
             ("numbers", atoms.numbers.astype(np.int64), "1"),
             ("masses", atoms.get_masses(), "amu"),
-            ("cell", atoms.cell[:], "Å"),
+            ("cell", atoms.cell[:], "Angstrom"),
             ("pbc", atoms.pbc, "1"),
         ):
             file.create_dataset(name, data=value).attrs["unit"] = unit
         for name, unit in _SERIES.items():
             _create_series(file, name, unit, per_chunk, () if name == "times" else (len(atoms), 3))
-        for name in scalars:
-            _create_series(file, name, SCALARS[name], per_chunk, ())
+        _create_h5md(file)
+        _create_scalars(file, scalars)
         for start in range(0, len(times), 16 * per_chunk):
             part = slice(start, min(start + 16 * per_chunk, len(times)))
             x, p = positions[part], momenta[part]
@@ -271,6 +340,15 @@ def is_hdf5_trajectory(path: str | Path) -> bool:
         with hdf5_files.reading(Path(path)) as file:
             return file.attrs.get("format") == _FORMAT
     except DAMAGE:  # no HDF5 file, or damaged
+        return False
+
+
+def is_h5md_of_others(path: str | Path) -> bool:
+    """Whether a file is H5MD, but not of this package."""
+    try:
+        with hdf5_files.reading(Path(path)) as file:
+            return file.attrs.get("format") != _FORMAT and {"h5md", "particles"} <= {*file}
+    except DAMAGE:
         return False
 
 

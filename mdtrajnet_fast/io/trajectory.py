@@ -12,8 +12,8 @@ Formats, chosen by suffix
     ASE's own binary format (:mod:`.traj_format`).
 ``.extxyz``
     Text with 17 significant digits (:mod:`.extxyz_format`).
-``.h5`` (or ``.hdf5``)
-    HDF5, every dataset with an attribute ``unit`` (:mod:`.hdf5_format`).
+``.h5`` (or ``.hdf5``, ``.h5md``)
+    HDF5, H5MD 1.1 (:mod:`.hdf5_format`).
 
 The run's metadata (any JSON object) is stored once: in ``info["metadata"]`` of frame 0, which
 ``ase.io.read`` returns, or in the HDF5 attribute. Masses, thus isotopes, are in every format, and
@@ -43,7 +43,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from ..mechanics import momenta_from_velocities, velocities_from_momenta
-from . import extxyz_format, hdf5_format, traj_format
+from . import exchange, extxyz_format, hdf5_format, traj_format
 from .descriptions import described, description, frame_atoms, set_description, template
 from .formats import DAMAGE, SCALARS, Array, Format, Metadata, Scalars, as_json, file_state
 from .hdf5_format import is_hdf5_trajectory
@@ -180,10 +180,18 @@ class Trajectory:
     def write(self, path: str | Path) -> None:
         """Write to a new file; the suffix chooses the format.
 
-        Raises ValueError if there are no frames; other errors as :func:`open_writer`.
+        .traj, .extxyz and .h5 hold all there is, to the bit. .dcd, .xtc, .trr and .xyz are for
+        other programs and hold less (:mod:`.exchange`); beside the first three of them a .pdb of
+        the same name tells the atoms.
+
+        Raises ValueError if there are no frames; other errors as :func:`open_writer` and
+        :func:`.exchange.write`.
         """
         if len(self) == 0:
             raise ValueError(f"this trajectory has no frames to write to {path}")
+        if Path(path).suffix.lower() in exchange.SUFFIXES:
+            exchange.write(self, Path(path))
+            return
         with open_writer(path, self.atoms, metadata=self.metadata) as writer:
             writer.write(self.times, self.positions, self.momenta, **self.scalars)
 
@@ -536,4 +544,5 @@ _FORMATS: dict[str, Format] = {
     ".extxyz": extxyz_format.FORMAT,
     ".h5": hdf5_format.FORMAT,
     ".hdf5": hdf5_format.FORMAT,
+    ".h5md": hdf5_format.FORMAT,
 }

@@ -178,6 +178,13 @@ def provenance(name_or_path: str | Path) -> dict[str, Any]:
     return json.loads((folder / "config.json").read_text()).get("provenance", {})
 
 
+def model_card(name_or_path: str | Path) -> str | None:
+    """The README.md beside the weights of a saved model, Markdown; None where there is none."""
+    folder = _folder(name_or_path)
+    card = None if folder is None else folder / "README.md"
+    return card.read_text(encoding="utf-8") if card is not None and card.is_file() else None
+
+
 def training_logs(name_or_path: str | Path) -> list[Path]:
     """The logs (log*.csv) in the folder of a saved model or of a training run, in order."""
     folder, path = _folder(name_or_path), Path(name_or_path)

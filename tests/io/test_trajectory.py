@@ -291,7 +291,7 @@ def test_h5_layout_for_other_readers(tmp_path: Path) -> None:
     trajectory = made_up(ethanol(), 5)
     trajectory.write(tmp_path / "run.h5")
     with h5py.File(tmp_path / "run.h5") as file:
-        assert file["velocities"].attrs["unit"] == "Å/fs"
+        assert file["velocities"].attrs["unit"] == "Angstrom fs-1"
         assert np.array_equal(file["velocities"][:], trajectory.velocities)
         assert file["positions"].maxshape == (None, 9, 3)
         assert file["potential_energies"].attrs["unit"] == "eV"
