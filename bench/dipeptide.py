@@ -5,18 +5,21 @@
     mdtrajnet finetune molecules-nve data/vacuum-100ps.h5 data/vacuum-held-out.h5 \\
         --held-out data/vacuum-held-out.h5 --output tuned
     python bench/dipeptide.py run tuned data/vacuum-held-out.h5 runs/tuned.npz --ps 500
+    python bench/dipeptide.py static data/vacuum-reference.npz tuned ani.pt
     python bench/dipeptide.py table data/vacuum-reference.npz runs/*.npz --output dipeptide
 
 `run` runs Langevin dynamics at 300 K of many replicas together, one from the first frame of every
 held-out trajectory, all over the map, with an mdtrajnet model's windows; or, with `--step` fs, by
 velocity Verlet with its potential. It goes on where it was interrupted. `table` sets maps, free
-energies, transitions and autocorrelations of such runs beside the reference. bench/README.md says
-what each figure is.
+energies, transitions and autocorrelations of such runs beside the reference. `static` asks a
+potential, of a model or of `dipeptide_rivals.py`, for its energies of frames of the reference, and
+what the map would be with it. bench/README.md says what each figure is.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -28,7 +31,14 @@ from ase.units import kB, kcal, mol
 from numpy.typing import NDArray
 from verlet import verlet_model
 
-from mdtrajnet_fast import MDtrajNet, Trajectory, load_model, simulate
+from mdtrajnet_fast import (
+    MDtrajNet,
+    MDtrajNetCalculator,
+    Trajectory,
+    load_model,
+    read_structure,
+    simulate,
+)
 from mdtrajnet_fast.analysis.conformations import (
     angle_autocorrelation,
     angle_map,
@@ -53,6 +63,7 @@ Array = NDArray[np.float64]
 
 TEMPERATURE, FRICTION = 300.0, 0.001  # K, 1/fs: those of the reference
 FRAME_FS = 102.0  # about every 0.1 ps, whole windows of 3 fs and steps of 0.5, 0.75 and 1 fs
+STATIC_BINS = 18  # along each axis: frames are few
 SETTLING_PS = 10.0  # of each run, left out
 # Basins of the map (degrees) by phi, and within each half by psi; right is phi > 0.
 RIGHT = (0.0, 150.0)
@@ -140,6 +151,60 @@ def seen_of(made: list[Trajectory], cost: float) -> Runs:
     mean = {name: float(np.mean([k[name] for k in kelvins])) for name in kelvins[0]}
     phi, psi = np.moveaxis(np.array(angles), -1, 0)
     return Runs(phi, psi, np.array(weights), mean, cost, FRAME_FS / 1000)
+
+
+# ---------------------------------------------------------------------------------------- static
+
+
+def energies_of(model: str, positions: Array) -> Array:
+    """Potential energies [frames] (eV) of frames [frames, atoms, 3] (Å)."""
+    atoms = read_structure("alanine dipeptide")
+    if model.endswith(".pt"):
+        from dipeptide_rivals import load  # imports this module
+
+        _, network = load(Path(model), atoms.numbers)
+        parts = torch.from_numpy(positions).float().split(50)
+        return torch.cat([network(part).detach() for part in parts]).double().numpy()
+    calculator = MDtrajNetCalculator(model)
+    found = []
+    for one in positions:
+        atoms.positions = one
+        found.append(calculator.get_potential_energy(atoms))
+    return np.array(found)
+
+
+def static(reference: Path, models: list[str]) -> None:
+    """Print what maps come of potentials, from frames of the reference.
+
+    Frames of the reference, weighted with exp(-(U - U_reference) / kT), are those of the potential
+    (free-energy perturbation; R. Zwanzig, J. Chem. Phys. 22, 1420 (1954)).
+    """
+    with np.load(reference) as file:
+        x, u = file["positions"], file["energies"]
+        angles, weight = file["evened"], file["weight"]
+    every = angles.shape[1] // u.shape[1]
+    phi, psi = (angles[:, every - 1 :: every, k].astype(np.float64) for k in (0, 1))
+    weight = weight[:, every - 1 :: every]
+    true = angle_map(phi, psi, weights=weight, bins=STATIC_BINS)
+    expected, _ = free_energies(phi, psi, weight)
+    for model in models:
+        wrong = energies_of(model, x.reshape(-1, *x.shape[2:]).astype(np.float64)).reshape(u.shape)
+        wrong -= u
+        wrong -= np.average(wrong, weights=weight)
+        spread = math.sqrt(np.average(wrong**2, weights=weight))
+        tilted = weight * np.exp(-wrong / (kB * TEMPERATURE))
+        share = tilted.sum() ** 2 / (tilted**2).sum() / tilted.size
+        found = angle_map(phi, psi, weights=tilted, bins=STATIC_BINS)
+        energies, error = free_energies(phi, psi, tilted)
+        off = ", ".join(
+            f"{name} {a - b:+.2f} ± {c:.2f}"
+            for name, a, b, c in zip(BASINS, energies, expected, error, strict=True)
+            if name != "C7eq"
+        )
+        print(
+            f"{model}: energies off by {1000 * spread:.0f} meV, {share:.0%} of {u.size} frames "
+            f"count, JSD {jensen_shannon_divergence(found, true):.4f} bits; kcal/mol off: {off}"
+        )
 
 
 # ----------------------------------------------------------------------------------------- table
@@ -281,6 +346,10 @@ def main() -> None:
     sub.add_argument("--step", type=float, help="fs: velocity Verlet in place of windows")
     sub.add_argument("--seed", type=int, default=1)
     sub.set_defaults(command="run")
+    sub = commands.add_parser("static")
+    sub.add_argument("reference", type=Path)
+    sub.add_argument("models", nargs="+", help="names, folders of models, .pt of dipeptide_rivals")
+    sub.set_defaults(command="static")
     sub = commands.add_parser("table")
     sub.add_argument("reference", type=Path)
     sub.add_argument("runs", type=Path, nargs="*")
@@ -289,6 +358,9 @@ def main() -> None:
     options = parser.parse_args()
     if options.command == "table":
         table(options.reference, options.runs, options.output)
+        return
+    if options.command == "static":
+        static(options.reference, options.models)
         return
     model = load_model(options.model)
     if options.step:

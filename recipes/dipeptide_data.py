@@ -50,6 +50,7 @@ PHI, PSI = (1, 3, 4, 6), (3, 4, 6, 8)
 TEMPERATURE, FRICTION = 300.0, 1.0  # K, 1/ps
 EV = 96.48533212331  # kJ/mol
 ACCESSIBLE = 0.4  # eV that the relaxed dipeptide may lie above its minimum where a piece begins
+SPARSE = 100  # of so many frames of the statistics the positions of one are kept
 STEP, FRAMES = 0.25, 1000  # fs; 1 ps of frames each fs
 
 
@@ -104,6 +105,16 @@ class Dipeptide:
         energy = state.getPotentialEnergy().value_in_unit(unit.kilojoule_per_mole)
         return x[self._rank], v[self._rank], energy / EV
 
+    def forces(self, context: openmm.Context, positions: np.ndarray) -> tuple[float, np.ndarray]:
+        """Potential energy (eV) and forces [atoms, 3] (eV/Å)."""
+        self.put(context, positions)
+        state = context.getState(energy=True, forces=True)
+        energy = state.getPotentialEnergy().value_in_unit(unit.kilojoule_per_mole)
+        forces = state.getForces(asNumpy=True).value_in_unit(
+            unit.kilojoule_per_mole / unit.angstrom
+        )
+        return energy / EV, forces[self._rank] / EV
+
 
 class Held:
     """Langevin dynamics (step in fs) of a dipeptide whose phi and psi can be held at values."""
@@ -126,6 +137,16 @@ class Held:
 
     def release(self) -> None:
         self.context.setParameter("k", 0.0)
+
+    def forces(self, context: openmm.Context, positions: np.ndarray) -> tuple[float, np.ndarray]:
+        """Potential energy (eV) and forces [atoms, 3] (eV/Å)."""
+        self.put(context, positions)
+        state = context.getState(energy=True, forces=True)
+        energy = state.getPotentialEnergy().value_in_unit(unit.kilojoule_per_mole)
+        forces = state.getForces(asNumpy=True).value_in_unit(
+            unit.kilojoule_per_mole / unit.angstrom
+        )
+        return energy / EV, forces[self._rank] / EV
 
 
 def langevin(step_fs: float) -> openmm.LangevinMiddleIntegrator:
@@ -264,11 +285,12 @@ def statistics(surroundings: str, path: Path, ns: float) -> None:
     """Write phi and psi (rad), [runs, frames] every 0.1 ps, of runs unbiased and with phi evened.
 
     Half of the runs begin in C7eq, half in C7ax. Frames of `evened` are canonical with the weights
-    `weight`.
+    `weight`. `positions` [runs, frames // 100, atoms, 3] (Å) and `energies` (eV, of the force
+    field) are those of every hundredth of them.
     """
     coefficients = evening(surroundings)
     runs, found = 8, {}
-    frames = round(ns * 1e4 / runs)
+    frames = round(ns * 1e4 / runs / SPARSE) * SPARSE
     for name in ("unbiased", "evened"):
         peptide = Dipeptide(surroundings)
         if name == "evened":
@@ -276,6 +298,8 @@ def statistics(surroundings: str, path: Path, ns: float) -> None:
         hold = Held(peptide, 1.0)
         context = hold.context
         angles = np.empty((runs, frames, 2))
+        positions = np.empty((runs, frames // SPARSE, len(peptide.atoms), 3), np.float32)
+        energies = np.empty((runs, frames // SPARSE))
         for run in range(runs):
             hold(*np.deg2rad((-80.0, 70.0) if run % 2 == 0 else (65.0, -50.0)))
             hold.release()
@@ -283,8 +307,11 @@ def statistics(surroundings: str, path: Path, ns: float) -> None:
             context.getIntegrator().step(20_000)
             for frame in range(frames):
                 context.getIntegrator().step(100)
-                x = peptide.state(context)[0][None]
-                angles[run, frame] = dihedral_angles(x, np.array([PHI, PSI]))[0]
+                x, _, energy = peptide.state(context)
+                angles[run, frame] = dihedral_angles(x[None], np.array([PHI, PSI]))[0]
+                if frame % SPARSE == SPARSE - 1:
+                    positions[run, frame // SPARSE] = x
+                    energies[run, frame // SPARSE] = energy
         found[name] = angles.astype(np.float32)
     phi = found["evened"][..., 0].astype(np.float64)
     n = np.arange(1, coefficients.shape[1] + 1)
@@ -292,8 +319,9 @@ def statistics(surroundings: str, path: Path, ns: float) -> None:
         a * np.cos(k * phi) + b * np.sin(k * phi) for k, a, b in zip(n, *coefficients, strict=True)
     )
     weight = np.exp((bias - bias.max()) / (units.kB * TEMPERATURE))
+    energies -= bias[:, SPARSE - 1 :: SPARSE]
     with path.open("wb") as file:
-        np.savez(file, **found, weight=weight)
+        np.savez(file, **found, weight=weight, positions=positions, energies=energies)
     print(f"{path}: twice {ns:g} ns")
 
 
