@@ -199,7 +199,7 @@ def static(reference: Path, models: list[str]) -> None:
         off = ", ".join(
             f"{name} {a - b:+.2f} ± {c:.2f}"
             for name, a, b, c in zip(BASINS, energies, expected, error, strict=True)
-            if name != "C7eq"
+            if name != "C7eq" and np.isfinite(a) and np.isfinite(b)
         )
         print(
             f"{model}: energies off by {1000 * spread:.0f} meV, {share:.0%} of {u.size} frames "
