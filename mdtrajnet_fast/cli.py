@@ -27,6 +27,7 @@ import torch
 from tqdm import tqdm
 
 from . import _C, __version__
+from .analysis.conformations import angle_map, backbone, dihedral_angles
 from .analysis.matter import (
     diffusion,
     kinetic_energies,
@@ -50,7 +51,6 @@ from .md.thermostats import CSVR, THERMOSTATS, Langevin, Thermostat
 from .md.window import ENERGY_RATES, METHODS, method_of, stride_of
 from .mechanics import (
     centre_of_mass,
-    check_even,
     degrees_of_freedom,
     kinetic_temperature,
     set_standard_masses,
@@ -64,6 +64,7 @@ from .plots import (
     plot_errors,
     plot_groups,
     plot_training,
+    write_angle_maps,
     write_curves,
     write_spectrum,
     write_tables,
@@ -416,6 +417,9 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--vdos", action="store_true", help="vibrational (phonon) density of states")
     sub.add_argument(
         "--kinetic", action="store_true", help="kinetic energies beside canonical ones"
+    )
+    sub.add_argument(
+        "--ramachandran", action="store_true", help="map of the angles phi and psi of a peptide"
     )
 
     sub = command(
@@ -947,8 +951,9 @@ def _analyze(options: argparse.Namespace) -> None:
         "msd": _write_msd,
         "vdos": _write_spectrum,
         "kinetic": _write_kinetic,
+        "ramachandran": _write_ramachandran,
     }
-    apply = kinds if trajectory.atoms.pbc.all() else ("vdos", "kinetic")
+    apply = ("rdf", "msd", "vdos", "kinetic") if trajectory.atoms.pbc.all() else ("vdos", "kinetic")
     asked = [name for name in kinds if getattr(options, name)]
     place = options.trajectory
     numbered = options.output is None
@@ -1017,6 +1022,23 @@ def _title(trajectory: Trajectory) -> str:
     freedom = degrees_of_freedom(trajectory[0])
     kelvin = kinetic_temperature(velocities, atoms.get_masses(), freedom or None).mean()
     return f"{atoms.get_chemical_formula()}, {kelvin:.0f} K"
+
+
+def _write_ramachandran(trajectory: Trajectory, prefix: Path) -> None:
+    """Of all residues together, with free energies at the temperature of the run."""
+    found = backbone(trajectory[0])
+    phi = dihedral_angles(trajectory.positions, found.phi)
+    psi = dihedral_angles(trajectory.positions, found.psi)
+    one = angle_map(phi, psi)
+    share = np.mean((phi > 0) & (phi < np.deg2rad(150)))
+    degrees = [f"{np.rad2deg(x):.0f}" for x in (phi[-1, 0], psi[-1, 0])]
+    print(
+        f"phi and psi of {len(found.phi)} residue(s): {np.mean(one.density > 0):.0%} of the map is "
+        f"visited, phi is positive in {share:.1%} of the frames; the first residue ends at "
+        f"({', '.join(degrees)}) degrees"
+    )
+    kelvin = kinetic_energies(trajectory).temperature
+    _say(write_angle_maps(prefix, {"density (1/rad²)": one}, kelvin))
 
 
 def _say(written: Iterable[Path]) -> None:

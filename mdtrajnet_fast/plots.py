@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from ase.units import kJ, mol
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -19,6 +20,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogFormatter
 from numpy.typing import ArrayLike, NDArray
 
+from .analysis.conformations import AngleMap
 from .analysis.observables import peaks
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -131,6 +133,41 @@ def write_curves(
     axes.set_ylabel(label)
     if len(curves) > 1:
         axes.legend(frameon=False, fontsize=8)
+    _save(figure, picture)
+    return table, picture
+
+
+def write_angle_maps(
+    prefix: str | Path, maps: Mapping[str, AngleMap], temperature_K: float
+) -> tuple[Path, Path]:
+    """Write ``<prefix>.csv`` and ``<prefix>.png`` of Ramachandran maps, side by side.
+
+    maps: by their names, all with the same bins. The table has a row for each bin: the middles of
+    phi and psi (degrees) and the densities (1/rad²); the picture shows free energies (kJ/mol) at
+    temperature_K. Returns the two paths.
+    """
+    prefix = Path(prefix)
+    table, picture = prefix.with_name(prefix.name + ".csv"), prefix.with_name(prefix.name + ".png")
+    first = next(iter(maps.values()))
+    middles = np.rad2deg((first.edges[1:] + first.edges[:-1]) / 2)
+    phi, psi = (x.ravel().tolist() for x in np.meshgrid(middles, middles, indexing="ij"))
+    densities = {name: one.density.ravel().tolist() for name, one in maps.items()}
+    columns = {"phi (degrees)": phi, "psi (degrees)": psi, **densities}
+    write_tables(prefix.parent, {prefix.name: columns})
+    figure, panels = _figure(1, width=1.0 + 3.6 * len(maps), height=3.4, columns=len(maps))
+    edges = np.rad2deg(first.edges)
+    for axes, (name, one) in zip(panels, maps.items(), strict=True):
+        energy = one.free_energy(temperature_K) / (kJ / mol)
+        shown = np.ma.masked_invalid(energy.T)  # white where no frame is
+        image = axes.pcolormesh(edges, edges, shown, cmap="viridis", vmin=0, vmax=30)
+        axes.set_aspect("equal")
+        axes.set_xticks(range(-180, 181, 90))
+        axes.set_yticks(range(-180, 181, 90))
+        axes.set_xlabel("φ (degrees)")
+        axes.set_ylabel("ψ (degrees)")
+        if len(maps) > 1:
+            axes.set_title(name, fontsize=10)
+    figure.colorbar(image, ax=panels, label="free energy (kJ/mol)", extend="max")
     _save(figure, picture)
     return table, picture
 
