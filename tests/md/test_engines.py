@@ -22,7 +22,7 @@ from no_waits import NoWaits
 from mdtrajnet_fast import MDtrajNet, RolloutError
 from mdtrajnet_fast.md import device_engine
 from mdtrajnet_fast.md.device_engine import DeviceEngine
-from mdtrajnet_fast.md.device_graph import FixedSizeGraph, components, device_graph
+from mdtrajnet_fast.md.device_graph import components, device_graph
 from mdtrajnet_fast.md.host_engine import HostEngine
 from mdtrajnet_fast.md.rollout import Frames, energies_kept, engine_for, rollout
 from mdtrajnet_fast.md.window import Broke, Kept, Method, Plan
@@ -35,6 +35,7 @@ from mdtrajnet_fast.neighbors.device import (
     edge_vectors,
 )
 from mdtrajnet_fast.neighbors.host import connected_components, neighbor_list
+from mdtrajnet_fast.ops.graph import FixedSizeGraph
 
 CPU = torch.device("cpu")
 BACKENDS = (None, "reference")  # of the native engine, and of the other
