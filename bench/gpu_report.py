@@ -477,7 +477,8 @@ def training() -> Iterator[Row]:
         rng = np.random.default_rng(0)
 
         def call() -> None:
-            dx, _ = errors(made, source.draw(rng, batch, 10.0), velocities=False)
+            drawn = source.batch(pairs.choose(rng, batch, 10.0))
+            dx, _ = errors(made, drawn, velocities=False)
             optimizer.zero_grad(set_to_none=True)
             dx.square().mean().backward()
             torch.nn.utils.clip_grad_norm_(made.parameters(), 1.0)
@@ -503,7 +504,8 @@ def training() -> Iterator[Row]:
                 yield row
             if not DRY and kind == "published" and batch == 1024:
                 source = ResidentPairs(pairs, model())
-                draw = timed(lambda s=source: s.draw(np.random.default_rng(0), 1024, 10.0))
+                rng = np.random.default_rng(0)
+                draw = timed(lambda s=source, r=rng: s.batch(pairs.choose(r, 1024, 10.0)))
                 yield {"what": "drawing alone", "batch": batch, **draw}
 
 

@@ -369,20 +369,18 @@ def test_resident_batches(dtype):
     model, pairs = model_of(ONE_LAYER["own"], dtype, **cases.OWN).cuda(), Pairs(RECORDS)
     resident = ResidentPairs(pairs, model)
     for seed in range(4):
-        theirs, ours = (
-            source.draw(np.random.default_rng(seed), 60, 8.0, time_reversal=True)
-            for source in (pairs, resident)
-        )
-        assert_same_batch(ours, tensor_batch(model, theirs))
+        choice = pairs.choose(np.random.default_rng(seed), 60, 8.0, time_reversal=True)
+        assert_same_batch(resident.batch(choice), tensor_batch(model, pairs.batch(choice)))
 
 
 def test_drawing_does_not_wait():
     model = model_of(ONE_LAYER["own"], torch.float32).cuda()
     resident = ResidentPairs(Pairs(RECORDS), model)
-    resident.draw(np.random.default_rng(0), 60, 8.0)
+    choices = [resident.pairs.choose(np.random.default_rng(k), 60, 8.0) for k in range(2)]
+    resident.batch(choices[0])
     torch.cuda.set_sync_debug_mode("error")
     try:
-        resident.draw(np.random.default_rng(1), 60, 8.0)
+        resident.batch(choices[1])
     finally:
         torch.cuda.set_sync_debug_mode("default")
 
@@ -456,7 +454,7 @@ def test_training_steps():
         source = ResidentPairs(Pairs(RECORDS), model)
         losses.append([])
         for step in range(3):
-            batch = source.draw(np.random.default_rng(step), 40, 8.0)
+            batch = source.batch(source.pairs.choose(np.random.default_rng(step), 40, 8.0))
             dx, dv = errors(model, batch)
             loss = dx.square().mean() + 4 * dv.square().mean()
             optimizer.zero_grad(set_to_none=True)

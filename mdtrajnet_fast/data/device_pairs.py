@@ -8,7 +8,7 @@ a batch's sizes depend on, the edges and components of every frame, is counted o
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -148,11 +148,9 @@ class ResidentPairs:
             labels.append(label.to(torch.int16).view(-1))
         return torch.cat(labels), torch.cat(edges), torch.cat(components)
 
-    def draw(
-        self, rng: np.random.Generator, count: int, max_lag_fs: float, **options: Any
-    ) -> TensorBatch:
-        """The batch that `pairs.draw` gives for the same arguments, as tensors."""
-        record, first, last, t, sign = self.pairs.choose(rng, count, max_lag_fs, **options)
+    def batch(self, choice: Choice) -> TensorBatch:
+        """The batch that `pairs.batch` gives, as tensors."""
+        record, first, last, t, sign = choice
         sizes = self._atoms[record]
         total, squares = int(sizes.sum()), int((sizes**2).sum())
         frame = self._frame[record] + first

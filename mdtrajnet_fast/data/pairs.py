@@ -83,6 +83,11 @@ class Pairs:
         self._cell = np.stack([r.cell for r in records])
         self._pbc = np.stack([r.pbc for r in records])
 
+    @property
+    def content(self) -> tuple[np.ndarray, ...]:
+        """What makes these pairs: elements, positions and velocities of all frames."""
+        return self._numbers, self._positions, self._velocities
+
     def choose(
         self,
         rng: np.random.Generator,

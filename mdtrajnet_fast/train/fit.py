@@ -8,6 +8,8 @@ from __future__ import annotations
 import copy
 import csv
 import dataclasses
+import hashlib
+import json
 import math
 import os
 import signal
@@ -15,7 +17,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -72,58 +74,68 @@ def fit(config: TrainConfig, *, progress: bool = True, stop_after: int | None = 
     number of threads, as one that is not; Ctrl-C takes effect at the end of a step. stop_after ends
     this call at that step.
 
-    Returns the model with averaged weights. Raises ValueError for data that do not fit the model or
-    where the checkpoint in the folder belongs to another configuration, and FloatingPointError when
-    the loss is not finite; BlockingIOError where another process trains in the folder.
+    Where torchrun has started this process, it is one of those that train together, each with its
+    share of every batch and, on CUDA, with the device of its local rank; the first of them writes.
+
+    Returns the model with averaged weights. Raises ValueError for data that do not fit the model,
+    where the checkpoint in the folder belongs to another configuration or where processes differ in
+    data or version, and FloatingPointError when the loss is not finite; BlockingIOError where
+    another process trains in the folder.
     """
-    _set_threads(config)
-    run = _Run(config)
-    run.folder.mkdir(parents=True, exist_ok=True)
-    with Lock(run.checkpoint):
+    member = Member.here(config.device)
+    _set_threads(config, member)
+    run = _Run(config, member)
+    with ExitStack() as stack:
+        if member.rank == 0:
+            run.folder.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(Lock(run.checkpoint))
         run.begin()
-        return _train(run, progress, stop_after)
+        if member.size == 1 and config.processes > 1:
+            run.member = stack.enter_context(team(config.processes, _take_part, config))
+            _set_threads(config, run.member)
+            run.agree()
+        end = config.steps if stop_after is None else min(config.steps, stop_after)
+        _train(run, end, progress and member.rank == 0)
+        return run.average
 
 
-def _train(run: _Run, progress: bool, stop_after: int | None) -> MDtrajNet:
-    config = run.config
-    end = config.steps if stop_after is None else min(config.steps, stop_after)
-    gradients = 1 + sum(x.numel() for x in run.weights)  # and the loss
-    work = (run.model.dtype, _take_part, config)
-    with team(config.processes, gradients, *work) as run.member:
-        bar = tqdm(total=config.steps, initial=run.step, unit="step", disable=not progress)
-        saved = time.perf_counter()
-        with bar, _deferred_interrupt() as interrupted:
-            while run.step < end:
-                run.advance()
-                bar.update()
-                if run.step % config.validate_every == 0 or run.step == config.steps:
-                    errors_now = run.validate()
-                    shown = {name: f"{x:.4f} {run.task.unit}" for name, x in errors_now.items()}
-                    bar.set_postfix(shown)
-                if interrupted() or time.perf_counter() - saved > 60 * config.checkpoint_minutes:
-                    run.save()
-                    saved = time.perf_counter()
-                if interrupted():
-                    raise KeyboardInterrupt
+def _train(run: _Run, end: int, progress: bool) -> None:
+    """Steps up to number `end`, and what is written in the meantime and then."""
+    config, first = run.config, run.member.rank == 0
+    bar = tqdm(total=config.steps, initial=run.step, unit="step", disable=not progress)
+    saved = time.perf_counter()
+    with bar, _deferred_interrupt(run.member) as interrupted:
+        while run.step < end:
+            run.advance(interrupted())
+            bar.update()
+            due = time.perf_counter() - saved > 60 * config.checkpoint_minutes
+            stop = run.stopping if run.member.equal else interrupted()
+            if first and (run.step % config.validate_every == 0 or run.step == config.steps):
+                errors_now = run.validate()
+                shown = {name: f"{x:.4f} {run.task.unit}" for name, x in errors_now.items()}
+                bar.set_postfix(shown)
+            if first and (stop or due):
+                run.save()
+                saved = time.perf_counter()
+            if stop:
+                raise KeyboardInterrupt
+    if first:
         run.save()
         run.finish()
-    return run.average
 
 
 def _take_part(member: Member, config: TrainConfig) -> None:
     """What the other processes of a run do, until the first one ends them."""
-    _set_threads(config)
+    _set_threads(config, member)
     run = _Run(config, member)
     run.begin()
     with suppress(FloatingPointError):  # the first process reports it
-        while run.step < config.steps:
-            run.advance()
-            run.losses.clear()  # the first process logs them
+        _train(run, config.steps, progress=False)
 
 
-def _set_threads(config: TrainConfig) -> None:
-    if config.threads or config.processes > 1:
-        shared = max(1, torch.get_num_threads() // config.processes)
+def _set_threads(config: TrainConfig, member: Member) -> None:
+    if config.threads or member.size > 1:
+        shared = max(1, torch.get_num_threads() // member.local[1])
         torch.set_num_threads(config.threads or shared)
 
 
@@ -177,7 +189,10 @@ class _Run:
         for pairs in (self.pairs, *self.checks.values()):
             for record in pairs.records:
                 self.model.species_index(record.numbers)
-        self.model.to(config.device)
+        device = torch.device(config.device)
+        if device.type == "cuda" and member.size > 1:
+            device = torch.device("cuda", member.local[0])
+        self.model.to(device)
         self.average = copy.deepcopy(self.model).requires_grad_(False)
         self.task = TASKS[config.target](config, self.pairs, self.model, self.average)
         self.weights: list[Tensor] = list(self.model.parameters())
@@ -187,6 +202,7 @@ class _Run:
         )
         self.step, self.seconds = 0, 0.0
         self.losses: list[float] = []
+        self.stopping = False  # some process was told to stop, before the last step
         self.settings = dataclasses.asdict(config) | {"model": self.model.config.to_dict()}
         self.checkpoint = self.folder / "checkpoint.pt"
 
@@ -198,9 +214,20 @@ class _Run:
         columns += [f"val_{name}{x}" for name in self.checks for x in self.task.columns]
         if self.member.rank == 0:
             self.log = _Log(self.folder / "log.csv", columns, self.step)
+        self.agree()
 
-    def advance(self) -> None:
-        """One step of the optimiser on one batch."""
+    def agree(self) -> None:
+        """Raise ValueError where the processes do not train the same."""
+        settings = {k: v for k, v in self.settings.items() if k not in _RUNNING}
+        self.member.agree(
+            version=__version__,
+            settings=_digest(json.dumps(_plain(settings), sort_keys=True).encode()),
+            data=_digest(*self.pairs.content),
+            step=self.step,
+        )
+
+    def advance(self, stopping: bool = False) -> None:
+        """One step of the optimiser on one batch. stopping: what to tell the other processes."""
         config, begun = self.config, time.perf_counter()
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(config, self.step)
@@ -209,8 +236,10 @@ class _Run:
         loss.backward()
         trained = [x for x in self.weights if x.grad is not None]
         loss = loss.detach().to(self.model.dtype)
-        whole = self.member.sum([loss, *(x.grad for x in trained if x.grad is not None)])
-        value, gradient = whole[0].item(), whole[1:]
+        told = torch.full_like(loss, stopping)
+        whole = self.member.sum([loss, told, *(x.grad for x in trained if x.grad is not None)])
+        value, gradient = whole[0].item(), whole[2:]
+        self.stopping = self.member.equal and whole[1].item() > 0
         if not math.isfinite(value):
             raise FloatingPointError(
                 f"the loss is {value} at step {self.step}. Choose a smaller learning_rate (now "
@@ -285,23 +314,38 @@ class _Run:
 
 
 @contextmanager
-def _deferred_interrupt() -> Iterator[Callable[[], bool]]:
-    """Let Ctrl-C wait until it is asked for; a second one takes effect at once."""
+def _deferred_interrupt(member: Member) -> Iterator[Callable[[], bool]]:
+    """Let Ctrl-C wait until it is asked for; a second one takes effect at once.
+
+    torchrun hands signals on, SIGTERM too, which its processes may have heard already: all wait.
+    """
     asked = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield asked.is_set
         return
-    before = signal.getsignal(signal.SIGINT)
+    signals = (signal.SIGINT, signal.SIGTERM) if member.equal else (signal.SIGINT,)
+    before = {number: signal.getsignal(number) for number in signals}
 
     def handle(number: int, frame: Any) -> None:
         asked.set()
-        signal.signal(signal.SIGINT, before)
+        if not member.equal:
+            signal.signal(number, before[signal.Signals(number)])
 
-    signal.signal(signal.SIGINT, handle)
+    for number in signals:
+        signal.signal(number, handle)
     try:
         yield asked.is_set
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number in signals:
+            signal.signal(number, before[number])
+
+
+def _digest(*parts: Any) -> str:
+    """Of bytes and arrays."""
+    found = hashlib.blake2b(digest_size=8)
+    for part in parts:
+        found.update(part)
+    return found.hexdigest()
 
 
 # Settings of how a run is carried out, not of what comes out.

@@ -1,16 +1,17 @@
 """Processes that train one model together: each takes its share of a batch, gradients are summed.
 
 On a CPU this is the way to use several cores: the tensors of a batch of molecules are too small to
-share one among threads.
+share one among threads. On several GPUs or machines torchrun starts the processes.
 """
 
 from __future__ import annotations
 
+import os
 import signal
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,18 +24,31 @@ from torch import Tensor
 from ..io.interruptions import deaf_children
 
 
-@dataclass
+@dataclass(frozen=True)
 class Member:
-    """One process of a team: its number, and how many there are.
+    """One process of those that train a model together: its number, and how many there are.
 
-    shared: [2, size, elements], memory of all of them for what they sum, by turns in either half:
-        one may still read a sum when another writes the next.
+    local: its number, and how many there are, on its machine. equal: whether torchrun has started
+    all of them, which hear signals; else the first has started the others, and decides.
     """
 
     rank: int = 0
     size: int = 1
-    shared: Tensor = field(default_factory=lambda: torch.empty(0))
-    _turn: int = 0
+    local: tuple[int, int] = (0, 1)
+    equal: bool = False
+
+    @classmethod
+    def here(cls, device: str) -> Member:
+        """This process, as torchrun says; it joins the others, with NCCL for a CUDA device."""
+        if not dist.is_torchelastic_launched():
+            return cls()
+        local = int(os.environ["LOCAL_RANK"]), int(os.environ["LOCAL_WORLD_SIZE"])
+        if not dist.is_initialized():
+            cuda = torch.device(device).type == "cuda"
+            if cuda:
+                torch.cuda.set_device(local[0])
+            dist.init_process_group("nccl" if cuda else "gloo")
+        return cls(dist.get_rank(), dist.get_world_size(), local, equal=True)
 
     def share(self, sizes: np.ndarray) -> np.ndarray:
         """Which of the things of these sizes are this member's, in order: to each about as much."""
@@ -42,57 +56,65 @@ class Member:
         return np.sort(by_size[self.rank :: self.size])
 
     def sum(self, tensors: Sequence[Tensor]) -> Tensor:
-        """Sums of tensors over the team, one after another; the same bits in every process.
+        """Sums of tensors over all members, one after another; the same bits in every process.
 
         Raises RuntimeError when another process has died.
         """
-        parts = [x.flatten() for x in tensors]
+        whole = torch.cat([x.flatten() for x in tensors])
+        if self.size > 1:
+            with self._together():
+                dist.all_reduce(whole)
+        return whole
+
+    def agree(self, **facts: Any) -> None:
+        """Raise ValueError, with their name and values, where facts are not the same for all."""
         if self.size == 1:
-            return torch.cat(parts)
-        self._turn = 1 - self._turn
-        slots = self.shared[self._turn, :, : sum(map(len, parts))]
-        torch.cat(parts, out=slots[self.rank])
+            return
+        everybody: list[Any] = [None] * self.size
+        with self._together():
+            dist.all_gather_object(everybody, facts)
+        for name in facts:
+            values = [one[name] for one in everybody]
+            if len(set(values)) > 1:
+                raise ValueError(
+                    f"the {self.size} training processes differ in their {name} (by rank: "
+                    f"{', '.join(map(str, values))}); all need the same files and versions"
+                )
+
+    @contextmanager
+    def _together(self) -> Iterator[None]:
         try:
-            dist.barrier()
+            yield
         except RuntimeError as error:
             raise RuntimeError(
                 f"one of the {self.size} training processes has died; what it said stands above. "
                 "The same command goes on from the last checkpoint"
             ) from error
-        return slots.sum(0)
 
 
 @contextmanager
-def team(
-    size: int, elements: int, dtype: torch.dtype, work: Callable[[Member, Any], None], argument: Any
-) -> Iterator[Member]:
+def team(size: int, work: Callable[[Member, Any], None], argument: Any) -> Iterator[Member]:
     """This process as the first of a team, the others of which call work(member, argument).
 
-    They sum up to `elements` numbers of one type at a time. They are ended with the block, wherever
-    they are. work and argument have to be importable and picklable: the processes are new
-    interpreters ("spawn"), so that a script that asks for several needs the usual
-    ``if __name__ == "__main__"``.
+    They are ended with the block, wherever they are. work and argument have to be importable and
+    picklable: the processes are new interpreters ("spawn"), so that a script that asks for several
+    needs the usual ``if __name__ == "__main__"``. (torchrun's launcher, called from here, would
+    replace the caller's signal handlers.)
     """
-    if size == 1:
-        yield Member()
-        return
     context = multiprocessing.get_context("spawn")
-    shared = torch.zeros(2, size, elements, dtype=dtype).share_memory_()
     with tempfile.TemporaryDirectory() as folder:
         meeting = (Path(folder) / "meeting").as_uri()
+        first, *rest = (Member(k, size, (k, size)) for k in range(size))
         others = [
-            context.Process(
-                target=_other, args=(Member(k, size, shared), meeting, work, argument), daemon=True
-            )
-            for k in range(1, size)
+            context.Process(target=_other, args=(one, meeting, work, argument), daemon=True)
+            for one in rest
         ]
         try:
             with deaf_children():  # this process decides when to stop
                 for process in others:
                     process.start()
-            member = Member(0, size, shared)
-            _meet(member, meeting)
-            yield member
+            _meet(first, meeting)
+            yield first
         finally:
             for process in others:
                 process.terminate()

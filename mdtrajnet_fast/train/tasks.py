@@ -83,9 +83,6 @@ class Motion(_Task):
         """A member's share of the next batch, and the Cartesian components in all of it."""
         config = self.config
         how: dict[str, Any] = dict(lag_power=config.lag_power, time_reversal=config.time_reversal)
-        if isinstance(self.source, ResidentPairs):
-            whole = self.source.draw(rng, config.batch_size, self.max_lag, **how)
-            return whole, whole.displacement.numel()
         own = round(config.own_starts * config.batch_size)
         windows = config.own_windows if own else 0
         window = self.model.stride()
@@ -94,7 +91,7 @@ class Motion(_Task):
         atoms = self.pairs.atoms[choice.record]
         mine = member.share(atoms)
         choice = choice.part(mine)
-        batch = self.pairs.batch(choice)
+        batch = self.source.batch(choice)
         moved: System | None = None
         for back in range(windows, 0, -1):  # the first pairs set out earliest, others join them
             joined = int((mine < own * (windows - back + 1) // windows).sum())
@@ -104,6 +101,7 @@ class Motion(_Task):
                 start = start if moved is None else start.moved(moved)
                 moved = one_window(self.average, start.system)
         if moved is not None:
+            assert isinstance(batch, Batch)  # own starts are drawn on the CPU
             batch = batch.moved(moved)
         return batch, 3 * int(atoms.sum())
 

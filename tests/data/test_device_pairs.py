@@ -30,9 +30,9 @@ def test_batches_are_those_of_pairs(dtype, options):
     resident = ResidentPairs(pairs, model)
     sizes = set()
     for seed, count in enumerate((1, 2, 50, 50, 50)):
-        rngs = (np.random.default_rng(seed) for _ in range(2))
-        theirs, ours = (x.draw(next(rngs), count, 8.0, **options) for x in (pairs, resident))
-        assert_same_batch(ours, tensor_batch(model, theirs))
+        choice = pairs.choose(np.random.default_rng(seed), count, 8.0, **options)
+        ours = resident.batch(choice)
+        assert_same_batch(ours, tensor_batch(model, pairs.batch(choice)))
         sizes.add((len(ours.graph.neighbor), ours.graph.components))
     assert len(sizes) == 5
 
@@ -43,10 +43,9 @@ def test_pairs_at_the_cutoff():
     line[:, 1, 0], line[:, 2, 0] = 4.0, np.float32(8.0000005)
     given = record("H2O", 0, positions=line, velocities=np.zeros_like(line))
     model, pairs = cases.model(), Pairs([given])
-    ours, theirs = (
-        x.draw(np.random.default_rng(0), 3, 1.0) for x in (ResidentPairs(pairs, model), pairs)
-    )
-    assert_same_batch(ours, tensor_batch(model, theirs))
+    choice = pairs.choose(np.random.default_rng(0), 3, 1.0)
+    ours = ResidentPairs(pairs, model).batch(choice)
+    assert_same_batch(ours, tensor_batch(model, pairs.batch(choice)))
     assert ours.graph.row_ptr.tolist() == [0, 1, 2, 2, 3, 4, 4, 5, 6, 6]
     assert ours.graph.components == 6
 
@@ -60,9 +59,10 @@ def unwatched(array: np.ndarray) -> torch.Tensor:
 def test_drawing_waits_for_nothing(monkeypatch):
     """But for the few numbers that are sent to the device, which it need not wait for."""
     resident = ResidentPairs(Pairs(RECORDS), cases.model())
+    choice = resident.pairs.choose(np.random.default_rng(0), 20, 8.0, time_reversal=True)
     monkeypatch.setattr(resident, "_send", unwatched)
     with NoWaits():
-        resident.draw(np.random.default_rng(0), 20, 8.0, time_reversal=True)
+        resident.batch(choice)
 
 
 def test_windows_are_those_of_pairs(monkeypatch):
@@ -94,7 +94,7 @@ def test_errors_and_gradients():
     gradients = []
     for source in (pairs, ResidentPairs(pairs, model)):
         model.zero_grad()
-        dx, dv = errors(model, source.draw(np.random.default_rng(3), 20, 8.0))
+        dx, dv = errors(model, source.batch(pairs.choose(np.random.default_rng(3), 20, 8.0)))
         (dx.square().mean() + dv.square().mean()).backward()
         gradients.append([p.grad for p in model.parameters()])
     assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
@@ -135,5 +135,3 @@ def test_what_cannot_be_resident_is_refused():
         ResidentPairs(Pairs([record("H2O", 1, positions=positions)]), model)
     with pytest.raises(ValueError, match="does not know the elements Si"):
         ResidentPairs(Pairs([record("SiH4", 2)]), model)
-    with pytest.raises(ValueError, match="hold no pair with a lag of 3 fs"):
-        ResidentPairs(Pairs(RECORDS), model).draw(np.random.default_rng(0), 40, 9.0, lag_fs=3.0)
