@@ -213,7 +213,9 @@ def test_errors_of_groups(monkeypatch):
             temperature_K=1000.0,
         ),
         dataclasses.replace(line, molecule="fast"),
-        dataclasses.replace(line, molecule="all right", numbers=np.array([8, 8, 8])),
+        dataclasses.replace(
+            line, molecule="all right", numbers=np.array([8, 8, 8]), masses=np.full(3, 16.0)
+        ),
     ]
     result = atom_errors(model, Pairs(records), 300, lag_fs=8.0, seed=3)
     tables = grouped_tables(result, records)
