@@ -16,8 +16,8 @@ import re
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable
-from contextlib import ExitStack, suppress
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -448,9 +448,21 @@ def _simulate(options: argparse.Namespace) -> None:
         if options.resume:
             stack.enter_context(Lock(_run_json(options.resume)))
             folder, run, atoms = _continued(options)
+            with _named(folder):
+                _run(options, folder, run, atoms, stack)
         else:
-            folder, run, atoms = _new_run(options)
-        _run(options, folder, run, atoms, stack)
+            _run(options, *_new_run(options), stack)
+
+
+@contextmanager
+def _named(folder: Path) -> Iterator[None]:
+    """What is wrong with the settings of a run comes with its folder."""
+    try:
+        yield
+    except (ValueError, TypeError) as error:
+        if str(folder) in str(error):
+            raise
+        raise ValueError(f"{folder}: {error}") from error
 
 
 def _run(
@@ -532,6 +544,8 @@ def _thermostat(settings: dict[str, Any]) -> Thermostat | None:
             raise ValueError(f"{option} is of --thermostat {kind}, got thermostat {name}")
     if name is None:
         return None
+    if name not in list(THERMOSTATS):  # a run.json may say anything
+        raise ValueError(f"thermostat is {name!r}, expected one of {', '.join(THERMOSTATS)}")
     if kelvin is None:
         raise ValueError(f"--thermostat {name} needs its --temperature")
     given = settings.get(constants[name])
@@ -624,6 +638,7 @@ def _continued(options: argparse.Namespace) -> tuple[Path, dict[str, Any], ase.A
             raise ValueError(f"its settings lack {', '.join(missing)}")
         run["versions"] = _versions()
         start, name = run["structure"], str(run["trajectory"])
+        run["trajectory"] = name
         start = start | run.get("before_equilibration", {})
         if name != Path(name).name or name.startswith("."):
             raise ValueError(f"expected a trajectory in the folder itself, got {name!r}")

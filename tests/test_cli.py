@@ -282,6 +282,26 @@ def test_damaged_runs_are_refused(tmp_path, capsys, spoil):
     assert json.loads(file.read_text()) == content
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("thermostat", True, "thermostat is True, expected one of langevin, csvr"),
+        ("energy_rate", float("nan"), "energy_rate must be a number"),
+        ("dtype", -1, "dtype must be"),
+        ("model", 7, "a: "),
+        ("duration", -1, "expected 0 < dt <= duration"),
+    ],
+)
+def test_runs_with_odd_settings_are_refused_by_their_name(tmp_path, capsys, name, value, said):
+    run("simulate NH3 --dt 3 --duration 6 --equilibration 0 --output a --quiet")
+    file = tmp_path / "a" / "run.json"
+    content = json.loads(file.read_text())
+    content["settings"][name] = value
+    file.write_text(json.dumps(content))
+    told = refused("simulate --resume a", capsys)
+    assert said in told and told.startswith("mdtrajnet simulate: a")
+
+
 def test_runs_begin_again_with_all_that_describes_the_atoms(tmp_path):
     atoms = molecule("NH3")
     atoms.set_tags([7, 0, 0, 0])

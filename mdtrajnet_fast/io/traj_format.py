@@ -70,14 +70,25 @@ def count(path: Path) -> int:
         raise ValueError(f"{path} is not a readable ASE trajectory: {error}") from error
     with reader:
         # The index may be ahead of the data only if the file was cut (a full disk, a broken copy).
-        for n in range(len(reader), 0, -1):
-            try:
-                frame = reader[n - 1]
-            except DAMAGE:
-                continue
-            if n < len(reader) or n == 1 or (frame.has("momenta") and "time_fs" in frame.info):
-                return n
-    return 0
+        whole = len(reader)
+        while whole and not _is_whole(reader, whole - 1):
+            whole -= 1
+        begins = reader.backend._offsets
+        if whole + 1 < len(reader) and begins[whole + 1] < path.stat().st_size:
+            raise ValueError(
+                f"{path} is damaged: frame {whole} cannot be read, and others follow it; restore "
+                "it from a copy"
+            )
+        return whole
+
+
+def _is_whole(reader: AseReader, i: int) -> bool:
+    """Whether all of a frame is there; of the last one, also what this package writes."""
+    try:
+        frame = reader[i]
+    except DAMAGE:
+        return False
+    return i + 1 < len(reader) or i == 0 or (frame.has("momenta") and "time_fs" in frame.info)
 
 
 def read(

@@ -21,7 +21,7 @@ from ..system import System, check_unconstrained
 from .calculator import MDtrajNetCalculator
 from .rollout import check_rate, rollout
 from .thermostats import Baths, Thermostat, thermostat_of
-from .window import beyond_training, method_of, stride_of
+from .window import beyond_training, method_of, stride_of, too_close
 
 _SAME = 1e-9  # Å
 
@@ -97,8 +97,12 @@ class MDtrajNetDynamics(MolecularDynamics):
         self.method = method_of(self.model, method)
         self.energy_rate = None if energy_rate is None else check_rate(energy_rate)
         self.window = stride_of(self.model, self.method, window)
-        if (wrong := beyond_training(self.model, self.method, self.window)) is not None:
-            warnings.warn(wrong, RuntimeWarning, stacklevel=2)
+        for wrong in (
+            beyond_training(self.model, self.method, self.window),
+            too_close(system),
+        ):
+            if wrong is not None:
+                warnings.warn(wrong, RuntimeWarning, stacklevel=2)
         self.thermostat: Thermostat | None = None
         if thermostat is not None:
             self.thermostat = thermostat_of(thermostat, temperature_K)

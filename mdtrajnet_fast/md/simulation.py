@@ -42,7 +42,7 @@ from .rollout import (
     rollout,
 )
 from .thermostats import CSVR, Baths, Langevin, Thermostat, describe, thermostat_of
-from .window import ENERGY_RATES, beyond_training, method_of, stride_of
+from .window import ENERGY_RATES, beyond_training, method_of, stride_of, too_close
 
 
 def simulate(
@@ -120,6 +120,8 @@ def simulate(
     isolated molecules are those of the start; with symplectic windows, or with a model that has a
     potential, the total energy stays near it. Positions are unwrapped.
 
+    Warns, here and in the trust summary, of atoms closer than any bond.
+
     Raises TypeError and ValueError for what is not an ase.Atoms that can be simulated
     (:func:`~mdtrajnet_fast.system.check_atoms`), elements that the model does not know, isotopes,
     atoms that coincide, atoms at rest without a temperature and settings out of range;
@@ -147,6 +149,8 @@ def simulate(
         raise ValueError("keep=False returns the last frame alone: give trajectory files for all")
     method, settings = _method(network, method, energy_rate, paths if resume else [])
     check_run(network, system, dt, duration, window, method)
+    if (wrong := too_close(system)) is not None:
+        warnings.warn(wrong, RuntimeWarning, stacklevel=2)
     stride = stride_of(network, method, window)
     metadata = {
         "model": network.name,
@@ -371,6 +375,8 @@ def _monitor(
     monitor = TrustMonitor(atoms, model.config.radial_cutoff, stride, kelvin, unsure)
     if (wrong := beyond_training(model, method, stride)) is not None:
         monitor.doubt(0.0, f"windows of {wrong}")
+    if (wrong := too_close(System.from_atoms(atoms))) is not None:
+        monitor.doubt(0.0, wrong)
     return monitor
 
 

@@ -51,10 +51,14 @@ from math import ceil
 from typing import NamedTuple, Protocol
 
 import numpy as np
+from ase.data import chemical_symbols
 
 from ..model.network import MDtrajNet
-from ..neighbors.host import neighbor_list
+from ..neighbors.host import edge_vectors, neighbor_list
 from ..system import System
+
+# Å, below any bond: the shortest, of H2, has 0.74 and seldom 0.6.
+CLOSEST = 0.5
 
 METHODS = ("symplectic", "reversible", "plain")
 # Extra reach of the neighbour list (Å): it is built anew once an atom has moved half of this.
@@ -246,6 +250,24 @@ def stride_of(model: MDtrajNet, method: str, window: float | None) -> float:
             f'{model.name!r} are for, got {window}; other windows are for method="reversible"'
         )
     return float(sizes.window)
+
+
+def too_close(system: System) -> str | None:
+    """What is wrong with atoms that are closer than any chemistry has them, if there are such."""
+    where = system.cell, system.pbc, system.ptr
+    edges = neighbor_list(system.positions, CLOSEST, *where)
+    if not len(edges.neighbor):
+        return None
+    r, _ = edge_vectors(edges, system.positions, system.velocities, *where, float64=True)
+    far = np.linalg.norm(r, axis=1)
+    nearest = int(np.argmin(far))
+    i, j = int(np.searchsorted(edges.row_ptr, nearest, "right")) - 1, int(edges.neighbor[nearest])
+    k = int(system.system_index[i])
+    names = [f"{chemical_symbols[system.numbers[n]]} {n - system.ptr[k]}" for n in (i, j)]
+    return (
+        f"atoms {' and '.join(names)} of system {k} are {far[nearest]:.2f} Å apart, and no bond is "
+        f"shorter than {CLOSEST:g} Å: what follows is worth little"
+    )
 
 
 def beyond_training(model: MDtrajNet, method: str, window: float) -> str | None:

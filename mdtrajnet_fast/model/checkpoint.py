@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -35,7 +36,7 @@ def save_model(
     overwrite: bool = False,
     provenance: dict[str, Any] | None = None,
 ) -> Path:
-    """Write a model to the folder `path`: config.json and weights.safetensors.
+    """Write a model to the folder `path`: config.json and weights.safetensors, with checksums.
 
     provenance: anything JSON-able about where the weights come from, kept in config.json.
     Raises FileExistsError if the folder holds a model and overwrite is False.
@@ -52,6 +53,7 @@ def save_model(
         "config": model.config.to_dict(),
         "provenance": provenance or {},
     }
+    description["sha256"] = _checksum(description)
     state = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
     said = {"sha256": checksum(state)}
     save_file(state, folder / "weights.safetensors.part", metadata=said)
@@ -117,6 +119,11 @@ def _load_folder(folder: Path) -> MDtrajNet:
                 f"format version {description['version']} is newer than this package knows "
                 f"({VERSION}): update mdtrajnet_fast"
             )
+        if "sha256" in description and description["sha256"] != _checksum(description):
+            raise ValueError(
+                "config.json is not as it was written, its checksum is wrong; restore it from a "
+                'copy or, if it was changed on purpose, take its "sha256" out'
+            )
         if missing := sorted(_SAID - description["config"].keys()):  # defaults name other functions
             raise ValueError(f"config.json lacks {', '.join(missing)}")
         config = ModelConfig.from_dict(description["config"])
@@ -152,6 +159,12 @@ _SAID = {f.name for f in dataclasses.fields(ModelConfig)} - {
     "potential",
     "window",
 }
+
+
+def _checksum(description: dict[str, Any]) -> str:
+    """SHA-256 of what config.json says, however it is laid out."""
+    said = {name: value for name, value in description.items() if name != "sha256"}
+    return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
 
 
 def _weights(path: Path) -> dict[str, Tensor]:

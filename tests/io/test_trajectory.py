@@ -753,3 +753,26 @@ def test_times_that_go_back_are_refused(tmp_path: Path) -> None:
         file["times"][3] = file["times"][2]
     with pytest.raises(ValueError, match="run.h5 is damaged: its times do not increase"):
         Trajectory.read(path)
+
+
+def test_a_damaged_traj_is_not_taken_for_a_short_one(tmp_path):
+    """Frames that the index has and the file still holds are not cut off."""
+    water = molecule("H2O")
+    x = np.random.default_rng(0).normal(size=(9, 3, 3))
+    whole = tmp_path / "whole.traj"
+    Trajectory(water, np.arange(9.0), x, x).write(whole)
+    raw = whole.read_bytes()
+    for place in (100, len(raw) // 2):
+        spoiled = tmp_path / "spoiled.traj"
+        spoiled.write_bytes(raw[:place] + b"more" + raw[place:])
+        with pytest.raises(
+            ValueError, match="spoiled.traj is damaged|spoiled.traj is not a readable"
+        ):
+            Trajectory.read(spoiled)
+        before = spoiled.read_bytes()
+        with pytest.raises(ValueError, match=r"spoiled\.traj"):
+            open_writer(spoiled, water, append=True)
+        assert spoiled.read_bytes() == before
+    cut = tmp_path / "cut.traj"
+    cut.write_bytes(raw[: len(raw) // 2])
+    assert 0 < len(Trajectory.read(cut)) < 9

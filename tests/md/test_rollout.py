@@ -461,6 +461,21 @@ def test_iterators_of_atoms_and_any_seed():
     assert abs(a.momenta - b.momenta).max() > 0
 
 
+def test_atoms_closer_than_bonds_are_warned_of():
+    near = cases.hot("H2O")
+    near.positions[2] = near.positions[1] + [0, 0, 0.3]
+    said = "atoms H 1 and H 2 of system 1 are 0.30 Å apart"
+    with pytest.warns(RuntimeWarning, match=said):
+        runs = simulate([cases.hot("NH3"), near], duration=1, model=OWN)
+    assert not runs[0].trust.warnings
+    assert any("H 1 and H 2 of system 0 are 0.30 Å" in said for said in runs[1].trust.warnings)
+    with pytest.warns(RuntimeWarning, match="0.30 Å apart"):
+        MDtrajNetDynamics(near, 1.0, model=OWN)
+    box = ase.Atoms("CO", positions=[[0.1, 5, 5], [9.7, 5, 5]], cell=[10, 10, 10], pbc=True)
+    with pytest.warns(RuntimeWarning, match="C 0 and O 1 of system 0 are 0.40 Å apart"):
+        simulate(box, duration=1, model=OWN, temperature_K=300)
+
+
 def test_isotopes():
     light = cases.hot("H2O")
     heavy = light.copy()

@@ -63,6 +63,27 @@ def test_never_overwritten(tmp_path):
         save_model(cases.model(), tmp_path)
 
 
+def rewrite(file, **changes):
+    """A config.json as somebody would change it on purpose: without its checksum."""
+    about = json.loads(file.read_text()) | changes
+    about.pop("sha256", None)
+    file.write_text(json.dumps(about))
+
+
+def test_a_changed_number_in_config_is_noticed(tmp_path):
+    file = save_model(cases.model(), tmp_path / "m") / "config.json"
+    text = file.read_text()
+    for old, new in (('"radial_cutoff": 4.0', '"radial_cutoff": 4.5'), ("unnamed", "unnamee")):
+        assert old in text
+        file.write_text(text.replace(old, new))
+        with pytest.raises(ValueError, match="m cannot be read.*checksum is wrong.*take its"):
+            load_model(tmp_path / "m")
+    file.write_text(json.dumps(json.loads(text), sort_keys=True))  # only laid out otherwise
+    load_model(tmp_path / "m")
+    rewrite(file, name="changed on purpose")  # and as older versions wrote them
+    assert load_model(tmp_path / "m").name == "changed on purpose"
+
+
 def test_bad_models_are_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match="no model 'nonsense'.*molecules-nve"):
         load_model("nonsense")
@@ -71,8 +92,7 @@ def test_bad_models_are_refused(tmp_path):
 
     def broken(name, **changes):
         folder = save_model(cases.model(), tmp_path / name)
-        text = json.loads((folder / "config.json").read_text()) | changes
-        (folder / "config.json").write_text(json.dumps(text))
+        rewrite(folder / "config.json", **changes)
         return folder
 
     with pytest.raises(ValueError, match="version 99 is newer"):
@@ -147,9 +167,7 @@ def test_sizes_are_those_of_the_weights(tmp_path, name, value):
     """Before memory is taken: sizes of config.json could ask for all that there is."""
     save_model(cases.model(), tmp_path / "m")
     file = tmp_path / "m" / "config.json"
-    about = json.loads(file.read_text())
-    about["config"][name] = value
-    file.write_text(json.dumps(about))
+    rewrite(file, config=json.loads(file.read_text())["config"] | {name: value})
     with pytest.raises(ValueError, match="m cannot be read as a model"):
         load_model(tmp_path / "m")
 
@@ -160,7 +178,7 @@ def test_what_config_lacks_is_not_guessed(tmp_path):
     about = json.loads(file.read_text())
     for name in ("envelope", "residual", "lmax"):
         less = {k: v for k, v in about["config"].items() if k != name}
-        file.write_text(json.dumps(about | {"config": less}))
+        rewrite(file, config=less)
         with pytest.raises(ValueError, match=f"config.json lacks {name}"):
             load_model(tmp_path / "m")
 
