@@ -149,6 +149,7 @@ _SAID = {f.name for f in dataclasses.fields(ModelConfig)} - {
     "window_potentials",
     "dipole",
     "systems",
+    "temperature_K",
     "potential",
     "window",
 }
