@@ -138,7 +138,7 @@ def scaling(model: MDtrajNet, name: str, quick: bool) -> dict[str, Any]:
         atoms = 8 * cells**3
         call = ours(model, cells, WINDOWS)
         calls = {n: with_threads(n, call) for n in ((1, 2) if cells == SIZES[-1] else (1,))}
-        times = interleave(calls, 3)
+        times = interleave(calls, 1 if cells == SIZES[-1] else 3)
         command = [sys.executable, __file__, "--memory", str(cells), "--model", name]
         run = subprocess.run(command, capture_output=True, text=True, check=True)
         rows.append(

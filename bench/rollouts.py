@@ -26,7 +26,7 @@ from report import interleave
 from verlet import verlet_model
 
 from mdtrajnet_fast import MDtrajNet, load_model, simulate, thermal_velocities
-from mdtrajnet_fast.data.generate import generate
+from mdtrajnet_fast.data.generate import THERMOSTATS, generate
 from mdtrajnet_fast.data.records import load_records
 from mdtrajnet_fast.md.window import method_of, stride_of
 from mdtrajnet_fast.train.compare_runs import (
@@ -58,6 +58,8 @@ def make(options: argparse.Namespace) -> None:
             processes=options.processes,
             max_energy_std_eV=0.05,
             split="reference",
+            thermostat=options.thermostat,
+            equilibration_fs=options.equilibration,
         )
     )
 
@@ -165,6 +167,8 @@ def main() -> None:
     sub.add_argument("--starts", type=int, default=6)
     sub.add_argument("--temperature", type=float, default=300.0, help="K")
     sub.add_argument("--duration", type=float, default=10_000.0, help="fs")
+    sub.add_argument("--equilibration", type=float, default=200.0, help="before that, fs")
+    sub.add_argument("--thermostat", choices=list(THERMOSTATS), help="default: constant energy")
     sub.add_argument("--seed", type=int, default=101)
     sub.add_argument("--processes", type=int, default=1)
     sub = commands.add_parser("compare", help="predict the same runs and compare")

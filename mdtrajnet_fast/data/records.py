@@ -514,6 +514,12 @@ def check_constant_energy(records: Iterable[Record], what: str) -> None:
             )
 
 
+def thermostatted_at(records: Iterable[Record]) -> float | None:
+    """The temperature (K) that thermostats kept all of the records at; None if there is no one."""
+    kelvins = {None if record.thermostat is None else record.temperature_K for record in records}
+    return kelvins.pop() if len(kelvins) == 1 else None
+
+
 def as_trajectory(record: Record) -> Trajectory:
     """A record's frames, the first one at 0 fs."""
     return Trajectory(

@@ -53,11 +53,16 @@ def export_model(model: MDtrajNet, path: str | Path) -> Path:
     """Write a model with its weights as they are now, in its own precision, to the file `path`.
 
     Raises FileExistsError for a file that is there, and ValueError for a model that the kernels for
-    CPUs do not take.
+    CPUs do not take, or that keeps a temperature.
     """
     path = Path(path)
     if path.exists():
         raise FileExistsError(f"{path} exists and is never overwritten: choose another name")
+    if model.config.temperature_K is not None:
+        raise ValueError(
+            f"model {model.name!r} keeps a temperature by its plain map, which a file cannot say; "
+            "export a model of constant energy, and give it a thermostat"
+        )
     model.predictor("cpu")  # refuses what there are no kernels for
     part = path.with_name(f"{path.name}.part")
     part.write_bytes(packed(contents(model)))

@@ -90,9 +90,10 @@ def simulate(
     method: how windows are computed (:mod:`.window`). "symplectic": by kicks of a model's window
         potentials; its errors cannot make vibrations grow or fade. "reversible": by five
         predictions of the network, and one more for frames within, so that they nearly cannot.
-        "plain": the network's own map, with all of the energy put right after every window. None:
-        symplectic where the model has the potentials for it, else reversible, or, of a run that is
-        continued, as it was begun.
+        "plain": the network's own map, with all of the energy put right after every window, if the
+        model knows it. None: plain where the model keeps a temperature by itself, symplectic where
+        it has the potentials for it, else reversible, or, of a run that is continued, as it was
+        begun.
     energy_rate: how fast windows return to the total energy of the first 200 fs (1/fs), with a
         model that knows energies. None: 0.001 for symplectic windows, 0.004 for reversible ones,
         or as begun.
@@ -368,7 +369,7 @@ def _equilibrate(
 def _monitor(
     model: MDtrajNet, atoms: ase.Atoms, stride: float, method: str, thermostat: Thermostat | None
 ) -> TrustMonitor:
-    kelvin = None if thermostat is None else thermostat.temperature_K
+    kelvin = model.config.temperature_K if thermostat is None else thermostat.temperature_K
     unsure: Unsure | None = None
     if model.usual_uncertainty is not None:
         unsure = Unsure(partial(force_uncertainties, model, atoms), model.usual_uncertainty)
@@ -599,7 +600,8 @@ def model_hash(model: MDtrajNet) -> str:
 
 
 def _hash(model: MDtrajNet) -> str:
-    config = {k: v for k, v in model.config.to_dict().items() if k not in ("dipole", "systems")}
+    apart = ("dipole", "systems", "temperature_K")
+    config = {k: v for k, v in model.config.to_dict().items() if k not in apart}
     digest = hashlib.sha256(json.dumps(config).encode())
     for name, value in sorted(model.state_dict().items()):
         if name.startswith("dipole."):

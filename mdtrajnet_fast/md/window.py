@@ -225,6 +225,8 @@ def method_of(model: MDtrajNet, name: str | None) -> str:
     Raises ValueError for what is no method, or none of this model.
     """
     if name is None:
+        if model.config.temperature_K is not None:
+            return "plain"
         return "reversible" if model.window_potentials is None else "symplectic"
     if name not in METHODS:
         raise ValueError(f"method must be one of {', '.join(METHODS)}, got {name!r}")

@@ -156,6 +156,7 @@ _SAID = {f.name for f in dataclasses.fields(ModelConfig)} - {
     "window_potentials",
     "dipole",
     "systems",
+    "temperature_K",
     "potential",
     "window",
 }

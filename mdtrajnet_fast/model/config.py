@@ -136,6 +136,10 @@ class ModelConfig:
     systems: what the model is for: "molecules", isolated ones (in a box, too, if it keeps them from
         their images), "periodic" matter, in cells periodic in three directions; others are refused
         (:meth:`.MDtrajNet.check_systems`). None: any.
+    temperature_K: what the motion keeps the temperature at by itself, K, of a network trained on
+        trajectories with a thermostat. Its rollouts take its plain map: reversible windows undo
+        whatever is not reversible, the exchange of heat too. Such a model has no potential, to
+        whose energy rollouts would return. None: constant energy.
     """
 
     species: tuple[str, ...]
@@ -162,6 +166,7 @@ class ModelConfig:
     window_potentials: WindowPotentialsConfig | None = None
     dipole: DipoleConfig | None = None
     systems: str | None = None
+    temperature_K: float | None = None
 
     def __post_init__(self) -> None:
         for name in ("species", "key_weight_hidden_neurons", "value_weight_hidden_neurons"):
@@ -197,6 +202,14 @@ class ModelConfig:
                 raise ValueError(f"{name} must be true or false, got {given!r}")
         if self.systems not in (None, "molecules", "periodic"):
             raise ValueError(f'systems must be "molecules" or "periodic", got {self.systems!r}')
+        if (kelvin := self.temperature_K) is not None:
+            if not 0 < kelvin < math.inf:
+                raise ValueError(f"temperature_K must be a positive number of K, got {kelvin}")
+            if self.potential is not None or self.window_potentials is not None:
+                raise ValueError(
+                    f"a motion that keeps a temperature (temperature_K = {kelvin:g}) cannot keep "
+                    "an energy: expected no potential and no window_potentials"
+                )
         if self.head not in ("published", "conserving"):
             raise ValueError(f'head must be "published" or "conserving", got {self.head!r}')
 
@@ -208,7 +221,8 @@ class ModelConfig:
     def to_dict(self) -> dict[str, Any]:
         """A JSON-able dictionary that :meth:`from_dict` reads."""
         values = dataclasses.asdict(self)
-        for name in ("longest_lag", "window_potentials", "dipole", "systems"):
+        later = ("longest_lag", "window_potentials", "dipole", "systems", "temperature_K")
+        for name in later:
             if values[name] is None:  # as it was before there was this: models keep their hash
                 del values[name]
         if (windows := values.get("window_potentials")) and windows["usual_uncertainty"] is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from ..data.device_pairs import ResidentPairs, TensorBatch, tensor_batch, window_batch
 from ..data.pairs import MARGIN, Batch, Pairs
-from ..data.records import check_constant_energy
+from ..data.records import check_constant_energy, thermostatted_at
 from ..md.rollout import one_window
 from ..model.network import MDtrajNet
 from ..system import System
@@ -63,6 +64,7 @@ class Motion(_Task):
         self.config, self.pairs, self.model, self.average = config, pairs, model, average
         lags = (config.max_lag_fs, model.config.longest_lag, model.config.time_cutoff)
         self.max_lag = self.longest_lag = model.stride(next(x for x in lags if x is not None))
+        self._kept_K = None if model.has_energies else thermostatted_at(pairs.records)
         own = bool(config.own_starts)
         self.source: Pairs | ResidentPairs = (None if own else resident(pairs, model)) or pairs
 
@@ -78,6 +80,12 @@ class Motion(_Task):
         if dv is not None:
             loss = loss + config.velocity_weight_fs**2 * (weight * dv.square()).sum() / components
         return loss
+
+    def finished(self, checks: Sequence[Pairs]) -> MDtrajNet:
+        """The averaged model, which keeps the temperature that all of the data are at."""
+        config = dataclasses.replace(self.average.config, temperature_K=self._kept_K)
+        self.average.config = config
+        return self.average
 
     def draw(self, rng: np.random.Generator, member: Member) -> tuple[Batch | TensorBatch, int]:
         """A member's share of the next batch, and the Cartesian components in all of it."""

@@ -7,6 +7,7 @@ import pytest
 from ase.build import bulk
 
 from mdtrajnet_fast import MDtrajNet, MDtrajNetCalculator, MDtrajNetDynamics, load_model, simulate
+from mdtrajnet_fast.md.export import export_model
 from mdtrajnet_fast.md.simulation import model_hash
 from mdtrajnet_fast.model.config import ModelConfig
 from mdtrajnet_fast.system import System
@@ -123,3 +124,23 @@ def test_molecules_may_be_in_a_box_that_keeps_them_from_their_images():
 def test_models_of_molecules_refuse_crystals(name):
     with pytest.raises(ValueError, match=f"model '{name}' is for isolated molecules"):
         simulate(cases.diamond(), model=load_model(name))
+
+
+def test_a_motion_that_keeps_a_temperature(tmp_path):
+    """It is the plain map, of which a run says whether it is at that temperature."""
+    cold, free = cases.gentle(temperature_K=0.01), cases.gentle()
+    atoms = cases.hot("H2O")
+    one = simulate(atoms, 4, duration=600, model=cold, temperature_K=900)
+    same = simulate(atoms, 4, duration=600, model=free, temperature_K=900, method="plain")
+    np.testing.assert_array_equal(one.positions, same.positions)
+    assert model_hash(cold) == model_hash(free)
+    assert any("thermostat" in said for said in one.trust.warnings)
+    assert not any("thermostat" in said for said in same.trust.warnings)
+    assert ModelConfig.from_dict(cold.config.to_dict()) == cold.config
+    assert "temperature_K" not in free.config.to_dict()
+    with pytest.raises(ValueError, match="by its plain map, which a file cannot say"):
+        export_model(cold, tmp_path / "cold.mdtrajnet")
+    with pytest.raises(ValueError, match="positive number of K, got -300"):
+        cases.config(temperature_K=-300)
+    with pytest.raises(ValueError, match="cannot keep an energy"):
+        cases.config(temperature_K=300, **cases.WINDOW_POTENTIALS)

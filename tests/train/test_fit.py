@@ -5,6 +5,7 @@ import dataclasses
 import multiprocessing
 import os
 import signal
+import warnings
 from pathlib import Path
 
 import ase
@@ -16,8 +17,14 @@ import torch
 from mdtrajnet_fast import TrainConfig, fit, load_model, save_model, simulate
 from mdtrajnet_fast.data.generate import generate
 from mdtrajnet_fast.data.pairs import Pairs
-from mdtrajnet_fast.data.records import Record, load_records, write_records
+from mdtrajnet_fast.data.records import (
+    Record,
+    load_records,
+    thermostatted_at,
+    write_records,
+)
 from mdtrajnet_fast.io.lock import Lock
+from mdtrajnet_fast.md.window import method_of
 from mdtrajnet_fast.model.config import PotentialConfig
 from mdtrajnet_fast.system import System
 from mdtrajnet_fast.train import fit as train
@@ -539,6 +546,39 @@ def test_fine_tuning_says_what_it_leaves(config, tmp_path):
     tuned = dataclasses.replace(config, initial=str(tmp_path / "own"), model={}, steps=1)
     with pytest.warns(RuntimeWarning, match='not its potential energy: .*target = "potential"'):
         fit(tuned, progress=False)
+
+
+def test_a_motion_learns_from_a_thermostat(config, tmp_path, data):
+    """It keeps the temperature of the data by itself, without the potentials of what it was."""
+    own = cases.model(potential=PotentialConfig(), species=("H", "N", "O"), **cases.OWN)
+    save_model(own, tmp_path / "own")
+    warm = [
+        dataclasses.replace(record, thermostat="nose-hoover", temperature_K=250.0)
+        for record in load_records(data)
+    ]
+    write_records(tmp_path / "warm.h5", warm)
+    tuned = dataclasses.replace(
+        config,
+        data=(str(tmp_path / "warm.h5"),),
+        output=str(tmp_path / "tuned"),
+        initial=str(tmp_path / "own"),
+        keep_potentials=False,
+        model={},
+        steps=1,
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # nothing stays behind
+        made = fit(tuned, progress=False)
+    assert not made.has_energies and made.config.temperature_K == 250.0
+    saved = load_model(tmp_path / "tuned")
+    assert saved.config == made.config and method_of(saved, None) == "plain"
+    assert thermostatted_at(warm) == 250.0
+    for other in ({"temperature_K": 300.0}, {"thermostat": None}, {"temperature_K": None}):
+        assert thermostatted_at([dataclasses.replace(warm[0], **other), *warm[1:]]) is None
+    with pytest.raises(ValueError, match="keep_potentials = false is for .* initial = None"):
+        dataclasses.replace(config, keep_potentials=False)
+    with pytest.raises(ValueError, match="keep_potentials must be true or false, got 'no'"):
+        dataclasses.replace(tuned, keep_potentials="no")
 
 
 def test_fine_tuning_for_another_window(config, tmp_path):
