@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from .train.finetune import finetune
     from .train.fit import fit
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 # The public names and where they live. They are loaded at first use: torch takes seconds, which
 # neither `mdtrajnet --help` nor a process that only makes data should pay for.

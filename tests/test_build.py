@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import ast
+import re
+import shutil
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
 import torch
@@ -70,3 +73,41 @@ def test_the_stubs_name_what_the_module_has():
 
 def test_the_installed_package_is_typed():
     assert (Path(mdtrajnet_fast.__file__).parent / "py.typed").exists()
+
+
+def test_the_version_is_the_same_everywhere():
+    root = Path(__file__).parent.parent
+    said = re.search(r"^version: (.*)$", (root / "CITATION.cff").read_text(), re.MULTILINE)
+    assert said is not None and said[1] == mdtrajnet_fast.__version__
+    assert f"\n## {mdtrajnet_fast.__version__}" in (root / "CHANGELOG.md").read_text()
+    assert 'attr = "mdtrajnet_fast.__version__"' in (root / "pyproject.toml").read_text()
+
+
+def test_the_source_distribution_is_complete(tmp_path):
+    """All of the source tree that no build makes: kernels, data, tests, documentation."""
+    root = Path(__file__).parent.parent
+    tree = tmp_path / "tree"
+    left_out = shutil.ignore_patterns(
+        ".git", "build", "*.egg-info", "*.so", "__pycache__", ".*cache", "data", "runs", ".venv*"
+    )
+    shutil.copytree(root, tree, ignore=left_out, symlinks=True)
+    code = "import setuptools.build_meta as b; b.build_sdist('../made')"
+    result = subprocess.run([sys.executable, "-c", code], cwd=tree, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    (made,) = (tmp_path / "made").glob("*.tar.gz")
+    assert made.name == f"mdtrajnet_fast-{mdtrajnet_fast.__version__}.tar.gz"
+    with tarfile.open(made) as archive:
+        names = {name.split("/", 1)[1] for name in archive.getnames() if "/" in name}
+    for folder, kinds in {
+        "csrc": "*.cpp *.cu *.hpp *.h",
+        "docs": "*.md *.py *.png",
+        "examples": "*.py",
+        "kernels": "*.py",
+        "mdtrajnet_fast": "*.py *.safetensors *.json *.md *.js *.css *.html *.txt py.typed",
+        "recipes": "*.toml *.smi",
+        "tests": "*.py *.pt *.npz *.h5",
+    }.items():
+        for kind in kinds.split():
+            there = {str(path.relative_to(tree)) for path in (tree / folder).rglob(kind)}
+            assert there and not there - names, f"{folder}: {sorted(there - names)}"
+    assert {"CITATION.cff", "CHANGELOG.md", "CONTRIBUTING.md", "LICENSE", "README.md"} <= names
