@@ -206,9 +206,10 @@ def static(reference: Path, models: list[str]) -> None:
             for name, a, b, c in zip(BASINS, energies, expected, error, strict=True)
             if name != "C7eq" and np.isfinite(a) and np.isfinite(b)
         )
+        divergence = jensen_shannon_divergence(found, true)
         print(
-            f"{model}: energies off by {1000 * spread:.0f} meV, frames count for {share:.0%} of what "
-            f"they do in the reference, JSD {jensen_shannon_divergence(found, true):.4f} bits; kcal/mol off: {off}"
+            f"{model}: energies off by {1000 * spread:.0f} meV, frames count for {share:.0%} of "
+            f"what they do in the reference, JSD {divergence:.4f} bits; kcal/mol off: {off}"
         )
 
 
