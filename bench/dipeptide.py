@@ -173,6 +173,11 @@ def energies_of(model: str, positions: Array) -> Array:
     return np.array(found)
 
 
+def effective(weights: Array) -> float:
+    """How many frames of equal weight these are worth (L. Kish)."""
+    return float(weights.sum() ** 2 / (weights**2).sum())
+
+
 def static(reference: Path, models: list[str]) -> None:
     """Print what maps come of potentials, from frames of the reference.
 
@@ -193,7 +198,7 @@ def static(reference: Path, models: list[str]) -> None:
         wrong -= np.average(wrong, weights=weight)
         spread = math.sqrt(np.average(wrong**2, weights=weight))
         tilted = weight * np.exp(-wrong / (kB * TEMPERATURE))
-        share = tilted.sum() ** 2 / (tilted**2).sum() / tilted.size
+        share = effective(tilted) / effective(weight)
         found = angle_map(phi, psi, weights=tilted, bins=STATIC_BINS)
         energies, error = free_energies(phi, psi, tilted)
         off = ", ".join(
@@ -201,9 +206,10 @@ def static(reference: Path, models: list[str]) -> None:
             for name, a, b, c in zip(BASINS, energies, expected, error, strict=True)
             if name != "C7eq" and np.isfinite(a) and np.isfinite(b)
         )
+        divergence = jensen_shannon_divergence(found, true)
         print(
-            f"{model}: energies off by {1000 * spread:.0f} meV, {share:.0%} of {u.size} frames "
-            f"count, JSD {jensen_shannon_divergence(found, true):.4f} bits; kcal/mol off: {off}"
+            f"{model}: energies off by {1000 * spread:.0f} meV, frames count for {share:.0%} of "
+            f"what they do in the reference, JSD {divergence:.4f} bits; kcal/mol off: {off}"
         )
 
 
@@ -235,7 +241,8 @@ def free_energies(phi: Array, psi: Array, weight: Array) -> tuple[Array, Array]:
 
     rng = np.random.default_rng(0)
     draws = [of(rng.integers(len(phi), size=len(phi))) for _ in range(200)]
-    return of(np.arange(len(phi))), np.std(draws, axis=0)
+    with np.errstate(invalid="ignore"):  # of basins that no drawn run has been in
+        return of(np.arange(len(phi))), np.std(draws, axis=0)
 
 
 def halves_divergence(one: Runs, other: Runs) -> dict[str, float]:
@@ -277,8 +284,11 @@ def row(runs: Runs, reference: Runs) -> dict[str, Any]:
     found: dict[str, Any] = {"ns": runs.phi.size * runs.frame_ps / 1000}
     divergence = halves_divergence(runs, reference)
     found |= {f"JSD {name} (bits)": round(value, 4) for name, value in divergence.items()}
+    counts = count_transitions(runs.phi, np.deg2rad(CORES))
     energies, errors = free_energies(runs.phi, runs.psi, runs.weight)
     for name, energy, error in zip(BASINS, energies, errors, strict=True):
+        if name == "C7ax, alpha L" and min(counts[0, 1], counts[1, 0]) == 0:
+            continue  # says where the runs began
         if name != "C7eq":
             found[f"{name} (kcal/mol)"] = f"{energy:.2f} ± {error:.2f}"
     lags = min(runs.phi.shape[1], round(100 / runs.frame_ps))
@@ -287,8 +297,6 @@ def row(runs: Runs, reference: Runs) -> dict[str, Any]:
         if len(angles):
             kept = angle_autocorrelation(angles, lags)
             found[f"{name} lasts (ps)"] = round(float(kept.sum() * runs.frame_ps), 2)
-    turns = np.deg2rad(CORES)
-    counts = count_transitions(runs.phi, turns)
     found["left to right"], found["right to left"] = int(counts[0, 1]), int(counts[1, 0])
     psi_turns = np.deg2rad(((90.0, -170.0), (-80.0, 20.0)))  # extended, helical; phi < 0
     there = count_transitions(runs.psi[left], psi_turns).sum() if left.any() else 0
