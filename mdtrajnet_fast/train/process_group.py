@@ -44,7 +44,7 @@ class Member:
     def sum(self, tensors: Sequence[Tensor]) -> Tensor:
         """Sums of tensors over the team, one after another; the same bits in every process.
 
-        Raises RuntimeError when another process has died.
+        Raises ChildProcessError when another process has died.
         """
         parts = [x.flatten() for x in tensors]
         if self.size == 1:
@@ -55,7 +55,7 @@ class Member:
         try:
             dist.barrier()
         except RuntimeError as error:
-            raise RuntimeError(
+            raise ChildProcessError(
                 f"one of the {self.size} training processes has died; what it said stands above. "
                 "The same command goes on from the last checkpoint"
             ) from error
