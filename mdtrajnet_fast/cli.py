@@ -56,6 +56,7 @@ from .mechanics import (
     set_standard_masses,
     thermal_velocities,
 )
+from .model.archive import write_whole
 from .model.checkpoint import bundled_models, load_model, provenance, save_model, training_logs
 from .model.mlatom import load_mlatom
 from .model.network import MDtrajNet
@@ -518,7 +519,8 @@ def _run(
     if settings.get("equilibration"):  # `structure` is frame 0, as without
         moved = {"positions_A": trajectory.positions[0], "momenta_ase": trajectory.momenta[0]}
         start = run["structure"]
-        run.setdefault("before_equilibration", {name: start[name] for name in moved})
+        if "before_equilibration" not in run:
+            run["before_equilibration"] = {name: start[name] for name in moved}
         start |= {name: x.tolist() for name, x in moved.items()}
     run["seconds"] = round(seconds, 3)
     run["trust"] = trajectory.trust.to_dict()
@@ -1103,7 +1105,7 @@ def _write_spectrum(
 
 
 # What a run that was killed before it began leaves in its folder.
-_LEFT = {".run.json.lock", "run.part"}
+_LEFT = {".run.json.lock", "run.json.part"}
 
 
 def _new_folder(wanted: Path, numbered: bool = False) -> Path:
@@ -1146,9 +1148,7 @@ def _versions() -> dict[str, str]:
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:
-    part = path.with_suffix(".part")
-    part.write_text(json.dumps(content, indent=1) + "\n")
-    part.replace(path)
+    write_whole(path, (json.dumps(content, indent=1) + "\n").encode())
 
 
 if __name__ == "__main__":

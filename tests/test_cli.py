@@ -235,7 +235,7 @@ def test_folders_of_runs_have_one_writer(tmp_path, capsys):
 
 def test_folders_of_runs_that_did_not_begin_are_free(tmp_path, capsys):
     (tmp_path / "a").mkdir()
-    for name in (".run.json.lock", "run.part"):
+    for name in (".run.json.lock", "run.json.part"):
         (tmp_path / "a" / name).touch()
     run("simulate NH3 --dt 3 --duration 6 --equilibration 0 --output a --quiet")
     assert {"run.json", "trajectory.traj"} <= {p.name for p in (tmp_path / "a").iterdir()}
@@ -268,7 +268,7 @@ def test_default_folders_are_made_by_one_process_each(tmp_path, monkeypatch):
         lambda r: r["settings"].pop("seed"),
         lambda r: r.update(settings=[]),
         lambda r: r["structure"].update(numbers=["x"]),
-        lambda r: r["structure"].pop("positions_A"),
+        lambda r: [r[state].pop("positions_A") for state in ("structure", "before_equilibration")],
         lambda r: r["structure"].update(described=7),
     ],
 )

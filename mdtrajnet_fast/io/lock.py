@@ -7,6 +7,7 @@ import fcntl
 import os
 import socket
 import warnings
+from contextlib import suppress
 from pathlib import Path
 
 
@@ -17,7 +18,8 @@ class Lock:
     ends, however it ends: a file that a killed process leaves is in nobody's way. A context
     manager. On a file system without locks it warns, with a RuntimeWarning, and keeps nobody away.
 
-    Raises BlockingIOError, with who it is, where another has the lock.
+    Raises BlockingIOError, with who it is, where another has the lock, and OSError where a full disk
+    or a folder that is for reading only leaves no room for one.
     """
 
     def __init__(self, path: Path) -> None:
@@ -48,8 +50,14 @@ class Lock:
                 break
             self._file.close()  # its owner was done, and took it away, after it was opened here
         self._file.truncate(0)
-        self._file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-        self._file.flush()
+        try:
+            self._file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+            self._file.flush()
+        except OSError as error:  # a full disk
+            self.path.unlink()
+            with suppress(OSError):  # the same again
+                self._file.close()
+            raise OSError(error.errno, error.strerror, str(self.path)) from error
 
     def _is_there(self) -> bool:
         try:

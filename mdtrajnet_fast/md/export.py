@@ -25,6 +25,7 @@ import torch
 from ase.data import atomic_numbers
 from ase.units import fs
 
+from ..model.archive import write_whole
 from ..model.config import irreps_channels
 from ..model.network import MDtrajNet
 from ..model.predictor import density_weights, potential_weights
@@ -52,8 +53,8 @@ _NO_POTENTIAL, _NO_WINDOW_POTENTIALS = (0,) * 3, (0,) * 5
 def export_model(model: MDtrajNet, path: str | Path) -> Path:
     """Write a model with its weights as they are now, in its own precision, to the file `path`.
 
-    Raises FileExistsError for a file that is there, and ValueError for a model that the kernels for
-    CPUs do not take, or that keeps a temperature.
+    Raises FileExistsError for a file that is there, OSError where it cannot be written, and
+    ValueError for a model that the kernels for CPUs do not take, or that keeps a temperature.
     """
     path = Path(path)
     if path.exists():
@@ -64,9 +65,7 @@ def export_model(model: MDtrajNet, path: str | Path) -> Path:
             "export a model of constant energy, and give it a thermostat"
         )
     model.predictor("cpu")  # refuses what there are no kernels for
-    part = path.with_name(f"{path.name}.part")
-    part.write_bytes(packed(contents(model)))
-    part.replace(path)
+    write_whole(path, packed(contents(model)))
     return path
 
 

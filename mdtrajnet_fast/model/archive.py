@@ -1,11 +1,13 @@
 """Weights from files that may be damaged or hostile: checked before they are used or made room for.
 
 No code of a file is run, and a model is built only where the file has the numbers that it needs.
+And files that are there whole or not at all (:func:`write_whole`).
 """
 
 from __future__ import annotations
 
 import hashlib
+import os
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -40,6 +42,25 @@ def load_archive(
     except Exception as error:  # damaged pickles raise anything
         said = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ValueError(f"{path} is damaged, or cannot be read safely: {said}") from error
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file, or replace one, at once: a kill or a full disk leaves what was there.
+
+    Raises OSError, with the file, where it cannot be written.
+    """
+    part = path.with_name(f"{path.name}.part")
+    try:
+        with part.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+    except BaseException as error:
+        part.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.errno is not None:
+            raise OSError(error.errno, error.strerror, str(path)) from error
+        raise
 
 
 def build(config: ModelConfig, members: int, name: str, weights: Mapping[str, Tensor]) -> MDtrajNet:

@@ -10,10 +10,10 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
-from .archive import build, checksum
+from .archive import build, checksum, write_whole
 from .config import ModelConfig
 from .mlatom import load_mlatom
 from .network import MDtrajNet
@@ -39,7 +39,8 @@ def save_model(
     """Write a model to the folder `path`: config.json and weights.safetensors, with checksums.
 
     provenance: anything JSON-able about where the weights come from, kept in config.json.
-    Raises FileExistsError if the folder holds a model and overwrite is False.
+    Raises FileExistsError if the folder holds a model and overwrite is False, and OSError where it
+    cannot be written.
     """
     folder = Path(path)
     if (folder / "config.json").exists() and not overwrite:
@@ -56,10 +57,8 @@ def save_model(
     description["sha256"] = _checksum(description)
     state = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
     said = {"sha256": checksum(state)}
-    save_file(state, folder / "weights.safetensors.part", metadata=said)
-    (folder / "config.json.part").write_text(json.dumps(description, indent=2) + "\n")
-    for name in ("weights.safetensors", "config.json"):
-        (folder / f"{name}.part").replace(folder / name)
+    write_whole(folder / "weights.safetensors", save(state, metadata=said))
+    write_whole(folder / "config.json", (json.dumps(description, indent=2) + "\n").encode())
     return folder
 
 

@@ -9,9 +9,9 @@ import copy
 import csv
 import dataclasses
 import hashlib
+import io
 import json
 import math
-import os
 import signal
 import threading
 import time
@@ -32,7 +32,7 @@ from .. import __version__
 from ..data.pairs import Pairs
 from ..data.records import load_records
 from ..io.lock import Lock
-from ..model.archive import load_archive
+from ..model.archive import load_archive, write_whole
 from ..model.checkpoint import load_model, provenance, save_model
 from ..model.config import DipoleConfig, ModelConfig, PotentialConfig, WindowPotentialsConfig
 from ..model.network import MDtrajNet
@@ -46,21 +46,26 @@ class _Log:
     """A CSV file that forgets, on resuming, what lies beyond the checkpoint."""
 
     def __init__(self, path: Path, columns: list[str], step: int):
-        kept: list[dict[str, str]] = []
-        if path.exists() and step > 0:
-            with path.open(newline="") as file:
-                kept = [row for row in csv.DictReader(file) if int(row["step"]) <= step]
+        table = io.StringIO()
+        writer = csv.DictWriter(table, columns, extrasaction="ignore")
+        writer.writeheader()
         self.rows = 0
-        self._file = path.open("w", newline="")
+        if path.exists() and step > 0:
+            whole, _, _ = path.read_text().rpartition("\n")  # a kill may have cut the last line
+            kept = [row for row in csv.DictReader(whole.splitlines()) if int(row["step"]) <= step]
+            writer.writerows(kept)
+            self.rows = len(kept)
+        write_whole(path, table.getvalue().encode())
+        self._file = path.open("a", newline="")
         self._writer = csv.DictWriter(self._file, columns, extrasaction="ignore")
-        self._writer.writeheader()
-        for row in kept:
-            self.write(row)
 
     def write(self, row: dict[str, Any]) -> None:
         self.rows += 1
-        self._writer.writerow(row)
-        self._file.flush()
+        try:
+            self._writer.writerow(row)
+            self._file.flush()
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, self._file.name) from error
 
     def close(self) -> None:
         self._file.close()
@@ -283,9 +288,9 @@ class _Run:
             "seconds": self.seconds,
             "losses": self.losses,
         }
-        part = self.checkpoint.with_suffix(".part")
-        torch.save(content, part)
-        os.replace(part, self.checkpoint)
+        packed = io.BytesIO()  # torch does not say which file it cannot write, nor why
+        torch.save(content, packed)
+        write_whole(self.checkpoint, packed.getvalue())
 
     def _restore(self) -> None:
         saved = load_archive(self.checkpoint, self.config.device)

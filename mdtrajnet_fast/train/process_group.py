@@ -58,7 +58,7 @@ class Member:
     def sum(self, tensors: Sequence[Tensor]) -> Tensor:
         """Sums of tensors over all members, one after another; the same bits in every process.
 
-        Raises RuntimeError when another process has died.
+        Raises ChildProcessError when another process has died.
         """
         whole = torch.cat([x.flatten() for x in tensors])
         if self.size > 1:
@@ -86,7 +86,7 @@ class Member:
         try:
             yield
         except RuntimeError as error:
-            raise RuntimeError(
+            raise ChildProcessError(
                 f"one of the {self.size} training processes has died; what it said stands above. "
                 "The same command goes on from the last checkpoint"
             ) from error

@@ -4,6 +4,7 @@ import csv
 import dataclasses
 import multiprocessing
 import os
+import resource
 import signal
 import warnings
 from pathlib import Path
@@ -221,7 +222,7 @@ def test_errors_of_groups(monkeypatch):
         ),
         dataclasses.replace(line, molecule="fast"),
         dataclasses.replace(
-            line, molecule="all right", numbers=np.array([8, 8, 8]), masses=np.full(3, 16.0)
+            line, molecule="all right", numbers=np.full(3, 8), masses=np.full(3, 15.999)
         ),
     ]
     result = atom_errors(model, Pairs(records), 300, lag_fs=8.0, seed=3)
@@ -384,7 +385,7 @@ def test_death_of_a_process_is_reported(config, monkeypatch):
         return original(self)
 
     monkeypatch.setattr(train._Run, "advance", killing)
-    with pytest.raises(RuntimeError, match="one of the 2 training processes has died"):
+    with pytest.raises(ChildProcessError, match="one of the 2 training processes has died"):
         fit(dataclasses.replace(config, processes=2), progress=False)
 
 
@@ -634,6 +635,36 @@ def test_checkpoints_of_other_content_are_refused(config):
         torch.save(wrong, file)
         with pytest.raises(ValueError, match="checkpoint.pt does not hold|invalid literal"):
             fit(config, progress=False)
+
+
+def test_a_full_disk_loses_nothing(config, tmp_path):
+    """What was there stays, the message names the file, and it goes on to the same bits."""
+    whole = fit(dataclasses.replace(config, output=str(tmp_path / "whole")), progress=False)
+    fit(config, progress=False, stop_after=20)
+    folder = tmp_path / "run"
+    held = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        for room in (0, 100, 5000):
+            resource.setrlimit(resource.RLIMIT_FSIZE, (room, before[1]))
+            with pytest.raises(
+                OSError, match=r"File too large: '.*run/\.?(checkpoint\.pt|log\.csv)"
+            ):
+                fit(config, progress=False)
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+            for name in ("checkpoint.pt", "log.csv"):
+                assert (folder / name).read_bytes().startswith(held[folder / name])
+            assert not list(folder.rglob("*.part"))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)
+    with (folder / "log.csv").open("a") as log:
+        log.write("2")  # of a line that a kill cut
+    resumed = fit(config, progress=False)
+    for name, value in weights(whole).items():
+        torch.testing.assert_close(weights(resumed)[name], value, rtol=0, atol=0)
+    assert len((folder / "log.csv").read_text().splitlines()) == 3
 
 
 def test_one_process_trains_in_a_folder(config):
