@@ -19,7 +19,7 @@ import numpy as np
 CHROMIUM = next(
     filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), ""
 )
-_PATIENCE = 60  # s, for an answer: machines that run tests are busy
+_PATIENCE = 180  # s, for an answer: machines that run tests are busy
 
 
 class Page:

@@ -7,11 +7,9 @@ shortened.
 
 from __future__ import annotations
 
-import glob
 import os
 import re
 import runpy
-import shlex
 import shutil
 import subprocess
 import sys
@@ -19,8 +17,7 @@ from pathlib import Path
 
 import pytest
 import torch
-
-from mdtrajnet_fast.cli import main
+from snippets import shell
 
 ROOT = Path(__file__).parent.parent
 DOCS, EXAMPLES = ROOT / "docs", ROOT / "examples"
@@ -72,25 +69,6 @@ def blocks(page):
         assert said in text, f"{page} does not say {said!r}"
         text = text.replace(said, instead)
     return [(one["kind"], one["file"], one["text"]) for one in BLOCK.finditer(text)]
-
-
-def shell(text):
-    """Commands of `mdtrajnet` in this process, where starting takes no time; others in bash."""
-    for line in text.replace("\\\n", " ").splitlines():
-        if line.startswith("mdtrajnet "):
-            words = [
-                sorted(glob.glob(w)) or [w] if "?" in w else [w] for w in shlex.split(line)[1:]
-            ]
-            assert main(sum(words, [])) == 0, line
-            continue
-        path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-        result = subprocess.run(
-            ["bash", "-e", "-c", line],
-            capture_output=True,
-            text=True,
-            env=os.environ | {"PATH": path},
-        )
-        assert result.returncode == 0, result.stdout + result.stderr
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import snippets
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
 
@@ -33,7 +34,9 @@ def test_first_command(tmp_path):
     out = shell(command, tmp_path)
     assert "Trust:" in out
     folder = tmp_path / "ethanol-300K"
-    assert {"trajectory.traj", "spectrum.png", "run.json"} <= {p.name for p in folder.iterdir()}
+    assert {"trajectory.traj", "spectrum.png", "report.html", "run.json"} <= {
+        p.name for p in folder.iterdir()
+    }
 
 
 def test_second_command_is_what_ci_runs():
@@ -49,14 +52,21 @@ def test_python_block(tmp_path):
     assert {"water.h5", "ammonia.traj", "ase.traj"} <= {p.name for p in tmp_path.iterdir()}
 
 
-def test_other_commands(tmp_path):
-    out = shell(blocks("sh")[2], tmp_path)
+@pytest.mark.filterwarnings("ignore")
+def test_other_commands(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    snippets.shell(blocks("sh")[2])
+    out = capsys.readouterr().out
     assert "ballistic" in out and "molecules-nve" in out
     assert (tmp_path / "acetamide" / "trajectory-spectrum.png").exists()
+    assert (tmp_path / "acetamide" / "report.html").exists()
+    assert (tmp_path / "acetamide.xtc").exists() and (tmp_path / "acetamide.pdb").exists()
 
 
-def test_crystals_and_fluids(tmp_path):
-    out = shell(blocks("sh")[4], tmp_path)
+def test_crystals_and_fluids(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    snippets.shell(blocks("sh")[4])
+    out = capsys.readouterr().out
     assert out.count("Trust: no warnings") == 2
     assert out.count("No vdos: frames every 50 fs") == 1
     for name, kinds in (

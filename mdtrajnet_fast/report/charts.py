@@ -33,7 +33,7 @@ Array = NDArray[np.float64]
 _POINTS = 500  # of a curve in time, at most
 _SMOOTH_FS = 100.0  # temperatures are means over this time, at least: some periods of vibrations
 _DOTS = 3000  # of a map, at most
-_RDF_FRAMES = 200  # at most, evenly chosen
+_RDF_FRAMES, _RDF_PLACES = 200, 50_000  # frames, and atoms times frames, at most; evenly chosen
 _VISIBLE = 0.01  # of the highest peak: what is seen of a spectrum
 _BANDS = (0.0, 500.0, 1000.0, 1500.0, 2000.0, 4500.0)  # cm^-1
 _LEAST = 0.005  # of the kinetic energy, that a band has to hold to be drawn
@@ -193,7 +193,8 @@ def band_chart(trajectory: Trajectory, of: str) -> Chart | None:
 def rdf_chart(trajectory: Trajectory, of: str) -> Chart:
     """Radial distribution functions of a periodic system, of every pair of elements."""
     elements = Counter(sorted(trajectory.atoms.get_chemical_symbols()))
-    some = trajectory[:: -(-len(trajectory) // _RDF_FRAMES)]
+    frames = min(_RDF_FRAMES, max(1, _RDF_PLACES // len(trajectory.atoms)))
+    some = trajectory[:: -(-len(trajectory) // frames)]
     heading, columns = "distance (Å)", {}
     for a, b in combinations_with_replacement(elements, 2):
         if a != b or elements[a] > 1:
