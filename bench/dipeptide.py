@@ -64,6 +64,7 @@ Array = NDArray[np.float64]
 TEMPERATURE, FRICTION = 300.0, 0.001  # K, 1/fs: those of the reference
 FRAME_FS = 102.0  # about every 0.1 ps, whole windows of 3 fs and steps of 0.5, 0.75 and 1 fs
 STATIC_BINS = 18  # along each axis: frames are few
+LASTS_PS = 10.0  # over which autocorrelations are summed
 SETTLING_PS = 10.0  # of each run, left out
 # Basins of the map (degrees) by phi, and within each half by psi; right is phi > 0.
 RIGHT = (0.0, 150.0)
@@ -245,27 +246,34 @@ def free_energies(phi: Array, psi: Array, weight: Array) -> tuple[Array, Array]:
         return of(np.arange(len(phi))), np.std(draws, axis=0)
 
 
-def halves_divergence(one: Runs, other: Runs) -> dict[str, float]:
-    """Jensen-Shannon divergences in bits of the maps: of the whole, left and right.
+def balanced(runs: Runs, reference: Runs) -> Runs:
+    """Runs with the reference's share of phi > 0, for which those that begin on both sides and
+    hardly cross cannot speak."""
 
-    The whole has, of both, the other's share of frames with phi > 0, for which runs that begin on
-    both sides and hardly cross cannot speak.
-    """
-    found = {}
-    sides = {name: within(runs.phi, *RIGHT) for name, runs in (("one", one), ("other", other))}
-    share = float((other.weight * sides["other"]).sum() / other.weight.sum())
-    for name, wanted in (("left", False), ("right", True)):
-        maps = [
-            angle_map(
-                runs.phi[side == wanted],
-                runs.psi[side == wanted],
-                weights=runs.weight[side == wanted],
-            )
-            for runs, side in ((one, sides["one"]), (other, sides["other"]))
-        ]
-        found[name] = jensen_shannon_divergence(*maps)
-    found["whole"] = (1 - share) * found["left"] + share * found["right"]
-    return found
+    def share(one: Runs) -> tuple[NDArray[np.bool_], float]:
+        right = within(one.phi, *RIGHT)
+        return right, float((one.weight * right).sum() / one.weight.sum())
+
+    (right, own), (_, wanted) = share(runs), share(reference)
+    if not 0 < own < 1:
+        return runs
+    factor = np.where(right, wanted / own, (1 - wanted) / (1 - own))
+    return runs._replace(weight=runs.weight * factor)
+
+
+def divergences(one: Runs, other: Runs) -> dict[str, float]:
+    """Jensen-Shannon divergences in bits of the maps: left, right and whole (:func:`balanced`)."""
+
+    def between(*chosen: tuple[Runs, NDArray[np.bool_]]) -> float:
+        maps = [angle_map(r.phi[at], r.psi[at], weights=r.weight[at]) for r, at in chosen]
+        return jensen_shannon_divergence(*maps)
+
+    right = [(runs, within(runs.phi, *RIGHT)) for runs in (one, other)]
+    left = [(runs, ~at) for runs, at in right]
+    whole = [
+        (runs, np.ones_like(at)) for runs, at in ((balanced(one, other), right[0][1]), right[1])
+    ]
+    return {"left": between(*left), "right": between(*right), "whole": between(*whole)}
 
 
 def reference_of(path: Path) -> tuple[Runs, Runs]:
@@ -279,11 +287,25 @@ def reference_of(path: Path) -> tuple[Runs, Runs]:
     )
 
 
+def as_long(unbiased: Runs, runs: Runs) -> Runs:
+    """Pieces of the unbiased reference, as many, as long and on the same sides as some runs."""
+    frames = round(runs.phi.shape[1] * runs.frame_ps / unbiased.frame_ps)
+    count = unbiased.phi.shape[1] // frames * frames
+    phi, psi, weight = (x[:, :count].reshape(-1, frames) for x in unbiased[:3])
+    rng, chosen = np.random.default_rng(0), []
+    for right in (False, True):
+        wanted = int((within(runs.phi[:, 0], *RIGHT) == right).sum())
+        there = np.flatnonzero(within(phi[:, 0], *RIGHT) == right)
+        chosen.append(rng.choice(there, min(wanted, len(there)), replace=False))
+    kept = np.concatenate(chosen)
+    return unbiased._replace(phi=phi[kept], psi=psi[kept], weight=weight[kept])
+
+
 def row(runs: Runs, reference: Runs) -> dict[str, Any]:
     """The figures of a contender."""
     found: dict[str, Any] = {"ns": runs.phi.size * runs.frame_ps / 1000}
-    divergence = halves_divergence(runs, reference)
-    found |= {f"JSD {name} (bits)": round(value, 4) for name, value in divergence.items()}
+    for name, value in divergences(runs, reference).items():
+        found[f"JSD {name} (bits)"] = round(value, 4)
     counts = count_transitions(runs.phi, np.deg2rad(CORES))
     energies, errors = free_energies(runs.phi, runs.psi, runs.weight)
     for name, energy, error in zip(BASINS, energies, errors, strict=True):
@@ -291,7 +313,7 @@ def row(runs: Runs, reference: Runs) -> dict[str, Any]:
             continue  # says where the runs began
         if name != "C7eq":
             found[f"{name} (kcal/mol)"] = f"{energy:.2f} ± {error:.2f}"
-    lags = min(runs.phi.shape[1], round(100 / runs.frame_ps))
+    lags = min(runs.phi.shape[1], round(LASTS_PS / runs.frame_ps))
     left = np.array([not within(phi, *RIGHT).any() for phi in runs.phi])
     for name, angles in (("phi", runs.phi[left]), ("psi", runs.psi[left])):
         if len(angles):
@@ -312,14 +334,14 @@ def row(runs: Runs, reference: Runs) -> dict[str, Any]:
 def table(reference: Path, paths: list[Path], output: Path) -> None:
     """Print and write the table and the maps."""
     evened, unbiased = reference_of(reference)
-    half = len(evened.phi) // 2
     first, second = (
         evened._replace(phi=evened.phi[k::2], psi=evened.psi[k::2], weight=evened.weight[k::2])
         for k in (0, 1)
     )
-    assert half
     contenders = {"reference, phi evened, half of it": first, "reference, unbiased": unbiased}
-    contenders |= {path.stem: Runs.read(path) for path in paths}
+    for path in paths:
+        runs = Runs.read(path)
+        contenders |= {path.stem: runs, f"reference, as {path.stem}": as_long(unbiased, runs)}
     rows = {
         name: row(runs, second if name.endswith("half of it") else evened)
         for name, runs in contenders.items()
@@ -336,7 +358,8 @@ def table(reference: Path, paths: list[Path], output: Path) -> None:
         lines.append(f"| {key} | " + " | ".join(cells) + " |")
     (output / "dipeptide.md").write_text("\n".join(lines) + "\n")
     print("\n".join(lines))
-    drawn = {"reference": evened, **{path.stem: Runs.read(path) for path in paths}}
+    drawn = {"reference": evened}
+    drawn |= {path.stem: balanced(Runs.read(path), evened) for path in paths}
     maps = {name: angle_map(r.phi, r.psi, weights=r.weight) for name, r in drawn.items()}
     write_angle_maps(output / "maps", maps, TEMPERATURE)
 
