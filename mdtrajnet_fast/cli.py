@@ -986,6 +986,8 @@ def _analyze(options: argparse.Namespace) -> None:
 
 
 def _trjconv(options: argparse.Namespace) -> None:
+    if options.every < 1:
+        raise ValueError(f"--every is one frame in so many, 1 or more; got {options.every}")
     trajectory = _any_trajectory(_trajectory_file(options.trajectory), options.frame)
     first = int(np.searchsorted(trajectory.times, options.skip))
     trajectory[first :: options.every].write(options.output)

@@ -48,8 +48,9 @@ def write(trajectory: Trajectory, path: Path) -> list[Path]:
     A cell whose vectors are not those of the convention (the first along x, the second in the xy
     plane), which these files cannot hold, is turned to it, with all atoms.
 
-    Returns the paths. Raises FileExistsError, ValueError for frames that are not evenly spaced
-    (.dcd) and a suffix that is none of :data:`SUFFIXES`, ImportError without MDAnalysis.
+    Files are there whole or not at all. Returns the paths. Raises FileExistsError,
+    FileNotFoundError where there is no such folder, ValueError for frames that are not evenly
+    spaced (.dcd) and a suffix that is none of :data:`SUFFIXES`, ImportError without MDAnalysis.
     """
     suffix = path.suffix.lower()
     if suffix not in SUFFIXES:
@@ -58,29 +59,47 @@ def write(trajectory: Trajectory, path: Path) -> list[Path]:
     for one in paths:
         if one.exists():
             raise FileExistsError(f"{one} exists and is never overwritten: choose another name")
-    if suffix == ".xyz":
-        with path.open("w") as file:
-            for atoms in trajectory:
-                comment = f"time_fs={atoms.info['time_fs']:.9g}"
-                write_xyz(file, [atoms], comment=comment, fmt="%16.8f")
-        return paths
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"there is no folder {path.parent} for {path.name}; make it first")
+    parts = [one.with_name(f"{one.stem}.part{one.suffix}") for one in paths]
+    try:
+        if suffix == ".xyz":
+            _write_xyz(trajectory, parts[0])
+        else:
+            _write_binary(trajectory, *parts)
+        for part, one in zip(parts, paths, strict=True):
+            part.replace(one)
+    finally:
+        for part in parts:
+            part.unlink(missing_ok=True)
+    return paths
+
+
+def _write_xyz(trajectory: Trajectory, path: Path) -> None:
+    with path.open("w") as file:
+        for atoms in trajectory:
+            comment = f"time_fs={atoms.info['time_fs']:.9g}"
+            write_xyz(file, [atoms], comment=comment, fmt="%16.8f")
+
+
+def _write_binary(trajectory: Trajectory, path: Path, first: Path) -> None:
     times = trajectory.times
     spacing = float(times[1] - times[0]) if len(times) > 1 else 1.0
     settings = {}
-    if suffix == ".dcd":
+    if path.suffix.lower() == ".dcd":
         check_even(times, path.name, rtol=1e-6)
         settings = {"dt": spacing / 1000, "istart": round(times[0] / spacing)}
     mda = _mdanalysis()
-    cell, turn = trajectory.atoms.cell.standard_form()
-    periodic = bool(trajectory.atoms.pbc.any())
-    turn = turn.T if periodic else np.eye(3)
     atoms = trajectory[0]
+    cell, turn, dimensions = atoms.cell, np.eye(3), None
+    if atoms.pbc.any():
+        cell, rotation = cell.standard_form()
+        turn, dimensions = rotation.T, cell.cellpar()
+    atoms.set_cell(cell)
     atoms.positions = atoms.positions @ turn
-    if periodic:
-        atoms.cell = cell
     universe = mda.Universe.empty(len(atoms), trajectory=True, velocities=True)
     step = universe.trajectory.ts
-    step.dimensions = cell.cellpar() if periodic else None
+    step.dimensions = dimensions
     with warnings.catch_warnings():  # of a cell that a molecule has not
         warnings.simplefilter("ignore")
         with mda.Writer(str(path), len(atoms), **settings) as writer:
@@ -89,8 +108,7 @@ def write(trajectory: Trajectory, path: Path) -> list[Path]:
                 step.positions = trajectory.positions[k] @ turn
                 step.velocities = 1000 * trajectory.velocities[k] @ turn
                 writer.write(universe)
-    ase.io.write(paths[1], atoms)
-    return paths
+    ase.io.write(first, atoms)
 
 
 def read(path: Path) -> Frames:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import combinations_with_replacement, pairwise
 from typing import Any, NamedTuple
 
@@ -62,7 +62,7 @@ class Chart:
     peaks: tuple[tuple[float, float], ...] = ()  # (x, y) of the first series
     x_range: tuple[float, float] | None = None  # None: that of the values
     y_range: tuple[float, float] | None = None
-    rules: tuple[float, ...] = field(default=())  # y of level lines, such as a target
+    rules: tuple[float, ...] = ()  # y of level lines, such as a target
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON; numbers to six digits, None for what is not finite."""

@@ -56,6 +56,9 @@ def write_report(
     """
     folder = Path(folder)
     run = _run(folder)
+    path = Path(output) if output is not None else folder / "report.html"
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"there is no folder {path.parent} for {path.name}; make it first")
     trajectory = Trajectory.read(folder / run["trajectory"])
     missing = []
     if model is None:
@@ -86,7 +89,6 @@ def write_report(
         version=__version__,
         policy=_POLICY,
     )  # fmt: skip
-    path = Path(output) if output is not None else folder / "report.html"
     part = path.with_name(path.name + ".part")
     try:
         part.write_text(page, encoding="utf-8")
@@ -105,8 +107,8 @@ def _run(folder: Path) -> dict[str, Any]:
         name = str(run["trajectory"])
         if name != Path(name).name or name.startswith("."):
             raise ValueError(f"expected a trajectory in the folder itself, got {name!r}")
-        _ = run["settings"]["model"], run["structure"]["name"], run["command"]
-    except (ValueError, LookupError, TypeError) as error:
+        _ = run["settings"]["model"], run["structure"]["name"], run["command"], _facts(run)
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
         raise ValueError(
             f"{file} does not describe a run ({type(error).__name__}: {error}); restore it from a "
             "copy"

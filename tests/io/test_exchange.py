@@ -163,6 +163,10 @@ def test_commands(tmp_path, monkeypatch, capsys):
     assert main("evaluate b.trr --model molecules-nve-small --pairs 20 --times 1 2".split()) == 0
     assert main(["analyze", "a.dcd"]) == 0
     assert (tmp_path / "a-analysis" / "vdos.csv").exists()
+    assert main("trjconv run.h5 f.xtc --every 0".split()) == 2
+    assert main("trjconv run.h5 f.what".split()) == 2
+    said = capsys.readouterr().err
+    assert "--every is one frame in so many" in said and "the name must end in .traj" in said
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # MDAnalysis
@@ -185,8 +189,11 @@ def test_refused(tmp_path):
     vibrating(molecule("CH3OH"), dt=5.0).write(tmp_path / "c.dcd")
     with pytest.raises(ValueError, match="positions every 5 fs do not tell them"):
         load_records(tmp_path / "c.dcd")
+    with pytest.raises(FileNotFoundError, match="no folder .*nowhere"):
+        trajectory.write(tmp_path / "nowhere" / "d.xtc")
     uneven = Trajectory(
         trajectory.atoms, [0.0, 1.0, 3.0], trajectory.positions[:3], trajectory.momenta[:3]
     )
     with pytest.raises(ValueError, match="unevenly spaced"):
         uneven.write(tmp_path / "d.dcd")
+    assert not [*tmp_path.glob("*.part.*"), *tmp_path.glob("d.*")]

@@ -187,11 +187,23 @@ def test_refused(folder, tmp_path, capsys):
         ("{", "JSONDecodeError"),
         (json.dumps(run | {"trajectory": "../x.traj"}), "in the folder itself"),
         (json.dumps({"trajectory": "x.traj"}), "KeyError"),
+        (json.dumps(run | {"structure": {"name": "x"}}), "KeyError"),
     ):
         (tmp_path / "run.json").write_text(broken)
         assert main(["report", str(tmp_path)]) == 2
         err = capsys.readouterr().err
         assert "does not describe a run" in err and said in err
+
+
+def test_a_single_frame(folder, tmp_path):
+    run = json.loads((folder / "run.json").read_text()) | {"trajectory": "one.h5"}
+    Trajectory.read(folder / "trajectory.traj")[:1].write(tmp_path / "one.h5")
+    (tmp_path / "run.json").write_text(json.dumps(run))
+    data = data_of(write_report(tmp_path))
+    assert [chart["name"] for chart in data["charts"]] == ["energies", "temperatures"]
+    assert len(data["movie"]["times"]) == 1
+    with pytest.raises(FileNotFoundError, match="no folder"):
+        write_report(tmp_path, tmp_path / "nowhere" / "page.html")
 
 
 def test_the_verdict_in_words(folder):
