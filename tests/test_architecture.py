@@ -26,6 +26,7 @@ LAYERS = (
     ("plots",),
     ("train",),
     ("report",),
+    ("runs",),
     ("cli",),
     ("__main__",),
     ("checkpoint", "structures", "trajectory", "trust"),  # other names of modules
