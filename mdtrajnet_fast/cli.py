@@ -1,7 +1,7 @@
 """The command line `mdtrajnet`.
 
 Its commands: simulate, train, finetune, generate, evaluate, convert, export, info, spectrum,
-analyze, trjconv, report.
+analyze, trjconv, report, campaign.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ from .analysis.matter import (
 )
 from .analysis.observables import peaks
 from .analysis.spectra import Spectra
+from .campaigns import command as campaign_command
 from .data.generate import TEMPERATURES_K, generate
 from .data.generate import THERMOSTATS as GENERATE_THERMOSTATS
 from .data.pairs import Pairs
@@ -418,6 +419,14 @@ def _parser() -> argparse.ArgumentParser:
         "One HTML page of a run: 3D view, trust, spectra, energies, temperatures, settings.",
     )
     report_command.add_arguments(sub)
+
+    sub = command(
+        "campaign",
+        campaign_command.run,
+        "Many runs, of structures, temperatures, models and seeds, on many workers; or go on with "
+        "what is left of them.",
+    )
+    campaign_command.add_arguments(sub)
     return parser
 
 

@@ -27,6 +27,7 @@ LAYERS = (
     ("train",),
     ("report",),
     ("runs",),
+    ("campaigns",),
     ("cli",),
     ("__main__",),
     ("checkpoint", "structures", "trajectory", "trust"),  # other names of modules
