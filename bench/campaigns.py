@@ -2,11 +2,11 @@
 
 python bench/campaigns.py [--molecules 50] [--seeds 10] [--duration 1000] [--model NAME]
 
-50 molecules of ASE's g2 collection times 10 seeds, 1 ps each. Both do the same: they predict the same
-batches and write the same folders. Printed are the wall time and the processor time of each, the
-start of the workers included, and whether all trajectories have the same bits. On a machine that is
-busy otherwise, processor time is what tells: two workers can be twice as fast if they need no more
-of it than one process does.
+50 molecules of ASE's g2 collection times 10 seeds, 1 ps each. Both do the same: they predict the
+same batches and write the same folders; the campaign also writes its table and plots. Printed are
+the wall time and the processor time of each, the start of the workers included, and whether all
+trajectories have the same bits. On a machine that is busy otherwise, processor time is what tells:
+two workers are twice as fast as one process if they need no more of it.
 """
 
 from __future__ import annotations

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,15 +17,15 @@ from .config import CampaignConfig
 if TYPE_CHECKING:
     from distributed import Client
 
-# The queues that dask-jobqueue knows, by their key in its YAML.
+# The queues that dask-jobqueue knows, by their key in its YAML: its class, and what submits a job.
 QUEUES = {
-    "slurm": "SLURMCluster",
-    "pbs": "PBSCluster",
-    "sge": "SGECluster",
-    "lsf": "LSFCluster",
-    "oar": "OARCluster",
-    "moab": "MoabCluster",
-    "htcondor": "HTCondorCluster",
+    "slurm": ("SLURMCluster", "sbatch"),
+    "pbs": ("PBSCluster", "qsub"),
+    "sge": ("SGECluster", "qsub"),
+    "lsf": ("LSFCluster", "bsub"),
+    "oar": ("OARCluster", "oarsub"),
+    "moab": ("MoabCluster", "msub"),
+    "htcondor": ("HTCondorCluster", "condor_submit"),
 }
 CONNECT_S = 30  # how long to wait for a scheduler
 
@@ -34,8 +35,8 @@ def workers(config: CampaignConfig) -> Iterator[tuple[Client, int]]:
     """A client of the workers that a campaign names, and how many they are or will be.
 
     Those that are started here end with the block. Raises ImportError without Dask (or
-    dask-jobqueue), ConnectionError where no scheduler answers, and ValueError for a YAML file that
-    names no queue.
+    dask-jobqueue), ConnectionError where no scheduler answers, and FileNotFoundError and ValueError
+    for a queue that is not there and a YAML file that does not describe one.
     """
     distributed = _module("distributed", "dask[distributed]")
     if config.address is not None:
@@ -51,9 +52,10 @@ def workers(config: CampaignConfig) -> Iterator[tuple[Client, int]]:
             yield client, len(client.scheduler_info(n_workers=-1)["workers"])
         return
     if config.jobqueue is not None:
-        with _queue(Path(config.jobqueue)) as cluster, distributed.Client(cluster) as client:
-            cluster.scale(jobs=config.jobs)
-            yield client, len(cluster.worker_spec)
+        with _queue(Path(config.jobqueue)) as (cluster, each):
+            with distributed.Client(cluster) as client:
+                cluster.scale(jobs=config.jobs)
+                yield client, config.jobs * each
         return
     count = config.workers or len(os.sched_getaffinity(0))
     with deaf_children():  # Ctrl-C is heard here
@@ -62,10 +64,11 @@ def workers(config: CampaignConfig) -> Iterator[tuple[Client, int]]:
         yield client, count
 
 
-def _queue(file: Path) -> Any:
-    """The cluster that a YAML file of dask-jobqueue describes."""
-    dask_jobqueue = _module("dask_jobqueue", "dask-jobqueue")
+@contextmanager
+def _queue(file: Path) -> Iterator[tuple[Any, int]]:
+    """The cluster that a YAML file of dask-jobqueue describes, and how many workers a job has."""
     dask = _module("dask", "dask[distributed]")
+    dask_jobqueue = _module("dask_jobqueue", "dask-jobqueue")
     if not file.is_file():
         raise FileNotFoundError(f"there is no file {file} of dask-jobqueue's settings")
     said = dask.config.merge(*dask.config.collect_yaml([str(file)]))
@@ -75,8 +78,19 @@ def _queue(file: Path) -> Any:
             f"{file} must name one queue below `jobqueue:`, of {', '.join(QUEUES)}; got "
             f"{', '.join(kinds) or 'none'}"
         )
-    with dask.config.set(said):
-        return getattr(dask_jobqueue, QUEUES[kinds[0]])()
+    name, submits = QUEUES[kinds[0]]
+    if shutil.which(submits) is None:
+        raise FileNotFoundError(
+            f"{file} is for {kinds[0]}, but there is no {submits} here: start the campaign where "
+            "jobs are submitted from"
+        )
+    with dask.config.set(dask.config.merge(dask.config.config, said)):  # above its defaults
+        with getattr(dask_jobqueue, name)() as cluster:
+            try:
+                cluster.job_script()  # what is wrong with it comes too late later
+            except (ValueError, TypeError) as error:
+                raise ValueError(f"{file} does not make a job: {error}") from error
+            yield cluster, int(said["jobqueue"][kinds[0]].get("processes", 1))
 
 
 def _module(name: str, package: str) -> ModuleType:
