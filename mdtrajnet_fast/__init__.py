@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .analysis.observables import infrared_spectrum, vibrational_density_of_states
     from .analysis.summary import TrustSummary
+    from .campaigns.campaign import campaign
+    from .campaigns.config import CampaignConfig
     from .io.structures import read_structure
     from .io.trajectory import Trajectory
     from .md.ase_dynamics import MDtrajNetDynamics
@@ -28,6 +30,7 @@ __version__ = "0.2.0"
 # The public names and where they live. They are loaded at first use: torch takes seconds, which
 # neither `mdtrajnet --help` nor a process that only makes data should pay for.
 _HOME = {
+    "CampaignConfig": "campaigns.config",
     "MDtrajNet": "model.network",
     "MDtrajNetCalculator": "md.calculator",
     "MDtrajNetDynamics": "md.ase_dynamics",
@@ -38,6 +41,7 @@ _HOME = {
     "Trajectory": "io.trajectory",
     "TrustSummary": "analysis.summary",
     "bundled_models": "model.checkpoint",
+    "campaign": "campaigns.campaign",
     "finetune": "train.finetune",
     "fit": "train.fit",
     "infrared_spectrum": "analysis.observables",

@@ -1,7 +1,7 @@
 """The command line `mdtrajnet`.
 
 Its commands: simulate, train, finetune, generate, evaluate, convert, export, info, spectrum,
-analyze, trjconv, report.
+analyze, trjconv, report, campaign.
 """
 
 from __future__ import annotations
@@ -11,17 +11,13 @@ import functools
 import io
 import itertools
 import json
-import platform
-import re
 import sys
-import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-import ase
 import numpy as np
 import torch
 from tqdm import tqdm
@@ -36,27 +32,19 @@ from .analysis.matter import (
     unwrapped,
 )
 from .analysis.observables import peaks
-from .analysis.spectra import spectra
+from .analysis.spectra import Spectra
+from .campaigns import command as campaign_command
 from .data.generate import TEMPERATURES_K, generate
 from .data.generate import THERMOSTATS as GENERATE_THERMOSTATS
 from .data.pairs import Pairs
 from .data.records import Record, as_trajectory, load_records
 from .io.lock import Lock
-from .io.structures import read_structure
-from .io.trajectory import Trajectory, description, last_time, set_description
+from .io.trajectory import Trajectory, last_time
 from .md.export import export_model
 from .md.rollout import RolloutError
-from .md.simulation import check_run, method_begun, model_hash, simulate
-from .md.thermostats import CSVR, THERMOSTATS, Langevin, Thermostat
+from .md.simulation import method_begun
+from .md.thermostats import CSVR, THERMOSTATS, Langevin
 from .md.window import ENERGY_RATES, METHODS, method_of, stride_of
-from .mechanics import (
-    centre_of_mass,
-    degrees_of_freedom,
-    kinetic_temperature,
-    set_standard_masses,
-    thermal_velocities,
-)
-from .model.archive import write_whole
 from .model.checkpoint import bundled_models, load_model, provenance, save_model, training_logs
 from .model.mlatom import load_mlatom
 from .model.network import MDtrajNet
@@ -67,12 +55,26 @@ from .plots import (
     plot_training,
     write_angle_maps,
     write_curves,
-    write_spectrum,
     write_tables,
 )
 from .report import command as report_command
-from .report.page import write_report
-from .system import System, check_velocities_named
+from .runs import (
+    DEFAULT_TEMPERATURE_K,
+    DEFAULTS,
+    EQUILIBRATION_FS,
+    Run,
+    check,
+    describe_run,
+    finish,
+    folder_name,
+    heating,
+    predict,
+    read_run,
+    run_json,
+    title,
+    versions,
+    write_spectra,
+)
 from .train.compare_runs import compare_runs, predicted_runs, reference_runs
 from .train.config import TrainConfig
 from .train.evaluate import (
@@ -89,35 +91,11 @@ from .train.fit import fit
 
 # What `simulate` takes where nothing is said. --resume takes the settings of its folder instead, so
 # the parser has to know what was said.
-SIMULATE: dict[str, Any] = {
-    "model": "molecules-nve",
-    "dtype": "float32",
-    "device": "cpu",
-    "dt": 1.0,
-    "duration": 1000.0,
-    "temperature": None,
-    "seed": 0,
-    "window": None,
-    "method": None,
-    "energy_rate": None,
-    "thermostat": None,
-    "friction": None,
-    "time_constant": None,
-    "equilibration": None,
-    "masses": None,
-    "output": None,
-    "format": "traj",
-}
+SIMULATE: dict[str, Any] = DEFAULTS | {"output": None}
 MASSES = "of the elements in place of isotopes', which are refused otherwise"
-DEFAULT_TEMPERATURE_K = 300.0
-EQUILIBRATION_FS = 1000.0
-# Of these, those that run.json keeps elsewhere or in another form.
-_NOT_SETTINGS = ("model", "temperature", "output", "format")
 # What `evaluate` takes only without --rollout, with its defaults, and only with it.
 EVALUATE: dict[str, Any] = {"pairs": 5000, "times": None, "seed": 0}
 EVALUATE_ROLLOUT = ("method", "window", "energy_rate", "duration", "spacing")
-# What a run cannot go on without; runs of before there was the rest go on.
-_NEEDED = {"model", "dtype", "device", "dt", "duration", "window", "temperature_K", "seed"}
 
 INTERRUPTED = 130  # the exit status of what Ctrl-C ended, as shells have it
 
@@ -441,18 +419,26 @@ def _parser() -> argparse.ArgumentParser:
         "One HTML page of a run: 3D view, trust, spectra, energies, temperatures, settings.",
     )
     report_command.add_arguments(sub)
+
+    sub = command(
+        "campaign",
+        campaign_command.run,
+        "Many runs, of structures, temperatures, models and seeds, on many workers; or go on with "
+        "what is left of them.",
+    )
+    campaign_command.add_arguments(sub)
     return parser
 
 
 def _simulate(options: argparse.Namespace) -> None:
     with ExitStack() as stack:
         if options.resume:
-            stack.enter_context(Lock(_run_json(options.resume)))
-            folder, run, atoms = _continued(options)
-            with _named(folder):
-                _run(options, folder, run, atoms, stack)
+            stack.enter_context(Lock(run_json(options.resume)))
+            run = _continued(options)
+            with _named(run.folder):
+                _run(options, run, stack)
         else:
-            _run(options, *_new_run(options), stack)
+            _run(options, _new_run(options), stack)
 
 
 @contextmanager
@@ -466,164 +452,41 @@ def _named(folder: Path) -> Iterator[None]:
         raise ValueError(f"{folder}: {error}") from error
 
 
-def _run(
-    options: argparse.Namespace,
-    folder: Path,
-    run: dict[str, Any],
-    atoms: ase.Atoms,
-    stack: ExitStack,
-) -> None:
+def _run(options: argparse.Namespace, run: Run, stack: ExitStack) -> None:
     """Predict the trajectory that run.json says, in a folder that is locked in the meantime."""
-    settings = run["settings"]
+    settings = run.settings
     model = load_model(settings["model"], dtype=settings["dtype"], device=settings["device"])
-    if run.setdefault("model_hash", model_hash(model)) != model_hash(model):
-        raise ValueError(
-            f"{folder} was made with other weights of the model {settings['model']!r}; use those"
-        )
-    if settings.get("method", "") is None:
-        settings["method"] = method_of(model, None)
-    method = method_begun(settings)
-    system, times = System.from_atoms(atoms), (settings["dt"], settings["duration"])
-    check_run(model, system, *times, settings["window"], method)
-    thermostat = _thermostat(settings)
+    check(run, model)
     if not options.resume:
-        folder = _made(folder, numbered=options.output is None)
-        stack.enter_context(Lock(folder / "run.json"))
-        _new_folder(folder)  # still, now that no other process can begin in it
-    _write_json(folder / "run.json", run)
+        run.folder = _made(run.folder, numbered=options.output is None)
+        stack.enter_context(Lock(run.folder / "run.json"))
+        _new_folder(run.folder)  # still, now that no other process can begin in it
+    run.write()
+    method = method_begun(settings)
     print(
-        f"{atoms.get_chemical_formula()} ({run['structure']['name']}), {settings['duration']:g} fs "
-        f"with {model.name}, {method} windows of "
-        f"{stride_of(model, method, settings['window']):g} fs; {_heating(settings)}",
+        f"{run.atoms.get_chemical_formula()} ({run.said['structure']['name']}), "
+        f"{settings['duration']:g} fs with {model.name}, {method} windows of "
+        f"{stride_of(model, method, settings['window']):g} fs; {heating(settings)}",
         flush=True,
     )
-    begun = time.perf_counter()
-    trajectory = simulate(
-        atoms,
-        settings["dt"],
-        duration=settings["duration"],
-        model=model,
-        window=settings["window"],
-        method=method,
-        energy_rate=settings.get("energy_rate"),
-        temperature_K=settings["temperature_K"],
-        seed=settings["seed"],
-        thermostat=thermostat,
-        equilibration=settings.get("equilibration") or 0.0,
-        trajectory=folder / run["trajectory"],
-        resume=bool(options.resume),
-        progress=not options.quiet,
-    )
-    seconds = time.perf_counter() - begun
-    assert isinstance(trajectory, Trajectory) and trajectory.trust is not None
-    if settings.get("equilibration"):  # `structure` is frame 0, as without
-        moved = {"positions_A": trajectory.positions[0], "momenta_ase": trajectory.momenta[0]}
-        start = run["structure"]
-        if "before_equilibration" not in run:
-            run["before_equilibration"] = {name: start[name] for name in moved}
-        start |= {name: x.tolist() for name, x in moved.items()}
-    run["seconds"] = round(seconds, 3)
-    run["trust"] = trajectory.trust.to_dict()
-    _write_json(folder / "run.json", run)
+    (trajectory,) = predict([run], model, resume=bool(options.resume), progress=not options.quiet)
     print(trajectory.trust)
-    print(f"{len(trajectory)} frames in {seconds:.1f} s")
-    try:
-        _write_spectrum(trajectory, folder / "spectrum")
-    except ValueError as error:
-        print(f"No spectrum: {error}")
-    if not options.no_report:
-        write_report(folder, model=model)
-    _print_written(folder)
+    print(f"{len(trajectory)} frames in {run.said['seconds']:.1f} s")
+    found = finish(run, trajectory, None if options.no_report else model)
+    print(f"No spectrum: {found}") if isinstance(found, str) else _print_spectra(found)
+    _print_written(run.folder)
 
 
-def _thermostat(settings: dict[str, Any]) -> Thermostat | None:
-    """The thermostat that settings name."""
-    name, kelvin = settings.get("thermostat"), settings["temperature_K"]
-    constants = {"langevin": "friction", "csvr": "time_constant"}
-    for kind, constant in constants.items():
-        if settings.get(constant) is not None and name != kind:
-            option = "--" + constant.replace("_", "-")
-            raise ValueError(f"{option} is of --thermostat {kind}, got thermostat {name}")
-    if name is None:
-        return None
-    if name not in list(THERMOSTATS):  # a run.json may say anything
-        raise ValueError(f"thermostat is {name!r}, expected one of {', '.join(THERMOSTATS)}")
-    if kelvin is None:
-        raise ValueError(f"--thermostat {name} needs its --temperature")
-    given = settings.get(constants[name])
-    return THERMOSTATS[name](kelvin, *([] if given is None else [given]))
-
-
-def _heating(settings: dict[str, Any]) -> str:
-    """Where the velocities of a run come from and what keeps its temperature, in words."""
-    kelvin, name = settings["temperature_K"], settings.get("thermostat")
-    start = "the structure's velocities" if kelvin is None else f"velocities drawn at {kelvin:g} K"
-    if equilibration := settings.get("equilibration"):
-        start += f", {equilibration:g} fs of equilibration ({name or 'langevin'}) before frame 0"
-    elif kelvin is not None and name is None:
-        start += ", not equilibrated: a start at a minimum cools to half of it"
-    then = "constant energy" if name is None else f"{name} at {kelvin:g} K"
-    return f"{start}; {then}"
-
-
-def _label(settings: dict[str, Any]) -> str:
-    """What the name of a run's folder says of its temperature."""
-    if (kelvin := settings["temperature_K"]) is None:
-        return ""
-    name = settings["thermostat"]
-    how = f"-{name}" if name else "" if settings["equilibration"] else "-unequilibrated"
-    return f"-{kelvin:g}K{how}"
-
-
-def _new_run(options: argparse.Namespace) -> tuple[Path, dict[str, Any], ase.Atoms]:
+def _new_run(options: argparse.Namespace) -> Run:
     if options.structure is None:
         raise ValueError("give a structure (file, name or SMILES), or --resume FOLDER")
-    said = {name: getattr(options, name) for name in SIMULATE}
-    chosen = SIMULATE | {name: value for name, value in said.items() if value is not None}
-    atoms = read_structure(options.structure)
-    if chosen["masses"] == "standard":
-        set_standard_masses(atoms)
-    name = str(atoms.info["name"])
-    temperature = chosen["temperature"]
-    if temperature is None and not atoms.get_momenta().any():
-        check_velocities_named(atoms, options.structure)
-        temperature = DEFAULT_TEMPERATURE_K
-    if chosen["equilibration"] is None:
-        chosen["equilibration"] = 0.0 if temperature is None else EQUILIBRATION_FS
-    if temperature is not None:
-        thermal_velocities(atoms, temperature, chosen["seed"])
-    settings = {
-        "model": _absolute(chosen["model"]),
-        "temperature_K": temperature,
-        **{k: v for k, v in chosen.items() if k not in _NOT_SETTINGS},
-    }
-    _thermostat(settings)  # refuses what does not go together
-    slug = re.sub(r"[^A-Za-z0-9.+-]+", "_", name).strip("_") or "run"
-    wanted = chosen["output"] or Path(f"{slug}{_label(settings)}")
-    folder = _new_folder(wanted, chosen["output"] is None)
-    run = {
-        "command": ["mdtrajnet", *options.arguments],
-        "structure": {
-            "text": options.structure,
-            "name": name,
-            "source": atoms.info["source"],
-            "numbers": atoms.numbers.tolist(),
-            "masses_amu": atoms.get_masses().tolist(),
-            "cell_A": atoms.cell[:].tolist(),
-            "pbc": atoms.pbc.tolist(),
-            "positions_A": atoms.positions.tolist(),
-            "momenta_ase": atoms.get_momenta().tolist(),
-            "described": description(atoms),
-        },
-        "settings": settings,
-        "temperature": _heating(settings),
-        "trajectory": f"trajectory.{chosen['format']}",
-        "versions": _versions(),
-    }
-    return folder, run, atoms
+    chosen = {name: getattr(options, name) for name in DEFAULTS}
+    said, atoms = describe_run(options.structure, chosen, ["mdtrajnet", *options.arguments])
+    wanted = options.output or Path(folder_name(said))
+    return Run(_new_folder(wanted, options.output is None), said, atoms)
 
 
-def _continued(options: argparse.Namespace) -> tuple[Path, dict[str, Any], ase.Atoms]:
+def _continued(options: argparse.Namespace) -> Run:
     given = [f"--{name}" for name in SIMULATE if getattr(options, name) is not None]
     given = [name for name in given if name != "--duration"]
     if options.structure is not None or given:
@@ -631,52 +494,19 @@ def _continued(options: argparse.Namespace) -> tuple[Path, dict[str, Any], ase.A
             "--resume takes the structure and all settings but --duration from its folder, got "
             + ", ".join(given or [options.structure])
         )
-    file = _run_json(options.resume)
-    try:
-        run = json.loads(file.read_text())
-        if options.duration is not None:
-            run["settings"]["duration"] = options.duration
-        if missing := sorted(_NEEDED - run["settings"].keys()):
-            raise ValueError(f"its settings lack {', '.join(missing)}")
-        run["versions"] = _versions()
-        start, name = run["structure"], str(run["trajectory"])
-        run["trajectory"] = name
-        start = start | run.get("before_equilibration", {})
-        if name != Path(name).name or name.startswith("."):
-            raise ValueError(f"expected a trajectory in the folder itself, got {name!r}")
-        atoms = ase.Atoms(
-            start["numbers"],
-            positions=start["positions_A"],
-            masses=start["masses_amu"],
-            cell=start["cell_A"],
-            pbc=start["pbc"],
-            momenta=start["momenta_ase"],
-        )
-        set_description(atoms, start.get("described", {}))
-    except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError) as error:
-        raise ValueError(
-            f"{file} does not describe a run ({type(error).__name__}: {error}); restore it from a "
-            "copy"
-        ) from error
-    held = last_time(options.resume / name)
+    run = read_run(options.resume, options.duration)
+    held = last_time(run.trajectory)
     if options.duration is not None and options.duration < held:
         raise ValueError(
             f"{options.resume} holds frames up to {held:g} fs already, got --duration "
             f"{options.duration:g}; nothing is cut: give a longer one"
         )
-    return options.resume, run, atoms
-
-
-def _run_json(folder: Path) -> Path:
-    file = folder / "run.json"
-    if not file.is_file():
-        raise FileNotFoundError(f"{folder} holds no run.json: it is not the folder of a run")
-    return file
+    return run
 
 
 def _run_of(folder: Path) -> dict[str, Any]:
     """What the run.json in the folder of a run says."""
-    return json.loads(_run_json(folder).read_text())
+    return json.loads(run_json(folder).read_text())
 
 
 def _train(options: argparse.Namespace) -> None:
@@ -916,7 +746,7 @@ def _info(options: argparse.Namespace) -> None:
         print(json.dumps(about, indent=2))
         return
     build, cuda = _C.build_info(), _C.cuda_devices()
-    for name, version in _versions().items():
+    for name, version in versions().items():
         print(f"{name:<15} {version}")
     print(f"extension       {build['compiler']}, {', '.join(build['instruction_sets'])}")
     print(f"  OpenMP        {build['openmp'] or 'no'}, {torch.get_num_threads()} threads")
@@ -1004,7 +834,7 @@ def _write_rdf(trajectory: Trajectory, prefix: Path, farthest: float | None) -> 
             print(f"g(r) of {a}-{b}: highest, {g.max():.2f}, at {r[g.argmax()]:.2f} Å")
     if not curves:
         raise ValueError("a radial distribution needs two atoms")
-    _say(write_curves(prefix, ("r (Å)", r), curves, "g(r)", _title(trajectory)))
+    _say(write_curves(prefix, ("r (Å)", r), curves, "g(r)", title(trajectory)))
 
 
 def _write_msd(trajectory: Trajectory, prefix: Path) -> None:
@@ -1017,7 +847,7 @@ def _write_msd(trajectory: Trajectory, prefix: Path) -> None:
     )
     curve = {"mean-square displacement (Å²)": squares[:half]}
     lags = ("time (ps)", times[:half] / 1000)
-    _say(write_curves(prefix, lags, curve, next(iter(curve)), _title(trajectory)))
+    _say(write_curves(prefix, lags, curve, next(iter(curve)), title(trajectory)))
 
 
 def _write_kinetic(trajectory: Trajectory, prefix: Path) -> None:
@@ -1031,16 +861,7 @@ def _write_kinetic(trajectory: Trajectory, prefix: Path) -> None:
         f"{kinetic.variance:.2f} of the canonical one"
     )
     energies = ("kinetic energy (eV)", middles)
-    _say(write_curves(prefix, energies, curves, "density (1/eV)", _title(trajectory)))
-
-
-def _title(trajectory: Trajectory) -> str:
-    """Formula and mean kinetic temperature, of a plot."""
-    atoms, velocities = trajectory.atoms, trajectory.velocities
-    velocities = velocities - centre_of_mass(velocities, atoms.get_masses())[:, None]
-    freedom = degrees_of_freedom(trajectory[0])
-    kelvin = kinetic_temperature(velocities, atoms.get_masses(), freedom or None).mean()
-    return f"{atoms.get_chemical_formula()}, {kelvin:.0f} K"
+    _say(write_curves(prefix, energies, curves, "density (1/eV)", title(trajectory)))
 
 
 def _write_ramachandran(trajectory: Trajectory, prefix: Path) -> None:
@@ -1091,11 +912,12 @@ def _write_spectrum(
     dipoles: np.ndarray | None = None,
 ) -> None:
     """Of the motion, and of the dipoles [frames, 3] (e Å) where they are given."""
-    found = spectra(
-        trajectory, resolution=resolution, max_wavenumber=max_wavenumber, dipoles=dipoles
-    )
-    title = _title(trajectory)
-    paths = write_spectrum(prefix, found.wavenumber, found.motion, found.infrared, title)
+    found, paths = write_spectra(trajectory, prefix, resolution, max_wavenumber, dipoles)
+    _print_spectra(found)
+    _say(paths)
+
+
+def _print_spectra(found: Spectra) -> None:
     for what, of in (
         ("Vibrational density of states", found.motion),
         ("Infrared absorption (harmonic quantum correction)", found.infrared),
@@ -1103,7 +925,6 @@ def _write_spectrum(
         if of is not None:
             lines = ", ".join(f"{w:.0f}" for w, _ in peaks(found.wavenumber, of))
             print(f"{what}, {found.resolution:g} cm^-1 resolution; peaks at {lines} cm^-1")
-    _say(paths)
 
 
 # What a run that was killed before it began leaves in its folder.
@@ -1130,27 +951,6 @@ def _made(folder: Path, numbered: bool) -> Path:
             made.mkdir()  # of two processes one makes it
             return made
     raise AssertionError
-
-
-def _absolute(model: str) -> str:
-    """A bundled model's name, or a model's path from anywhere."""
-    known = model in bundled_models() or not Path(model).exists()
-    return model if known else str(Path(model).resolve())
-
-
-def _versions() -> dict[str, str]:
-    return {
-        "mdtrajnet_fast": __version__,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "numpy": np.__version__,
-        "ase": ase.__version__,
-        "platform": platform.platform(),
-    }
-
-
-def _write_json(path: Path, content: dict[str, Any]) -> None:
-    write_whole(path, (json.dumps(content, indent=1) + "\n").encode())
 
 
 if __name__ == "__main__":

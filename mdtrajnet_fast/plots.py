@@ -213,6 +213,67 @@ def plot_spectra(
     _save(figure, Path(png_path))
 
 
+def plot_bands(
+    panels: Mapping[str, tuple[ArrayLike, ArrayLike, ArrayLike]],
+    x_label: str,
+    title: str,
+    png_path: str | Path,
+) -> None:
+    """Draw curves with bands, a panel each.
+
+    panels: by title x, mean and deviation, [points] each; the band is that far above and below the
+    mean, and no lower than 0. x_label: of all panels. title: of the figure.
+    """
+    columns = min(4, len(panels))
+    rows = -(-len(panels) // columns)
+    figure, all_axes = _figure(rows, width=3.2 * columns + 1.0, height=2.0, columns=columns)
+    for axes, (name, curves) in zip(all_axes, panels.items(), strict=False):
+        x, mean, deviation = (np.asarray(values, dtype=np.float64) for values in curves)
+        low = np.maximum(mean - deviation, 0.0)
+        axes.fill_between(x, low, mean + deviation, color=COLOURS[0], alpha=0.3, linewidth=0)
+        axes.plot(x, mean, color=COLOURS[0], linewidth=0.8)
+        axes.set_title(name, fontsize=7)
+        axes.set_xlim(x[0], x[-1])
+        axes.set_ylim(bottom=0)
+        axes.set_yticks([])
+    for axes in all_axes[len(panels) :]:
+        axes.remove()
+    figure.suptitle(title, fontsize=10)
+    figure.supxlabel(x_label, fontsize=9)
+    _save(figure, Path(png_path))
+
+
+def plot_distributions(
+    groups: Mapping[str, ArrayLike],
+    pooled: Mapping[str, ArrayLike],
+    label: str,
+    png_path: str | Path,
+) -> None:
+    """Draw values of groups, [values] each: every value and the means, above histograms.
+
+    groups: by name, a column each. pooled: by name, a histogram each. label: of the values.
+    """
+    figure, (top, bottom) = _figure(2, width=max(7.0, min(16.0, 0.16 * len(groups))), height=3.0)
+    for k, values in enumerate(groups.values()):
+        y = np.asarray(values, dtype=np.float64)
+        top.plot(np.full(len(y), k), y, ".", color=COLOURS[5], markersize=3)
+        top.errorbar(k, y.mean(), y.std(), fmt="o", color=COLOURS[0], markersize=3, linewidth=1.0)
+    top.set_ylabel(label)
+    if len(groups) > _NAMED:
+        top.set_xticks([])
+        top.set_xlabel(f"{len(groups)} groups of runs")
+    else:
+        top.set_xticks(range(len(groups)), list(groups), rotation=90, fontsize=6)
+    edges = np.histogram_bin_edges(np.concatenate([np.asarray(x) for x in pooled.values()]), 30)
+    for k, (name, values) in enumerate(pooled.items()):
+        style = {"color": COLOURS[k % 7], "linestyle": DASHES[k % 4]}
+        bottom.hist(values, edges, histtype="step", label=f"{name} ({np.size(values)})", **style)
+    bottom.set_xlabel(label)
+    bottom.set_ylabel("runs")
+    bottom.legend(frameon=False, fontsize=8)
+    _save(figure, Path(png_path))
+
+
 def plot_mode_temperatures(table: Mapping[str, Sequence[Any]], png_path: str | Path) -> None:
     """Draw the temperature of every normal mode in predicted runs, relative to the reference.
 

@@ -26,6 +26,8 @@ LAYERS = (
     ("plots",),
     ("train",),
     ("report",),
+    ("runs",),
+    ("campaigns",),
     ("cli",),
     ("__main__",),
     ("checkpoint", "structures", "trajectory", "trust"),  # other names of modules

@@ -79,6 +79,12 @@ def test_crystals_and_fluids(tmp_path, monkeypatch, capsys):
         assert (Path(__file__).parent.parent / picture).exists()
 
 
+def test_campaign(tmp_path):
+    out = shell(blocks("sh")[5], tmp_path)
+    assert "12 runs complete, 0 broken, 0 failed" in out
+    assert len((tmp_path / "alcohols" / "table.csv").read_text().splitlines()) == 13
+
+
 @pytest.mark.skipif(shutil.which("gcc") is None, reason="no C compiler")
 def test_c_program(tmp_path):
     (code,) = blocks("c")

@@ -14,6 +14,7 @@ from fractions import Fraction
 import ase
 import numpy as np
 
+from ..io.trajectory import Trajectory
 from ..mechanics import momenta_from_velocities, velocities_from_momenta
 from ..model.network import MDtrajNet
 from ..model.predictor import NativePredictor
@@ -32,7 +33,8 @@ class RolloutError(RuntimeError):
 
     system: its index. window, positions, momenta: the last window's number, and the state of all
     systems at its start ([atoms, 3], Å and ASE units), from which the others can go on, with the
-    energies to keep in `kept`.
+    energies to keep in `kept`. trajectories: of :func:`~mdtrajnet_fast.simulate`, whose systems
+    have all broken, what there is of each, with trust summaries; else empty.
     """
 
     def __init__(
@@ -47,11 +49,13 @@ class RolloutError(RuntimeError):
         super().__init__(reason)
         self.system, self.window, self.kept = system, window, kept
         self.positions, self.momenta = positions, momenta
+        self.trajectories: list[Trajectory] = []
 
     def __reduce__(self) -> tuple:
         # what is raised in a process of a pool reaches the parent as a pickle
         state = self.positions, self.momenta, self.kept
-        return type(self), (str(self), self.system, self.window, *state)
+        arguments = (str(self), self.system, self.window, *state)
+        return type(self), arguments, {"trajectories": self.trajectories}
 
     @classmethod
     def of(cls, why: Broke, window: int, end: float, kept: Kept) -> RolloutError:

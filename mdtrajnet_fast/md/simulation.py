@@ -54,7 +54,7 @@ def simulate(
     window: float | None = None,
     velocities: np.ndarray | Sequence[np.ndarray] | None = None,
     temperature_K: float | Sequence[float] | None = None,
-    seed: int | None = 0,
+    seed: int | Sequence[int] | None = 0,
     trajectory: str | Path | Sequence[str | Path] | None = None,
     resume: bool = False,
     method: str | None = None,
@@ -76,10 +76,10 @@ def simulate(
     velocities: [atoms, 3] Å/fs (a list of such arrays for a list), in place of those of atoms.
     temperature_K, seed: draw velocities at exactly this kinetic temperature over the free degrees
         of freedom (:func:`~mdtrajnet_fast.mechanics.thermal_velocities`); system k of a list draws
-        with seed + k. None: a seed that nobody knows. For a list, one temperature for all or one
-        for each system, which its thermostat is at, too. Half of the kinetic energy of a system
-        that starts at a minimum becomes potential energy: for a run at this temperature, give
-        equilibration or a thermostat as well.
+        with seed + k, or with the k-th of as many seeds. None: a seed that nobody knows. For a
+        list, one temperature for all or one for each system, which its thermostat is at, too. Half
+        of the kinetic energy of a system that starts at a minimum becomes potential energy: for a
+        run at this temperature, give equilibration or a thermostat as well.
     trajectory: file to stream the frames to (.traj, .extxyz or .h5), or one for each system.
         Written after every window; never overwritten. (All frames are kept in memory, too.)
     resume: continue the file (or files) up to `duration`, or begin where there is none. The start
@@ -128,8 +128,9 @@ def simulate(
     atoms that coincide, atoms at rest without a temperature and settings out of range;
     FileExistsError for a trajectory file that is there already without resume;
     :class:`~mdtrajnet_fast.md.rollout.RolloutError` when the trajectory breaks (of a list: all of
-    them), the frames until then being in the file. In a list the others go on; the trajectory that
-    broke ends there, with a RuntimeWarning and a warning in its trust summary.
+    them), the frames until then being in the file and in its `trajectories`. In a list the others
+    go on; the trajectory that broke ends there, with a RuntimeWarning and a warning in its trust
+    summary.
     """
     single = isinstance(atoms, ase.Atoms)
     many = [atoms] if isinstance(atoms, ase.Atoms) else list(atoms)
@@ -140,8 +141,7 @@ def simulate(
     for one in many if masses else ():
         set_standard_masses(one)
     system = System.from_atoms(many)
-    if seed is None:
-        seed = secrets.randbits(31)
+    seeds = _seeds(seed, single, len(many))
     paths = _each(trajectory, single, len(many), "trajectory files")
     given = _each(velocities, single, len(many), "arrays of velocities")
     network = model if isinstance(model, MDtrajNet) else load_model(model)
@@ -164,7 +164,6 @@ def simulate(
     rate = metadata.get("energy_rate_per_fs", 0.0)
     if not 0 <= equilibration < np.inf:
         raise ValueError(f"equilibration must be a number of fs, 0 or more, got {equilibration}")
-    seeds = [seed + k for k in range(len(many))]
     kelvins = _temperatures(temperature_K, single, len(many))
     thermostats = _thermostats(thermostat, kelvins)
     said = [metadata] * len(many)
@@ -258,9 +257,10 @@ def simulate(
             except RolloutError as error:  # the others go on without it
                 broken = going.pop(error.system)
                 kept = error.kept.without(error.system)
-                if not going:
-                    raise
                 recorders[broken].broke(str(error))
+                if not going:
+                    error.trajectories = [one.trajectory(duration) for one in recorders]
+                    raise
                 warnings.warn(f"system {broken}: {error}", RuntimeWarning, stacklevel=2)
                 others = system.system_index != error.system
                 positions, momenta = error.positions[others], error.momenta[others]
@@ -285,6 +285,17 @@ def _starts(
         heat = [0.0] if "thermostat" in said else None
         starts.append(Trajectory(atoms, [0.0], x, p, said, energy, heat))
     return starts
+
+
+def _seeds(given: int | Sequence[int] | None, single: bool, count: int) -> list[int]:
+    """The seed of each system."""
+    if given is None:
+        given = secrets.randbits(31)
+    if not isinstance(given, Sequence | np.ndarray):
+        return [given + k for k in range(count)]
+    if single or len(given) != count:
+        raise ValueError(f"{count} systems need {count} seeds, or one for all, got {given!r}")
+    return [int(seed) for seed in given]
 
 
 def _temperatures(
