@@ -73,7 +73,7 @@ def main() -> None:
         begun = time.perf_counter(), processor_time()
         config = CampaignConfig(output=f"{folder}/alone", **settings)
         members = open_campaign_in(config)
-        for some in batches(members, CPU_ATOMS, WORKERS):
+        for some in batches(members, CPU_ATOMS):
             advance([str(one.folder) for one in some], __version__, False)
         times["one process"] = time.perf_counter() - begun[0], processor_time() - begun[1]
         begun = time.perf_counter(), processor_time()

@@ -271,8 +271,8 @@ def check(run: Run, model: MDtrajNet) -> None:
     Raises ValueError for other weights of the model than it was begun with, and as
     :func:`.check_run`.
     """
-    settings = run.settings
-    if run.said.setdefault("model_hash", model_hash(model)) != model_hash(model):
+    settings, weights = run.settings, model_hash(model)
+    if run.said.setdefault("model_hash", weights) != weights:
         raise ValueError(
             f"{run.folder} was made with other weights of the model {settings['model']!r}; use "
             "those"

@@ -75,8 +75,8 @@ def campaign(config: CampaignConfig, *, progress: bool = False) -> CampaignResul
             )
             with bar, workers(config) as (client, count):
                 bar.set_postfix_str(f"{count} workers")
-                most = config.batch_atoms or (CPU_ATOMS if config.device == "cpu" else GPU_ATOMS)
-                for ended in _ended(client, batches(left, most, count), config.reports):
+                most = config.batch_atoms or _most_atoms(config, left, count)
+                for ended in _ended(client, batches(left, most), config.reports):
                     append_rows(folder, ended)
                     bar.update(len(ended))
                     unwell = {k: counted(members)[k] for k in ("broken", "failed")}
@@ -88,6 +88,12 @@ def campaign(config: CampaignConfig, *, progress: bool = False) -> CampaignResul
     return CampaignResult(
         folder, table, written, found["complete"], found["broken"], found["failed"], errors
     )
+
+
+def _most_atoms(config: CampaignConfig, left: list[Member], count: int) -> int:
+    """How many atoms to predict together: fewer, where workers would wait for the last ones."""
+    most = CPU_ATOMS if config.device == "cpu" else GPU_ATOMS
+    return max(1, min(most, sum(one.atoms for one in left) // (4 * max(1, count))))
 
 
 def _ended(client: Client, todo: Iterable[list[Member]], reports: bool) -> Iterable[list[Member]]:

@@ -85,11 +85,11 @@ def _queue(file: Path) -> Iterator[tuple[Any, int]]:
             "jobs are submitted from"
         )
     with dask.config.set(dask.config.merge(dask.config.config, said)):  # above its defaults
-        with getattr(dask_jobqueue, name)() as cluster:
-            try:
-                cluster.job_script()  # what is wrong with it comes too late later
-            except (ValueError, TypeError) as error:
-                raise ValueError(f"{file} does not make a job: {error}") from error
+        try:
+            cluster = getattr(dask_jobqueue, name)()
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"{file} does not describe a job: {error}") from error
+        with cluster:
             yield cluster, int(said["jobqueue"][kinds[0]].get("processes", 1))
 
 

@@ -179,13 +179,8 @@ def _whole(seeds: tuple[int, ...] | int) -> tuple[int, ...]:
     return seeds
 
 
-def batches(members: Sequence[Member], most: int, workers: int) -> list[list[Member]]:
-    """Members of one model each, of at most so many atoms together; the largest batches first.
-
-    most: atoms; fewer where some of the workers would have none, or wait for the last ones.
-    """
-    atoms = sum(one.atoms for one in members)
-    most = max(1, min(most, atoms // (4 * max(1, workers))))
+def batches(members: Sequence[Member], most: int) -> list[list[Member]]:
+    """Members of one model each, of at most so many atoms together; the largest batches first."""
     made: list[list[Member]] = []
     room = 0
     for one in sorted(members, key=lambda one: (one.model, -one.atoms, one.folder)):

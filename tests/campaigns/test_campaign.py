@@ -9,16 +9,22 @@ import time
 from pathlib import Path
 
 import cases
+import distributed
 import numpy as np
 import pytest
 
-from mdtrajnet_fast import CampaignConfig, Trajectory, read_structure, save_model, simulate
+from mdtrajnet_fast import (
+    CampaignConfig,
+    Trajectory,
+    __version__,
+    read_structure,
+    save_model,
+    simulate,
+)
 from mdtrajnet_fast.campaigns.campaign import campaign
 from mdtrajnet_fast.campaigns.worker import advance
 from mdtrajnet_fast.cli import main
 from mdtrajnet_fast.io.lock import Lock
-
-distributed = pytest.importorskip("distributed")
 
 SETTINGS = {
     "models": ["molecules-nve-small"],
@@ -111,8 +117,13 @@ def test_it_grows_and_nothing_is_run_again(cluster, tmp_path):
     same(tmp_path, first.parent.name, "water", temperature_K=300, seed=0, duration=180.0)
 
 
-def test_a_worker_is_killed(cluster, tmp_path):
-    """While it writes; the run goes on in another, to the same bits."""
+@pytest.mark.parametrize("allowed", [3, 0])
+def test_a_worker_is_killed(cluster, tmp_path, monkeypatch, allowed):
+    """While it writes; the runs go on in another, to the same bits.
+
+    With more deaths than are allowed of one batch, half of it goes on in another.
+    """
+    monkeypatch.setattr(cluster.scheduler, "allowed_failures", allowed)
     settings = {"structures": "ethanol", "seeds": 2, "temperatures": [300], "dt": 0.5}
     wanted = tmp_path / "runs" / "ethanol-300K-molecules-nve-small-s1" / "trajectory.h5"
     killed = []
@@ -161,16 +172,10 @@ def test_what_a_worker_refuses(tmp_path):
     with pytest.raises(ValueError, match="has mdtrajnet_fast .* the campaign 9.9"):
         advance([], "9.9", False)
     with pytest.raises(FileNotFoundError, match="does not see .*/nowhere: output must be on a"):
-        advance([str(tmp_path / "nowhere")], _version(), False)
+        advance([str(tmp_path / "nowhere")], __version__, False)
     (tmp_path / "run.json").write_text("{}")
     with Lock(tmp_path / "run.json"), pytest.raises(BlockingIOError, match="being written by"):
-        advance([str(tmp_path)], _version(), False, patience=0.0)
-
-
-def _version():
-    import mdtrajnet_fast
-
-    return mdtrajnet_fast.__version__
+        advance([str(tmp_path)], __version__, False, patience=0.0)
 
 
 @pytest.mark.parametrize(
@@ -222,3 +227,24 @@ def test_one_process_runs_a_campaign(cluster, tmp_path):
     with pytest.raises(ValueError, match="does not describe a campaign"):
         campaign(config(cluster, tmp_path, structures="water"))
     assert [path.name for path in Path(tmp_path).iterdir()] == ["campaign.json"]
+
+
+def test_queues_that_are_refused(tmp_path, monkeypatch):
+    file = tmp_path / "site.yaml"
+    settings = SETTINGS | {"output": tmp_path / "out", "structures": "water"}
+    for text, said in (
+        (
+            "jobqueue:\n  pigeon:\n    cores: 1\n",
+            "one queue below `jobqueue:`, of slurm.* got pigeon",
+        ),
+        ("jobqueue:\n  slurm:\n    cores: 1\n", "there is no sbatch here"),
+    ):
+        file.write_text(text)
+        with pytest.raises((ValueError, FileNotFoundError), match=said):
+            campaign(CampaignConfig(**settings, jobqueue=str(file)))
+    sbatch = tmp_path / "sbatch"
+    sbatch.write_text("#!/bin/sh\n")
+    sbatch.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    with pytest.raises(ValueError, match="does not describe a job: You must specify"):
+        campaign(CampaignConfig(**settings, jobqueue=str(file)))

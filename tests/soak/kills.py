@@ -1,4 +1,4 @@
-"""Kill -9 and Ctrl-C at random moments of simulate, generate and train, and go on: nothing is lost.
+"""Kill -9 and Ctrl-C at random moments of simulate, generate, train and campaign: nothing is lost.
 
 python tests/soak/kills.py [ROUNDS] runs for minutes; with a fixed seed. The parts of it that are
 quick are tests: tests/io/test_hdf5_files.py (a kill at every step of a write), tests/io/
@@ -7,16 +7,19 @@ test_trajectory.py (full disks, killed writers), tests/train/test_fit.py (exact 
 
 from __future__ import annotations
 
+import csv
 import random
 import signal
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 import numpy as np
+import psutil
 
-from mdtrajnet_fast import Trajectory, load_model
+from mdtrajnet_fast import Trajectory, load_model, read_structure, simulate
 from mdtrajnet_fast.data.records import load_records
 
 COMMAND = [sys.executable, "-m", "mdtrajnet_fast"]
@@ -112,6 +115,95 @@ def trainings(folder: Path, rng: random.Random) -> int:
     return kills
 
 
+CAMPAIGN = """
+output = "campaign"
+structures = ["water", "ethanol", "acetic acid", "benzene"]
+models = ["molecules-nve-small"]
+temperatures = [300, 500]
+seeds = 3
+dt = 1
+duration = 6000
+equilibration = 100
+batch_atoms = 60
+address = "scheduler.json"
+"""
+
+
+def dask(folder: Path, *arguments: str) -> subprocess.Popen:
+    """One of Dask's processes."""
+    command = [str(Path(sys.executable).with_name("dask")), *arguments]
+    command += ["--scheduler-file", "scheduler.json"]
+    return subprocess.Popen(command, cwd=folder, stdout=-3, stderr=-3)
+
+
+def campaigns(folder: Path, rng: random.Random, kills: int = 10) -> int:
+    """Workers are killed, and once the scheduler; every run has the bits of simulate."""
+    (folder / "campaign.toml").write_text(CAMPAIGN)
+    go = [*COMMAND, "campaign", "campaign.toml", "--quiet"]
+    killed = 0
+
+    def start(what: list[str]) -> subprocess.Popen:
+        return subprocess.Popen(what, cwd=folder, stdout=-3, stderr=subprocess.PIPE, text=True)
+
+    def servers() -> tuple[subprocess.Popen, subprocess.Popen]:
+        (folder / "scheduler.json").unlink(missing_ok=True)
+        one = dask(folder, "scheduler", "--port", "0", "--no-dashboard")
+        while not (folder / "scheduler.json").exists():
+            time.sleep(0.2)
+        time.sleep(1.0)  # until it is written
+        return one, dask(folder, "worker", "--nthreads", "1", "--nworkers", "2", "--no-dashboard")
+
+    def workers(nannies: subprocess.Popen) -> list[psutil.Process]:
+        children = psutil.Process(nannies.pid).children()
+        return [one for one in children if "spawn_main" in " ".join(one.cmdline())]
+
+    def going() -> bool:
+        return any((folder / "campaign").glob("runs/*/trajectory.h5"))
+
+    scheduler, nannies = servers()
+    running = start(go)
+    try:
+        while not going():
+            time.sleep(0.2)
+        fatal = rng.randrange(kills)
+        while killed < kills and running.poll() is None:
+            time.sleep(rng.uniform(2.0, 20.0))
+            if killed == fatal:
+                scheduler.kill()
+                said = running.communicate(timeout=300)[1]
+                assert running.returncode == 2 and "scheduler is gone" in said, said
+                nannies.terminate()
+                nannies.wait(timeout=120)
+                scheduler, nannies = servers()
+                running = start(go)
+                fatal = -1
+            if found := workers(nannies):
+                rng.choice(found).kill()
+                killed += 1
+        said = running.communicate()[1]
+        assert running.returncode == 0, said
+    finally:
+        for process in (running, nannies, scheduler):
+            process.terminate()
+    with (folder / "campaign" / "table.csv").open(newline="") as file:
+        table = list(csv.DictReader(file))
+    assert len(table) == 24 and {row["outcome"] for row in table} == {"complete"}
+    for row in table:
+        undisturbed = simulate(
+            read_structure(row["structure"]),
+            1.0,
+            duration=6000,
+            model=row["model"],
+            temperature_K=float(row["target_K"]),
+            seed=int(row["seed"]),
+            equilibration=100,
+        )
+        found = Trajectory.read(folder / "campaign" / "runs" / row["run"] / "trajectory.h5")
+        for name in ("times", "positions", "momenta"):
+            np.testing.assert_array_equal(getattr(found, name), getattr(undisturbed, name))
+    return killed
+
+
 def main() -> None:
     rounds = int(sys.argv[1]) if len(sys.argv) > 1 else 3
     rng = random.Random(1)
@@ -125,6 +217,7 @@ def main() -> None:
             print(
                 f"round {number}: generate, {generations(folder, rng)} kills: the same", flush=True
             )
+            print(f"round {number}: campaign, {campaigns(folder, rng)} kills: the same", flush=True)
             print(f"round {number}: train, {trainings(folder, rng)} kills: the same", flush=True)
 
 
