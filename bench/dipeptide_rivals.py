@@ -1,6 +1,7 @@
 """Potentials of others, trained on the frames of the dipeptide with their forces.
 
     python bench/dipeptide_rivals.py train ani data/vacuum-100ps.h5 ani.pt --minutes 15
+    python bench/dipeptide_rivals.py errors ani.pt data/vacuum-held-out.h5
     python bench/dipeptide_rivals.py run ani.pt data/vacuum-held-out.h5 runs/ani.npz --ps 20
 
 `ani` is one member of ANI-1x (torchani), from its own weights, as molecules-nve starts from its;
@@ -29,7 +30,7 @@ from dipeptide import FRAME_FS, FRICTION, TEMPERATURE, seen_of
 from md_speed import ani1x
 from torch import Tensor, nn
 
-from mdtrajnet_fast import Trajectory
+from mdtrajnet_fast import MDtrajNetCalculator, Trajectory
 from mdtrajnet_fast.data.records import Record, as_trajectory, load_records
 from mdtrajnet_fast.mechanics import InternalMotion
 
@@ -175,13 +176,25 @@ def load(path: Path, numbers: np.ndarray) -> tuple[str, nn.Module]:
     return held["kind"], model.requires_grad_(False)
 
 
-def errors(path: Path, data: Path) -> dict[str, float]:
-    """Root mean square errors on every 50th frame: forces eV/Å, energies eV less their mean."""
+def errors(model: str, data: Path) -> dict[str, float]:
+    """Root mean square errors on every 50th frame: forces eV/Å, energies eV less their mean.
+
+    model: a file that :func:`train` wrote, or a model of mdtrajnet.
+    """
     records = load_records(data)
-    _, model = load(path, records[0].numbers)
     x, energies, forces = (each[::50] for each in labelled(records))
-    parts = [with_forces(model, part) for part in x.split(20)]
-    e, f = (torch.cat([one[k] for one in parts]).detach() for k in (0, 1))
+    if model.endswith(".pt"):
+        _, network = load(Path(model), records[0].numbers)
+        parts = [with_forces(network, part) for part in x.split(20)]
+        e, f = (torch.cat([one[k] for one in parts]).detach() for k in (0, 1))
+    else:
+        atoms = as_trajectory(records[0])[0]
+        atoms.calc = MDtrajNetCalculator(model)
+        found = []
+        for one in x:
+            atoms.positions = one.double().numpy()
+            found.append((atoms.get_potential_energy(), atoms.get_forces()))
+        e, f = (torch.from_numpy(np.array(each)) for each in zip(*found, strict=True))
     wrong = e - energies
     return {
         "force": float((f - forces).square().mean().sqrt()),
@@ -248,7 +261,7 @@ def main() -> None:
     sub.add_argument("--batch", type=int, default=16)
     sub.add_argument("--rate", type=float, default=1e-3)
     sub = commands.add_parser("errors")
-    sub.add_argument("model", type=Path)
+    sub.add_argument("model", help=".pt, or name or folder of a model of mdtrajnet")
     sub.add_argument("data", type=Path)
     sub = commands.add_parser("run")
     sub.add_argument("model", type=Path)
