@@ -459,7 +459,8 @@ def _run(
         settings["method"] = method_of(model, None)
     method = method_begun(settings)
     system, times = System.from_atoms(atoms), (settings["dt"], settings["duration"])
-    check_run(model, system, *times, settings["window"], method)
+    equilibration = settings.get("equilibration") or 0.0
+    check_run(model, system, *times, settings["window"], method, equilibration)
     thermostat = _thermostat(settings)
     if not options.resume:
         folder = _made(folder, numbered=options.output is None)
@@ -484,14 +485,14 @@ def _run(
         temperature_K=settings["temperature_K"],
         seed=settings["seed"],
         thermostat=thermostat,
-        equilibration=settings.get("equilibration") or 0.0,
+        equilibration=equilibration,
         trajectory=folder / run["trajectory"],
         resume=bool(options.resume),
         progress=not options.quiet,
     )
     seconds = time.perf_counter() - begun
     assert isinstance(trajectory, Trajectory) and trajectory.trust is not None
-    if settings.get("equilibration"):  # `structure` is frame 0, as without
+    if equilibration:  # `structure` is frame 0, as without
         moved = {"positions_A": trajectory.positions[0], "momenta_ase": trajectory.momenta[0]}
         start = run["structure"]
         if "before_equilibration" not in run:
