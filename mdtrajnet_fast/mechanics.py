@@ -270,8 +270,8 @@ def thermal_velocities(
     are left. The temperature is that of the kinetic energy now: nothing is doubled for a start at
     a potential minimum, from which half of it flows into the vibrations.
 
-    Raises ValueError for a temperature that is not positive or above 20,000 K, a system without
-    such freedom, and what :func:`~mdtrajnet_fast.system.check_atoms` refuses.
+    Raises ValueError for a temperature that is not positive or above 20,000 K, a seed that is none,
+    a system without such freedom, and what :func:`~mdtrajnet_fast.system.check_atoms` refuses.
     """
     check_atoms(atoms)
     if not 0 < temperature_K <= HOTTEST:
@@ -285,7 +285,11 @@ def thermal_velocities(
             f"{atoms.get_chemical_formula()} has no degrees of freedom once momentum and rotation "
             "are taken out; give velocities instead of a temperature"
         )
-    normal = np.random.default_rng(seed).standard_normal((len(atoms), 3))
+    try:
+        random = np.random.default_rng(seed)
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"seed must be a whole number, 0 or more, got {seed!r}") from error
+    normal = random.standard_normal((len(atoms), 3))
     spread = np.sqrt(atoms.get_masses() * ase.units.kB * temperature_K)
     atoms.set_momenta(normal * spread[:, None])
     _stop(atoms)

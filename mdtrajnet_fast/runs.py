@@ -280,9 +280,9 @@ def check(run: Run, model: MDtrajNet) -> None:
     if settings.get("method", "") is None:
         settings["method"] = method_of(model, None)
     times = settings["dt"], settings["duration"]
-    check_run(
-        model, System.from_atoms(run.atoms), *times, settings["window"], method_begun(settings)
-    )
+    equilibration = settings.get("equilibration") or 0.0
+    how = settings["window"], method_begun(settings), equilibration
+    check_run(model, System.from_atoms(run.atoms), *times, *how)
     thermostat(settings)
 
 

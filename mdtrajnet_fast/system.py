@@ -27,20 +27,17 @@ def check_atoms(atoms: ase.Atoms, name: str = "the system") -> None:
     """Refuse what cannot be simulated; `name` says in the message which system it is.
 
     Raises TypeError for anything but Atoms, and ValueError, with the atom's index, for no atoms,
-    constraints, a charge in info, unknown elements, masses that are not positive, and positions,
-    momenta or cells that are not finite or far beyond any simulation.
+    constraints, a charge or unpaired electrons (:func:`check_closed_shell`), sites of a CIF that
+    are occupied in part, unknown elements, masses that are not positive, and positions, momenta or
+    cells that are not finite or far beyond any simulation.
     """
     if not isinstance(atoms, ase.Atoms):
         raise TypeError(f"expected ase.Atoms or a list of them, got {type(atoms)} for {name}")
     if len(atoms) == 0:
         raise ValueError(f"{name} has no atoms")
     check_unconstrained(atoms, name)
-    for key in ("charge", "total_charge"):
-        if (charge := _number(atoms.info.get(key))) and charge != 0:
-            raise ValueError(
-                f'{name} has a charge: info["{key}"] is {charge:g}; models know neutral systems '
-                f'only. If that is not what it means, remove it: del atoms.info["{key}"]'
-            )
+    check_closed_shell(atoms, name)
+    check_occupied(atoms, name)
 
     def refuse(bad: np.ndarray, what: str, values: np.ndarray, expected: str) -> None:
         if bad.any():
@@ -57,6 +54,47 @@ def check_atoms(atoms: ase.Atoms, name: str = "the system") -> None:
     refuse(~np.isfinite(p).all(axis=1), "momentum", p, "finite numbers")
     if not np.isfinite(atoms.cell[:]).all():
         raise ValueError(f"the cell of {name} is not finite: {atoms.cell[:].tolist()}")
+
+
+def check_closed_shell(atoms: ase.Atoms, name: str = "the system") -> None:
+    """Refuse a charge and unpaired electrons, wherever ASE's programs say them, with a ValueError.
+
+    In info, and as sums of initial charges and magnetic moments, from which ASE's calculators take
+    them; charges of atoms that make up less than half an electron are partial ones.
+    """
+    net = float(atoms.get_initial_charges().sum())
+    unpaired = float(np.linalg.norm(atoms.get_initial_magnetic_moments().sum(axis=0)))
+    said = {f'info["{key}"]': atoms.info.get(key) for key in ("charge", "total_charge")}
+    said["the sum of its initial charges"] = net if abs(net) >= 0.5 else None
+    for where, value in said.items():
+        if charge := _number(value):
+            raise ValueError(
+                f"{name} has a charge: {where} is {charge:g}; models know neutral systems only. "
+                "If that is not what it means, remove it, as with del atoms.info[...] or "
+                "atoms.set_initial_charges()"
+            )
+    shells = {'info["multiplicity"]': (_number(atoms.info.get("multiplicity")) or 1.0) - 1}
+    shells["the sum of its initial magnetic moments"] = unpaired if unpaired >= 0.5 else 0.0
+    for where, electrons in shells.items():
+        if electrons:
+            raise ValueError(
+                f"{name} has {abs(electrons):g} unpaired electrons, as {where} says; models know "
+                "closed shells only. If that is not what it means, remove it, as with "
+                "atoms.set_initial_magnetic_moments()"
+            )
+
+
+def check_occupied(atoms: ase.Atoms, name: str = "the system") -> None:
+    """Refuse, with a ValueError, sites that ASE read as occupied in part, in info["occupancy"]."""
+    sites = atoms.info.get("occupancy")
+    for site in sites.values() if isinstance(sites, dict) else ():
+        shares = list(site.values()) if isinstance(site, dict) else []
+        if len(shares) > 1 or any((_number(share) or 0.0) < 0.99 for share in shares):
+            said = ", ".join(f"{element} {share}" for element, share in site.items())
+            raise ValueError(
+                f'{name} has a site that is occupied in part ({said}; info["occupancy"]): of '
+                "disorder choose an arrangement in which all atoms are there, and remove the entry"
+            )
 
 
 def check_unconstrained(atoms: ase.Atoms, name: str = "the system") -> None:

@@ -18,8 +18,8 @@ class Lock:
     ends, however it ends: a file that a killed process leaves is in nobody's way. A context
     manager. On a file system without locks it warns, with a RuntimeWarning, and keeps nobody away.
 
-    Raises BlockingIOError, with who it is, where another has the lock, and OSError where a disk is
-    full or a folder for reading only, so that there is no room for one.
+    Raises BlockingIOError, with who it is, where another has the lock, and OSError where there can
+    be none: on a full disk, in a folder for reading only.
     """
 
     def __init__(self, path: Path) -> None:

@@ -44,6 +44,8 @@ from .rollout import (
 from .thermostats import CSVR, Baths, Langevin, Thermostat, describe, thermostat_of
 from .window import ENERGY_RATES, beyond_training, method_of, stride_of, too_close
 
+LONGEST = 1e12  # fs, a millisecond, which takes years: more is a mistake in a unit
+
 
 def simulate(
     atoms: ase.Atoms | Iterable[ase.Atoms],
@@ -149,7 +151,7 @@ def simulate(
     if not keep and None in paths:
         raise ValueError("keep=False returns the last frame alone: give trajectory files for all")
     method, settings = _method(network, method, energy_rate, paths if resume else [])
-    check_run(network, system, dt, duration, window, method)
+    check_run(network, system, dt, duration, window, method, equilibration)
     if (wrong := too_close(system)) is not None:
         warnings.warn(wrong, RuntimeWarning, stacklevel=2)
     stride = stride_of(network, method, window)
@@ -162,8 +164,6 @@ def simulate(
         **settings,
     }
     rate = metadata.get("energy_rate_per_fs", 0.0)
-    if not 0 <= equilibration < np.inf:
-        raise ValueError(f"equilibration must be a number of fs, 0 or more, got {equilibration}")
     kelvins = _temperatures(temperature_K, single, len(many))
     thermostats = _thermostats(thermostat, kelvins)
     said = [metadata] * len(many)
@@ -439,6 +439,7 @@ def check_run(
     duration: float,
     window: float | None = None,
     method: str | None = None,
+    equilibration: float = 0.0,
 ) -> None:
     """Refuse, before anything is written, a run that cannot start.
 
@@ -452,6 +453,10 @@ def check_run(
     stride_of(model, method_of(model, method), window)
     if not 0 < dt <= duration < np.inf:
         raise ValueError(f"expected 0 < dt <= duration (fs), got dt {dt} and duration {duration}")
+    if not 0 <= equilibration < np.inf:
+        raise ValueError(f"equilibration must be a number of fs, 0 or more, got {equilibration}")
+    if max(duration, equilibration) > LONGEST:
+        raise ValueError(f"a duration of {duration:g} fs is beyond {LONGEST:g} fs; times are in fs")
     model.graph(system)
 
 

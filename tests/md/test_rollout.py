@@ -437,11 +437,18 @@ def test_velocities_and_temperature():
 
 @pytest.mark.parametrize(
     "settings",
-    [{"dt": 0.0}, {"dt": -1.0}, {"dt": 30.0}, {"dt": np.nan}, {"window": 11.0}, {"window": 0.0}],
+    [
+        *({"dt": dt} for dt in (0.0, -1.0, 30.0, np.nan)),
+        *({"window": window} for window in (0.0, 11.0)),
+        *({"equilibration": fs} for fs in (-5.0, np.nan)),
+        {"duration": 1e13},
+        {"seed": -1, "temperature_K": 300},
+        {"seed": "x", "temperature_K": 300},
+    ],
 )
 def test_bad_settings_are_refused(settings):
     with pytest.raises(ValueError, match=next(iter(settings))):
-        simulate(cases.hot("H2O"), duration=20.0, model=OWN, **settings)
+        simulate(cases.hot("H2O"), **({"duration": 20.0, "model": OWN} | settings))
 
 
 def test_times_are_those_that_were_meant(tmp_path):
@@ -476,6 +483,18 @@ def test_atoms_closer_than_bonds_are_warned_of():
         simulate(box, duration=1, model=OWN, temperature_K=300)
 
 
+def test_sites_that_are_occupied_in_part_are_refused(tmp_path):
+    crystal = ase.Atoms("CO", positions=[[1, 1, 1], [2.2, 1, 1]], cell=[9, 9, 9], pbc=True)
+    file = tmp_path / "crystal.cif"
+    crystal.write(file)
+    simulate(ase.io.read(file), duration=1, model=OWN, temperature_K=300)
+    text = file.read_text()
+    assert text.count("1.0000\n") == 2  # of the occupancies
+    file.write_text(text.replace("1.0000\n", "0.5000\n", 1))
+    with pytest.raises(ValueError, match="a site that is occupied in part"):
+        simulate(ase.io.read(file), duration=1, model=OWN, temperature_K=300)
+
+
 def test_isotopes():
     light = cases.hot("H2O")
     heavy = light.copy()
@@ -507,6 +526,17 @@ def test_what_atoms_say_is_not_passed_over():
     with pytest.raises(ValueError, match=r'info\["charge"\] is 1; models know neutral'):
         simulate(ion, **settings)
     ion.info["charge"] = 0
+    ion.set_initial_charges([0.1, 0.3, 0.3, 0.3])
+    with pytest.raises(ValueError, match="the sum of its initial charges is 1"):
+        simulate(ion, **settings)
+    ion.set_initial_charges([-0.8, 0.3, 0.3, 0.3])  # of a force field, rounded
+    for radical in ("OH", "O2", "CH3"):
+        with pytest.raises(ValueError, match="[12] unpaired electrons, as the sum of"):
+            simulate(molecule(radical), temperature_K=300, **settings)
+    ion.info["multiplicity"] = 3
+    with pytest.raises(ValueError, match=r'has 2 unpaired electrons, as info\["multiplicity"\]'):
+        simulate(ion, **settings)
+    ion.info["multiplicity"] = 1
     ion.set_constraint(FixAtoms([]))  # as ASE reads a coord file of Turbomole
     simulate(ion, **settings)
     cold = molecule("NH3")
