@@ -279,10 +279,15 @@ def check(run: Run, model: MDtrajNet) -> None:
         )
     if settings.get("method", "") is None:
         settings["method"] = method_of(model, None)
-    times = settings["dt"], settings["duration"]
-    equilibration = settings.get("equilibration") or 0.0
-    how = settings["window"], method_begun(settings), equilibration
-    check_run(model, System.from_atoms(run.atoms), *times, *how)
+    check_run(
+        model,
+        System.from_atoms(run.atoms),
+        settings["dt"],
+        settings["duration"],
+        settings["window"],
+        method_begun(settings),
+        settings.get("equilibration") or 0.0,
+    )
     thermostat(settings)
 
 
