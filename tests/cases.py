@@ -139,6 +139,7 @@ def meets(model: MDtrajNet) -> ase.Atoms:
 def hot(name: str, seed: int = 0, temperature_K: float = 500.0) -> ase.Atoms:
     """A g2 molecule, away from its minimum and moving."""
     atoms = molecule(name)
+    atoms.set_initial_magnetic_moments(None)  # of open shells, which are refused
     atoms.rattle(0.03, seed=seed)
     thermal_velocities(atoms, temperature_K, seed)
     return atoms
