@@ -447,7 +447,7 @@ def _named(folder: Path) -> Iterator[None]:
     try:
         yield
     except (ValueError, TypeError) as error:
-        if str(folder) in str(error):
+        if str(error).startswith((f"{folder}:", f"{folder}/", f"{folder} ")):
             raise
         raise ValueError(f"{folder}: {error}") from error
 

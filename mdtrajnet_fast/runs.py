@@ -305,7 +305,7 @@ def predict(
     resume, keep, progress: as for :func:`~mdtrajnet_fast.simulate`, which says what is raised.
     """
     settings = runs[0].settings
-    for run in runs:
+    for run in runs[1:]:
         if wrong := [k for k in settings if k not in _OWN and run.settings[k] != settings[k]]:
             raise ValueError(
                 f"runs of one batch differ in {', '.join(_OWN)} alone; {run.folder} and "

@@ -44,7 +44,8 @@ def uninterrupted() -> Iterator[None]:
 def deaf_children() -> Iterator[None]:
     """Processes that are started in the block never hear Ctrl-C: it is their parent's business.
 
-    Not even while they import what they need. The parent hears of it after the block.
+    Not even while they import what they need. The parent hears of it after the block, or at once
+    where it has other threads, too.
     """
     resource_tracker.ensure_running()  # which would let the signal through when it is started
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})

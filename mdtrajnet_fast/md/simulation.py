@@ -299,14 +299,14 @@ def _seeds(given: int | Sequence[int] | None, single: bool, count: int) -> list[
 
 
 def _temperatures(
-    given: float | Sequence[float] | None, single: bool, count: int
+    given: float | Sequence[float | None] | None, single: bool, count: int
 ) -> list[float | None]:
     """The temperature of each system (K)."""
     if not isinstance(given, Sequence | np.ndarray):
         return [given] * count
     if single:
         raise ValueError(f"one system has one temperature_K, got {given!r}")
-    each: list[float | None] = [float(kelvin) for kelvin in given]
+    each = [None if kelvin is None else float(kelvin) for kelvin in given]
     if len(each) != count:
         raise ValueError(
             f"{count} systems need {count} temperatures, or one for all, got {given!r}"

@@ -115,8 +115,8 @@ def test_training_takes_the_same_steps(tmp_path, monkeypatch):
         if kind == "resident":
             begin = train._Run.__init__
 
-            def on_device(self, config, begin=begin):
-                begin(self, config)
+            def on_device(self, *arguments, begin=begin):
+                begin(self, *arguments)
                 self.task.source = ResidentPairs(self.pairs, self.model)
 
             monkeypatch.setattr(train._Run, "__init__", on_device)

@@ -320,10 +320,10 @@ def test_interrupt_waits_for_the_end_of_the_step(config, tmp_path, monkeypatch):
         parts = dataclasses.replace(config, output=str(tmp_path / where))
         original = getattr(train._Run, where)
 
-        def interrupted(self, step=step, original=original):
+        def interrupted(self, *stopping, step=step, original=original):
             if self.step == step:
                 os.kill(os.getpid(), signal.SIGINT)
-            return original(self)
+            return original(self, *stopping)
 
         monkeypatch.setattr(train._Run, where, interrupted)
         with pytest.raises(KeyboardInterrupt):
@@ -359,11 +359,11 @@ def test_interrupt_with_processes(config, tmp_path, monkeypatch):
     parts = dataclasses.replace(config, output=str(tmp_path / "parts"))
     original = train._Run.advance
 
-    def interrupted(self):
+    def interrupted(self, *stopping):
         if self.step == 3:
             for pid in (os.getpid(), *(p.pid for p in multiprocessing.active_children())):
                 os.kill(pid, signal.SIGINT)
-        return original(self)
+        return original(self, *stopping)
 
     with monkeypatch.context() as patch:
         patch.setattr(train._Run, "advance", interrupted)
@@ -378,11 +378,11 @@ def test_interrupt_with_processes(config, tmp_path, monkeypatch):
 def test_death_of_a_process_is_reported(config, monkeypatch):
     original = train._Run.advance
 
-    def killing(self):
+    def killing(self, *stopping):
         if self.step == 3:
             for process in multiprocessing.active_children():
                 process.kill()
-        return original(self)
+        return original(self, *stopping)
 
     monkeypatch.setattr(train._Run, "advance", killing)
     with pytest.raises(ChildProcessError, match="one of the 2 training processes has died"):
