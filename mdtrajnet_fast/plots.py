@@ -258,7 +258,7 @@ def plot_distributions(
         y = np.asarray(values, dtype=np.float64)
         top.plot(np.full(len(y), k), y, ".", color=COLOURS[5], markersize=3)
         top.errorbar(k, y.mean(), y.std(), fmt="o", color=COLOURS[0], markersize=3, linewidth=1.0)
-    top.set_ylabel(label)
+    top.set_ylabel(label, fontsize=9)
     if len(groups) > _NAMED:
         top.set_xticks([])
         top.set_xlabel(f"{len(groups)} groups of runs")

@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 
 from mdtrajnet_fast.plots import (
+    plot_bands,
+    plot_distributions,
     plot_errors,
     plot_groups,
     plot_mode_temperatures,
@@ -204,3 +206,32 @@ def test_temperatures_of_modes(tmp_path: Path, drawn) -> None:
     assert is_a_picture(tmp_path / "m.png")
     _, dots = drawn[0].axes[0].lines
     np.testing.assert_array_equal(dots.get_ydata(), [2, 0.5])
+
+
+def test_bands(tmp_path: Path, drawn) -> None:
+    x, mean = np.linspace(0, 4000, 50), np.linspace(0, 1, 50)
+    panels = {f"molecule {k}": (x, mean + k, np.full(50, 0.5)) for k in range(5)}
+    plot_bands(panels, "wavenumber", "mean", tmp_path / "bands.png")
+    (figure,) = drawn
+    assert [axes.get_title() for axes in figure.axes] == list(panels)
+    line, (band,) = figure.axes[1].lines[0], figure.axes[1].collections
+    np.testing.assert_array_equal(line.get_xydata(), np.column_stack([x, mean + 1]))
+    inside = band.get_paths()[0]
+    assert inside.contains_points([(2000, 1.1), (2000, 1.9)]).all()
+    assert not inside.contains_points([(2000, 0.9), (2000, 2.1)]).any()
+    assert figure.axes[0].collections[0].get_paths()[0].vertices[:, 1].min() == 0
+    assert is_a_picture(tmp_path / "bands.png")
+
+
+@pytest.mark.parametrize("count", [2, 70])
+def test_distributions(tmp_path: Path, drawn, count) -> None:
+    rng = np.random.default_rng(0)
+    groups = {f"group {k}": rng.normal(300, 20, 1 + k % 4) for k in range(count)}
+    pooled = {"300 K": np.concatenate(list(groups.values()))}
+    plot_distributions(groups, pooled, "temperature (K)", tmp_path / "a.png")
+    top, bottom = drawn[0].axes
+    assert [text.get_text() for text in top.get_xticklabels()] == (list(groups) * (count == 2))
+    heights = bottom.patches[0].get_xy()[:, 1]
+    assert heights.max() >= len(pooled["300 K"]) / 30
+    assert f"300 K ({len(pooled['300 K'])})" in bottom.get_legend().get_texts()[0].get_text()
+    assert is_a_picture(tmp_path / "a.png")

@@ -52,7 +52,7 @@ def campaign(config: CampaignConfig, *, progress: bool = False) -> CampaignResul
     Writes, below ``config.output``: runs/NAME, folders as those of ``mdtrajnet simulate``;
     table.csv, which gets a row when a run has ended; campaign.json; and, in the end, the results of
     all complete runs together (:func:`.results.write_results`). Every run has the bits that it
-    would have alone. It is killed, or one of its workers is: what is written stays, and the same
+    would have alone. If it is killed, or one of its workers is, what is written stays, and the same
     call goes on from there.
 
     A run that breaks or cannot be made never stops the others. Raises ValueError and OSError as

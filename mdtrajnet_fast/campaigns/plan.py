@@ -31,11 +31,13 @@ COMMON = sorted(DEFAULTS.keys() - {"model", "temperature", "seed"})
 class Member:
     """One run of a campaign. temperature: K, asked for. seed, replica: as the campaign counts.
 
-    folder, said: of the run, and the content of its run.json; said is None for one that cannot be
-    run, for the reason `error`. atoms: how many.
+    group: names of what it shares with its other seeds and replicas, the model last. folder, said:
+    of the run, and the content of its run.json; said is None for one that cannot be run, for the
+    reason `error`. atoms: how many.
     """
 
     folder: Path
+    group: tuple[str, str]
     structure: str
     temperature: float | None
     model: str
@@ -119,10 +121,9 @@ def _members(config: CampaignConfig, folder: Path, names: _Names) -> Iterator[Me
         short = _short(names.structures, structure, folder)
         of_model = _short(names.models, model, folder)
         for kelvin, seed, replica in itertools.product(*axes):
-            at = "" if kelvin is None else f"-{kelvin:g}K"
-            more = f"-r{replica}" if replica else ""
-            place = folder / RUNS / f"{short}{at}-{of_model}-s{seed}{more}"
-            yield Member(place, structure, kelvin, model, seed, replica)
+            group = (short if kelvin is None else f"{short}-{kelvin:g}K"), of_model
+            name = "-".join((*group, f"s{seed}", *([f"r{replica}"] if replica else [])))
+            yield Member(folder / RUNS / name, group, structure, kelvin, model, seed, replica)
 
 
 def _short(names: dict[str, str], text: str, folder: Path) -> str:

@@ -14,6 +14,7 @@ from ..plots import plot_bands, plot_distributions, write_tables
 from .plan import Member
 
 Array = NDArray[np.float64]
+Group = tuple[str, str]
 _PANELS = 24  # spectra on one page
 
 
@@ -33,18 +34,20 @@ def write_results(folder: Path, members: Iterable[Member]) -> list[Path]:
     vibrational densities of states and their standard deviation from run to run.
     temperatures.csv and temperatures.png: likewise, of the mean kinetic temperatures of the runs.
     """
-    groups: dict[str, list[Member]] = defaultdict(list)
+    groups: dict[Group, list[Member]] = defaultdict(list)
     for one in members:
         if one.outcome == "complete":
-            groups[_title(one)].append(one)
+            groups[one.group].append(one)
     if not groups:
         return []
     return [*_write_spectra(folder, groups), *_write_temperatures(folder, groups)]
 
 
-def _title(member: Member) -> str:
-    """What it shares with its other seeds and replicas; the folder's name up to these."""
-    return member.folder.name.rsplit("-s", 1)[0]
+def _titles(groups: Iterable[Group]) -> dict[Group, str]:
+    """What plots say of groups: not of which model they are, if all are of one."""
+    groups = list(groups)
+    several = len({model for _, model in groups}) > 1
+    return {group: "-".join(group) if several else group[0] for group in groups}
 
 
 def mean_spectrum(paths: Iterable[Path]) -> MeanSpectrum | None:
@@ -71,10 +74,10 @@ def mean_spectrum(paths: Iterable[Path]) -> MeanSpectrum | None:
     return MeanSpectrum(first, mean, np.sqrt(squares / max(1, count - 1)), count)
 
 
-def _write_spectra(folder: Path, groups: dict[str, list[Member]]) -> Iterator[Path]:
+def _write_spectra(folder: Path, groups: dict[Group, list[Member]]) -> Iterator[Path]:
     found = {
-        title: spectrum
-        for title, some in groups.items()
+        group: spectrum
+        for group, some in groups.items()
         if (spectrum := mean_spectrum(one.folder / "spectrum.csv" for one in some)) is not None
     }
     if not found:
@@ -82,40 +85,42 @@ def _write_spectra(folder: Path, groups: dict[str, list[Member]]) -> Iterator[Pa
     columns: dict[str, list[Any]] = {
         name: [] for name in ("runs_of", "wavenumber_cm-1", "mean_cm", "deviation_cm", "runs")
     }
-    for title, one in found.items():
-        many = [title] * len(one.wavenumber), [one.runs] * len(one.wavenumber)
+    for group, one in found.items():
+        many = ["-".join(group)] * len(one.wavenumber), [one.runs] * len(one.wavenumber)
         numbers = (x.tolist() for x in one[:3])
         for column, values in zip(columns.values(), (many[0], *numbers, many[1]), strict=True):
             column += values
     write_tables(folder, {"spectra": columns})
     yield folder / "spectra.csv"
-    titles = list(found)
+    titles = [*_titles(found).items()]
+    said = "mean spectra, and their deviation from run to run (of how many)"
     for page, first in enumerate(range(0, len(titles), _PANELS), start=1):
         panels = {
-            f"{title} ({found[title].runs})": found[title][:3]
-            for title in titles[first : first + _PANELS]
+            f"{title} ({found[group].runs})": found[group][:3]
+            for group, title in titles[first : first + _PANELS]
         }
         path = folder / f"spectra-{page}.png"
-        plot_bands(panels, "wavenumber (cm$^{-1}$)", "mean and deviation from run to run", path)
+        plot_bands(panels, "wavenumber (cm$^{-1}$)", said, path)
         yield path
 
 
-def _write_temperatures(folder: Path, groups: dict[str, list[Member]]) -> Iterator[Path]:
+def _write_temperatures(folder: Path, groups: dict[Group, list[Member]]) -> Iterator[Path]:
     of_groups: dict[str, Array] = {}
     of_targets: dict[str, list[float]] = defaultdict(list)
     columns: dict[str, list[Any]] = {
         name: [] for name in ("runs_of", "target_K", "mean_K", "deviation_K", "runs")
     }
-    for title, some in groups.items():
+    titles = _titles(groups)
+    for group, some in groups.items():
         kelvins = [_mean_temperature(one) for one in some]
         known = np.array([kelvin for kelvin in kelvins if kelvin is not None])
         if not len(known):  # a single atom
             continue
         target = (some[0].said or {})["settings"]["temperature_K"]
-        of_groups[title] = known
+        of_groups[titles[group]] = known
         of_targets["no target" if target is None else f"{target:g} K"] += known.tolist()
         deviation = float(known.std(ddof=1)) if len(known) > 1 else None
-        row = (title, target, float(known.mean()), deviation, len(known))
+        row = ("-".join(group), target, float(known.mean()), deviation, len(known))
         for column, value in zip(columns.values(), row, strict=True):
             column.append(value)
     if not of_groups:
