@@ -38,6 +38,9 @@ COLUMNS = (
 )
 
 
+MEMORIES = (100.0, 1000.0)  # time constants of the thermostat, fs
+
+
 def variance(runs: Sequence[Trajectory], kelvin: float) -> float:
     """Of the kinetic energy in all frames of runs, relative to the canonical one at so many K."""
     freedom = degrees_of_freedom(runs[0][0])
@@ -68,7 +71,10 @@ def ways(
 ) -> dict[str, tuple[MDtrajNet, dict[str, Any]]]:
     """What is compared: models and settings of `simulate`."""
     found: dict[str, tuple[MDtrajNet, dict[str, Any]]] = {
-        f"{model.name}, CSVR": (model, {"thermostat": CSVR(kelvin)}),
+        f"{model.name}, CSVR of {tau:g} fs": (model, {"thermostat": CSVR(kelvin, tau)})
+        for tau in MEMORIES
+    }
+    found |= {
         f"{model.name}, constant energy": (model, {}),
     }
     if motion is not None:
@@ -94,13 +100,18 @@ def compared(
     motion = None if options.motion is None else load_model(options.motion)
     rows: dict[str, list[dict[str, Any]]] = {}
     for name, (of, settings) in ways(model, motion, kelvin).items():
-        runs = predicted_runs(of, references, progress=True, **settings)
+        draws = options.draws if "thermostat" in settings else 1
+        runs = [
+            predicted_runs(of, references, seed=len(references) * k, progress=True, **settings)
+            for k in range(draws)
+        ]
         rows[name] = []
         for molecule, own in molecules(records).items():
-            whole = [k for k in own if len(runs[k]) == len(references[k])]
-            row: dict[str, Any] = {"molecule": molecule, "broke": len(own) - len(whole)}
+            all_of_them = [(draw[k], references[k]) for draw in runs for k in own]
+            whole = [run for run, other in all_of_them if len(run) == len(other)]
+            row: dict[str, Any] = {"molecule": molecule, "broke": len(all_of_them) - len(whole)}
             if whole:
-                row |= figures([runs[k] for k in whole], [references[k] for k in own], kelvin)
+                row |= figures(whole, [references[k] for k in own], kelvin)
             rows[name].append(row)
     rows["halves of the reference"] = [
         {"molecule": molecule, "broke": 0}
@@ -139,6 +150,7 @@ def main() -> None:
     parser.add_argument("reference", nargs="+", type=Path)
     parser.add_argument("--model", default="molecules-nve", help="of constant energy")
     parser.add_argument("--motion", help="a network trained on runs with a thermostat")
+    parser.add_argument("--draws", type=int, default=2, help="of random numbers, pooled")
     parser.add_argument("--molecules", nargs="+", help="only these")
     parser.add_argument("--output", type=Path, help="new folder for the tables")
     options = parser.parse_args()

@@ -55,7 +55,8 @@ def test_ammonia(bench, monkeypatch, tmp_path, capsys, warm):
     assert text in capsys.readouterr().out and "2 runs of 1.7 ps at 300 K, nose-hoover" in text
     rows = list(csv.DictReader((out / "canonical.csv").open()))
     assert [row["way"] for row in rows] == [
-        "molecules-nve, CSVR",
+        "molecules-nve, CSVR of 100 fs",
+        "molecules-nve, CSVR of 1000 fs",
         "molecules-nve, constant energy",
         "molecules-nve, plain",
         "molecules-nve, reversible",
@@ -66,7 +67,7 @@ def test_ammonia(bench, monkeypatch, tmp_path, capsys, warm):
         assert -1 <= float(row["r"]) <= 1 and 0.3 < float(row["temperature"]) < 3
         assert 0.05 < float(row["variance"]) < 20
     figures = {row["way"]: float(row["r"]) for row in rows}
-    assert figures["molecules-nve, CSVR"] > figures["molecules-nve, plain"]
+    assert figures["molecules-nve, CSVR of 1000 fs"] > figures["molecules-nve, plain"]
     with pytest.raises(SystemExit, match="never overwritten"):
         bench.main()
 
