@@ -40,9 +40,10 @@ def test_first_command(tmp_path):
 
 
 def test_second_command_is_what_ci_runs():
-    assert blocks("sh")[1].strip() == 'pip install ".[test]" && pytest'
+    tests = "pytest -n 2 --dist loadfile"
+    assert blocks("sh")[1].strip() == f'pip install ".[test]" && {tests}'
     ci = (Path(__file__).parent.parent / ".ci" / "run").read_text()
-    assert 'pip install ".[test]"' in ci and "\npytest" in ci
+    assert 'pip install ".[test]"' in ci and f"\n{tests}" in ci
 
 
 def test_python_block(tmp_path):
