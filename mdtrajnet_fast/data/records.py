@@ -36,6 +36,7 @@ from ase.io.formats import filetype
 from ase.io.trajectory import TrajectoryReader as AseReader
 
 from ..io import exchange
+from ..io.extxyz_format import check_columns
 from ..io.hdf5_files import changing, reading
 from ..io.hdf5_format import is_h5md_of_others
 from ..io.trajectory import Trajectory, is_hdf5_trajectory
@@ -351,6 +352,7 @@ def _from_trajectory(path: Path, frame_fs: float | None) -> Record:
 
 def _read_ase(path: Path, frame_fs: float | None) -> Iterator[_Entry]:
     """The one trajectory of a file that ase.io reads."""
+    check_columns(path)
     try:
         frames = list(ase.io.iread(path, index=":"))
     except Exception as error:  # readers of ase.io raise anything

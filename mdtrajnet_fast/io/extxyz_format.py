@@ -25,6 +25,7 @@ from .descriptions import HEAT, as_text, described, stays_out
 from .formats import Array, Format, Metadata, Scalars, foreign, lacks
 
 _COLUMNS = "Properties=species:S:1:pos:R:3:momenta:R:3:masses:R:1"
+_MANY = re.compile(rb":[RISL]:0*([1-9]\d{4,18})")
 _KINDS = {"i": "I", "u": "I", "f": "R", "b": "L", "U": "S"}
 _NAME = re.compile(r"[A-Za-z_]\w*")
 _KEYS = {"potential_energies": "energy", "heat": HEAT}  # of comment lines, in this order
@@ -98,6 +99,17 @@ class Sink:
         truncate(self.path, frames)
 
 
+def check_columns(path: Path) -> None:
+    """Refuse a file that says of a property that it has 10,000 columns or more: it is damaged.
+
+    ASE would take minutes, and all memory, to find that out. Raises ValueError.
+    """
+    with path.open("rb") as file:
+        for line in file:
+            if b"roperties=" in line and (found := _MANY.search(line)):
+                raise ValueError(f"{path}: a property of {int(found[1])} columns; it is damaged")
+
+
 def _cell(value: Any) -> str:
     return ("F", "T")[value] if isinstance(value, bool) else str(value)
 
@@ -148,6 +160,7 @@ def read(
 ) -> tuple[ase.Atoms, list[float], Array, Array, Metadata, Scalars]:
     """See :class:`.formats.Format`."""
     ends = _ends(path)
+    check_columns(path)
     first = ase.io.read(path, index=0, format="extxyz")
     assert isinstance(first, ase.Atoms)
     atoms = len(first)

@@ -11,6 +11,7 @@ from ase import Atoms
 from ase.build import molecule
 from ase.collections import g2
 
+from .extxyz_format import check_columns
 from .trajectory import Trajectory, is_hdf5_trajectory
 
 # Common names, and other ways to write the formula, of molecules of ASE's g2 collection.
@@ -272,6 +273,7 @@ def _is_file(text: str) -> bool:
 def _from_file(path: Path) -> Atoms:
     if is_hdf5_trajectory(path):
         return Trajectory.read(path, slice(-1, None))[0]
+    check_columns(path)
     try:
         atoms = ase.io.read(path)
     except Exception as error:  # the readers of ase.io raise anything

@@ -19,6 +19,7 @@ from ase.md.verlet import VelocityVerlet
 from ase.optimize import BFGS
 
 from mdtrajnet_fast.data.records import Writer, load_records, unwrap, write_records
+from mdtrajnet_fast.io.structures import read_structure
 from mdtrajnet_fast.io.trajectory import Trajectory
 from mdtrajnet_fast.mechanics import momenta_from_velocities
 
@@ -153,6 +154,11 @@ def test_files_that_are_none(tmp_path):
     (tmp_path / "text.extxyz").write_text("hello")
     with pytest.raises(ValueError, match="text.extxyz: ase.io cannot read it"):
         load_records(tmp_path / "text.extxyz")
+    text = "1\nProperties=species:S:1:pos:R:333333333 time_fs=0\nO 0 0 0\n"
+    (tmp_path / "wide.extxyz").write_text(text)
+    for read in (load_records, read_structure):
+        with pytest.raises(ValueError, match="wide.extxyz: a property of 333333333 columns"):
+            read(str(tmp_path / "wide.extxyz"))
     with pytest.raises(ValueError, match="an empty list of files"):
         load_records([])
 
