@@ -117,6 +117,7 @@ def make(path: Path, fill: Callable[[Hdf5File], None]) -> None:
 
     Raises OSError where that cannot be; what was there stays then.
     """
+    path = path.resolve()  # of a symbolic link, which stays one
     fresh = path.with_name(path.name + ".tmp")
     fresh.unlink(missing_ok=True)
     try:

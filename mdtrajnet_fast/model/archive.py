@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import pickle
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -41,6 +42,8 @@ def load_archive(
         raise
     except Exception as error:  # damaged pickles raise anything
         said = str(error).splitlines()[0] if str(error) else type(error).__name__
+        if isinstance(error, pickle.UnpicklingError):  # torch advises to run the file's code
+            said = "torch.save did not write it, or it holds more than tensors and plain Python"
         raise ValueError(f"{path} is damaged, or cannot be read safely: {said}") from error
 
 

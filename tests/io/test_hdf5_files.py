@@ -175,3 +175,15 @@ def test_writers_wait_for_readers(tmp_path, monkeypatch):
     monkeypatch.setattr(hdf5_files.time, "sleep", nap)
     add(path, "new", 1)
     assert len(naps) == 1 and contents(path).keys() == {"traj0", "new"}
+
+
+def test_links_to_what_is_not_there_yet_stay_links(tmp_path):
+    (tmp_path / "scratch").mkdir()
+    link, target = tmp_path / "data.h5", tmp_path / "scratch" / "data.h5"
+    link.symlink_to(target)
+    for name in ("first", "second"):
+        with changing(link) as file:
+            file[name] = 1
+    assert link.is_symlink() and not target.is_symlink()
+    with reading(link) as file:
+        assert set(file) == {"first", "second"}

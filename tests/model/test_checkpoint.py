@@ -202,3 +202,11 @@ def test_damaged_published_checkpoints_are_refused(tmp_path):
         torch.save(content | {"args": content["args"] | {name: 10**9}}, tmp_path / "bomb.pt")
         with pytest.raises(ValueError, match="bomb.pt.*(do not fit|suits the)"):
             load_model(tmp_path / "bomb.pt")
+
+
+def test_nobody_is_advised_to_run_the_code_of_a_file(tmp_path):
+    file = tmp_path / "text.pt"
+    file.write_text("3\n\nO 0 0 0\nH 0 0 1\nH 0 1 0\n")
+    with pytest.raises(ValueError, match="text.pt is damaged, or cannot be read") as refused:
+        load_model(file)
+    assert "weights_only" not in str(refused.value)
