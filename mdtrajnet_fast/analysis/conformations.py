@@ -16,6 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.fft import irfft, next_fast_len, rfft
 from scipy.spatial.distance import jensenshannon
 
+from ..io.trajectory import Trajectory
 from .observables import Array, bonds
 
 
@@ -52,6 +53,43 @@ def backbone(atoms: ase.Atoms) -> Backbone:
     that have only one of the angles are left out. In the order of the carbon atoms. Raises
     ValueError where there is none.
     """
+    found = _residues(atoms)
+    if not len(found):
+        raise ValueError(
+            f"{atoms.get_chemical_formula()} has no carbon atom between two amide groups, so it "
+            "has no phi and psi"
+        )
+    return Backbone(found[:, :4], found[:, 1:])
+
+
+class BackboneTorsions(NamedTuple):
+    """Of every residue between two amide groups, in degrees from -180 to 180.
+
+    alpha_carbons: [residues] indices of atoms. phi, psi: [frames, residues].
+    """
+
+    alpha_carbons: tuple[int, ...]
+    phi: Array
+    psi: Array
+
+
+def backbone_torsions(trajectory: Trajectory) -> BackboneTorsions:
+    """phi and psi of the residues of isolated molecules, by the bonds of the first frame.
+
+    G. N. Ramachandran, C. Ramakrishnan, V. Sasisekharan, J. Mol. Biol. 7, 95 (1963). There may be
+    no residue (:func:`backbone`); of periodic systems none is found.
+    """
+    periodic = trajectory.atoms.pbc.any()
+    found = np.empty((0, 5), int) if periodic else _residues(trajectory[0])
+    phi, psi = (
+        np.rad2deg(dihedral_angles(trajectory.positions, chain))
+        for chain in (found[:, :4], found[:, 1:])
+    )
+    return BackboneTorsions(tuple(found[:, 2].tolist()), phi, psi)
+
+
+def _residues(atoms: ase.Atoms) -> NDArray[np.int64]:
+    """C', N, CA, C', N of every residue, [residues, 5]."""
     numbers = atoms.numbers
     near: list[list[int]] = [[] for _ in numbers]
     for i, j in bonds(numbers, atoms.positions, atoms.cell, atoms.pbc)[0]:
@@ -66,7 +104,7 @@ def backbone(atoms: ase.Atoms) -> Backbone:
         return [c for c in of(atom, 6) if any(len(near[o]) == 1 for o in of(c, 8))]
 
     found = [
-        ((before, n, alpha, carbon), (n, alpha, carbon, after))
+        (before, n, alpha, carbon, after)
         for alpha in np.flatnonzero(numbers == 6).tolist()
         for n in of(alpha, 7)
         for before in carbonyls(n)
@@ -74,13 +112,7 @@ def backbone(atoms: ase.Atoms) -> Backbone:
         for after in of(carbon, 7)
         if before != alpha and after != n and len(near[alpha]) == 4
     ]
-    if not found:
-        raise ValueError(
-            f"{atoms.get_chemical_formula()} has no carbon atom between two amide groups, so it "
-            "has no phi and psi"
-        )
-    phi, psi = np.array(found).transpose(1, 0, 2)
-    return Backbone(phi, psi)
+    return np.array(found, dtype=np.int64).reshape(-1, 5)
 
 
 class AngleMap(NamedTuple):

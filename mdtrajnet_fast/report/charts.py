@@ -15,11 +15,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from ..analysis.conformations import backbone_torsions
 from ..analysis.equipartition import BandWatch
 from ..analysis.matter import radial_distribution
 from ..analysis.observables import peaks
 from ..analysis.spectra import Spectra
-from ..analysis.torsions import backbone_torsions
 from ..io.trajectory import Trajectory
 from ..mechanics import (
     atomic_degrees_of_freedom,

@@ -6,7 +6,7 @@ import cases
 import numpy as np
 
 from mdtrajnet_fast import Trajectory, read_structure
-from mdtrajnet_fast.analysis.torsions import backbone_torsions
+from mdtrajnet_fast.analysis.conformations import backbone_torsions
 
 
 def frames(atoms, turned=()):
