@@ -74,9 +74,7 @@ def ways(
         f"{model.name}, CSVR of {tau:g} fs": (model, {"thermostat": CSVR(kelvin, tau)})
         for tau in MEMORIES
     }
-    found |= {
-        f"{model.name}, constant energy": (model, {}),
-    }
+    found[f"{model.name}, constant energy"] = model, {}
     if motion is not None:
         for method in ("plain", "reversible"):
             found[f"{motion.name}, {method}"] = (motion, {"method": method})

@@ -133,8 +133,9 @@ def labelled(records: list[Record]) -> tuple[Tensor, Tensor, Tensor]:
     x = np.concatenate([record.positions for record in records])
     found = [peptide.forces(context, one.astype(np.float64)) for one in x]
     energies, forces = (np.array(each) for each in zip(*found, strict=True))
-    made = (torch.from_numpy(y).float() for y in (x, energies - energies.mean(), forces))
-    return tuple(made)  # type: ignore[return-value]
+    energies -= energies.mean()
+    x, energies, forces = (torch.from_numpy(y).float() for y in (x, energies, forces))
+    return x, energies, forces
 
 
 def train(kind: str, data: Path, output: Path, minutes: float, batch: int, rate: float) -> None:

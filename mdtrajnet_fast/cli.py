@@ -39,6 +39,7 @@ from .data.generate import THERMOSTATS as GENERATE_THERMOSTATS
 from .data.pairs import Pairs
 from .data.records import Record, as_trajectory, load_records
 from .io.lock import Lock
+from .io.run_folder import run_json
 from .io.trajectory import Trajectory, last_time
 from .md.export import export_model
 from .md.rollout import RolloutError
@@ -62,6 +63,7 @@ from .runs import (
     DEFAULT_TEMPERATURE_K,
     DEFAULTS,
     EQUILIBRATION_FS,
+    FORMATS,
     Run,
     check,
     describe_run,
@@ -70,7 +72,6 @@ from .runs import (
     heating,
     predict,
     read_run,
-    run_json,
     title,
     versions,
     write_spectra,
@@ -218,7 +219,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     add("--masses", choices=["standard"], help=MASSES)
     add("--output", type=Path, help="new folder (default: named after the structure)")
-    add("--format", choices=["traj", "extxyz", "h5"], help=said("format"))
+    add("--format", choices=FORMATS, help=said("format"))
     sub.add_argument(
         "--resume",
         type=Path,

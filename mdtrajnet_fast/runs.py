@@ -21,6 +21,7 @@ import torch
 
 from . import __version__
 from .analysis.spectra import Spectra, spectra
+from .io.run_folder import describing, run_json, trajectory_name
 from .io.structures import read_structure
 from .io.trajectory import Trajectory, description, set_description
 from .md.rollout import RolloutError, exact
@@ -60,6 +61,7 @@ DEFAULTS: dict[str, Any] = {
     "masses": None,
     "format": "traj",
 }
+FORMATS = ("traj", "extxyz", "h5")  # of the trajectory
 DEFAULT_TEMPERATURE_K = 300.0
 EQUILIBRATION_FS = 1000.0
 # Of these, those that run.json keeps elsewhere or in another form.
@@ -164,19 +166,16 @@ def read_run(folder: Path, duration: float | None = None) -> Run:
     Raises FileNotFoundError where there is no run.json, and ValueError for one that is damaged.
     """
     file = run_json(folder)
-    try:
+    with describing(file):
         said = json.loads(file.read_text())
         if duration is not None:
             said["settings"]["duration"] = duration
         if missing := sorted(_NEEDED - said["settings"].keys()):
             raise ValueError(f"its settings lack {', '.join(missing)}")
         said["versions"] = versions()
-        start, name = said["structure"], str(said["trajectory"])
-        said["trajectory"] = name
+        start, said["trajectory"] = said["structure"], trajectory_name(said)
         _ = start["positions_A"], start["momenta_ase"]  # of frame 0, where that is another state
         start = start | said.get("before_equilibration", {})
-        if name != Path(name).name or name.startswith("."):
-            raise ValueError(f"expected a trajectory in the folder itself, got {name!r}")
         atoms = ase.Atoms(
             start["numbers"],
             positions=start["positions_A"],
@@ -186,20 +185,7 @@ def read_run(folder: Path, duration: float | None = None) -> Run:
             momenta=start["momenta_ase"],
         )
         set_description(atoms, start.get("described", {}))
-    except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError) as error:
-        raise ValueError(
-            f"{file} does not describe a run ({type(error).__name__}: {error}); restore it from a "
-            "copy"
-        ) from error
     return Run(folder, said, atoms)
-
-
-def run_json(folder: Path) -> Path:
-    """The run.json of a folder. Raises FileNotFoundError where there is none."""
-    file = folder / "run.json"
-    if not file.is_file():
-        raise FileNotFoundError(f"{folder} holds no run.json: it is not the folder of a run")
-    return file
 
 
 def folder_name(said: dict[str, Any]) -> str:

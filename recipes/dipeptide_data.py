@@ -138,16 +138,6 @@ class Held:
     def release(self) -> None:
         self.context.setParameter("k", 0.0)
 
-    def forces(self, context: openmm.Context, positions: np.ndarray) -> tuple[float, np.ndarray]:
-        """Potential energy (eV) and forces [atoms, 3] (eV/Å)."""
-        self.put(context, positions)
-        state = context.getState(energy=True, forces=True)
-        energy = state.getPotentialEnergy().value_in_unit(unit.kilojoule_per_mole)
-        forces = state.getForces(asNumpy=True).value_in_unit(
-            unit.kilojoule_per_mole / unit.angstrom
-        )
-        return energy / EV, forces[self._rank] / EV
-
 
 def langevin(step_fs: float) -> openmm.LangevinMiddleIntegrator:
     integrator = openmm.LangevinMiddleIntegrator(

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-import math
-import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..io.settings import is_number, read_settings
 from ..md.thermostats import THERMOSTATS
 from ..md.window import METHODS
 from ..model.checkpoint import bundled_models
-
-FORMATS = ("traj", "extxyz", "h5")
+from ..runs import FORMATS
 
 
 @dataclass(frozen=True)
@@ -111,10 +109,10 @@ class CampaignConfig:
 
     def _check_numbers(self) -> None:
         for kelvin in self.temperatures:
-            if not (_is_number(kelvin) and kelvin > 0):
+            if not (is_number(kelvin) and kelvin > 0):
                 raise ValueError(f"temperatures must be positive numbers of K, got {kelvin!r}")
         for seed in _tuple(self.seeds):
-            if not (_is_number(seed, whole=True) and seed >= 0):
+            if not (is_number(seed, whole=True) and seed >= 0):
                 raise ValueError(f"seeds must be whole numbers, 0 or more, got {seed!r}")
         fields = {f.name: f.default for f in dataclasses.fields(self)}
         for names, whole, least, said in (
@@ -126,7 +124,7 @@ class CampaignConfig:
                 value = getattr(self, name)
                 if value is None and fields[name] is None:
                     continue
-                if not (_is_number(value, whole) and value >= least):
+                if not (is_number(value, whole) and value >= least):
                     raise ValueError(f"{name} must be {said}, got {value!r}")
         if self.dt > self.duration:
             raise ValueError(
@@ -140,17 +138,7 @@ class CampaignConfig:
         A structure with a ``*`` or ``?`` is a pattern of files, each of which is one.
         """
         path = Path(path)
-        try:
-            values = tomllib.loads(path.read_text())
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-            raise ValueError(f"{path} is not valid TOML: {error}") from error
-        known = {f.name for f in dataclasses.fields(cls)}
-        if unknown := sorted(set(values) - known):
-            raise ValueError(f"{path}: unknown settings {unknown}; known are {sorted(known)}")
-        if missing := sorted({"structures", "output"} - set(values)):
-            raise ValueError(f"{path}: missing settings {missing}")
-        if not isinstance(values["output"], str):
-            raise ValueError(f"{path}: output must be a folder, got {values['output']!r}")
+        values = read_settings(path, cls, {"structures", "output"})
         folder = path.parent
         values["output"] = str(folder / values["output"])
         texts = [str(text) for text in _tuple(values["structures"])]
@@ -183,8 +171,3 @@ def _beside(folder: Path, text: str) -> list[str]:
 
 def _tuple(value: Any) -> tuple:
     return (value,) if isinstance(value, str | Path | int | float) else tuple(value)
-
-
-def _is_number(value: Any, whole: bool = False) -> bool:
-    kinds = (int,) if whole else (int, float)
-    return isinstance(value, kinds) and not isinstance(value, bool) and math.isfinite(value)

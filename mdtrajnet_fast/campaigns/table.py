@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import csv
-import os
+import io
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+from ..model.archive import write_whole
 from .plan import Member
 
 TABLE = "table.csv"
@@ -53,11 +54,10 @@ def _count(found: list[Any] | None) -> int | None:
 def write_table(folder: Path, members: Iterable[Member]) -> Path:
     """Write the table of runs that have ended, in place of the one that is there."""
     path = folder / TABLE
-    part = path.with_suffix(".part")
-    with part.open("w", newline="") as file:
-        csv.writer(file).writerow(COLUMNS)
-        _rows(file, members)
-    os.replace(part, path)
+    file = io.StringIO(newline="")
+    csv.writer(file).writerow(COLUMNS)
+    _rows(file, members)
+    write_whole(path, file.getvalue().encode())
     return path
 
 

@@ -14,11 +14,12 @@ from typing import Any
 
 from .. import __version__
 from ..io.lock import Lock
+from ..io.run_folder import run_json
 from ..io.trajectory import Trajectory, last_time
 from ..md.rollout import RolloutError
 from ..model.checkpoint import load_model
 from ..model.network import MDtrajNet
-from ..runs import Run, check, finish, predict, read_run, run_json
+from ..runs import Run, check, finish, predict, read_run
 
 # How long to wait for runs that another worker has (s): one whose scheduler is gone, or thinks it
 # is, ends within half a minute.

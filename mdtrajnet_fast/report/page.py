@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shlex
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -15,7 +14,9 @@ from markupsafe import Markup
 from .. import __version__
 from ..analysis.spectra import spectra
 from ..analysis.trust import trust_summary
+from ..io.run_folder import describing, run_json, trajectory_name
 from ..io.trajectory import Trajectory
+from ..model.archive import write_whole
 from ..model.checkpoint import load_model, model_card
 from ..model.network import MDtrajNet
 from .charts import (
@@ -89,30 +90,16 @@ def write_report(
         version=__version__,
         policy=_POLICY,
     )  # fmt: skip
-    part = path.with_name(path.name + ".part")
-    try:
-        part.write_text(page, encoding="utf-8")
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
+    write_whole(path, page.encode())
     return path
 
 
 def _run(folder: Path) -> dict[str, Any]:
-    file = folder / "run.json"
-    if not file.is_file():
-        raise FileNotFoundError(f"{folder} holds no run.json: it is not the folder of a run")
-    try:
+    file = run_json(folder)
+    with describing(file):
         run = json.loads(file.read_text())
-        name = str(run["trajectory"])
-        if name != Path(name).name or name.startswith("."):
-            raise ValueError(f"expected a trajectory in the folder itself, got {name!r}")
+        run["trajectory"] = trajectory_name(run)
         _ = run["settings"]["model"], run["structure"]["name"], run["command"], _facts(run)
-    except (ValueError, LookupError, TypeError, AttributeError) as error:
-        raise ValueError(
-            f"{file} does not describe a run ({type(error).__name__}: {error}); restore it from a "
-            "copy"
-        ) from error
     return run
 
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
-import tomllib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
@@ -13,6 +11,7 @@ from typing import Any
 
 import torch
 
+from ..io.settings import is_number, read_settings
 from ..model.checkpoint import bundled_models, provenance
 from .soap_optimizer import SOAP
 from .tasks import TASKS
@@ -127,7 +126,7 @@ class TrainConfig:
         counts = ("steps", "batch_size", "processes", "own_windows", "validate_every")
         for name in (*counts, "validation_pairs"):
             value = getattr(self, name)
-            if not _is_number(value, whole=True) or value < 1:
+            if not is_number(value, whole=True) or value < 1:
                 raise ValueError(f"{name} must be a whole number, at least 1, got {value!r}")
         if self.processes > 1 and torch.device(self.device).type != "cpu":
             raise ValueError(
@@ -141,16 +140,16 @@ class TrainConfig:
             )
         for name in ("warmup_steps", "seed"):
             value = getattr(self, name)
-            if not _is_number(value, whole=True) or value < 0:
+            if not is_number(value, whole=True) or value < 0:
                 raise ValueError(f"{name} must be a whole number, at least 0, got {value!r}")
-        if self.threads is not None and not (_is_number(self.threads, True) and self.threads >= 1):
+        if self.threads is not None and not (is_number(self.threads, True) and self.threads >= 1):
             raise ValueError(f"threads must be a whole number, at least 1, got {self.threads!r}")
         for name in ("learning_rate", "gradient_clip", "checkpoint_minutes"):
-            if not _is_number(value := getattr(self, name)) or value <= 0:
+            if not is_number(value := getattr(self, name)) or value <= 0:
                 raise ValueError(f"{name} must be a positive number, got {value!r}")
         for name in ("frame_fs", "window"):
             value = getattr(self, name)
-            if value is not None and not (_is_number(value) and value > 0):
+            if value is not None and not (is_number(value) and value > 0):
                 raise ValueError(f"{name} must be a positive number of fs, got {value!r}")
         for name in (
             "final_learning_rate",
@@ -161,7 +160,7 @@ class TrainConfig:
             "own_starts",
             "ema_decay",
         ):
-            if not _is_number(value := getattr(self, name)) or value < 0:
+            if not is_number(value := getattr(self, name)) or value < 0:
                 raise ValueError(f"{name} must not be negative, but a number, got {value!r}")
         for name in ("time_reversal", "keep_potentials"):
             if not isinstance(value := getattr(self, name), bool):
@@ -207,16 +206,7 @@ class TrainConfig:
         trained last: with the defaults, its velocities would get worse in silence.
         """
         path = Path(path)
-        try:
-            values = tomllib.loads(path.read_text())
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-            raise ValueError(f"{path} is not valid TOML: {error}") from error
-        known = {f.name for f in dataclasses.fields(cls)}
-        if unknown := sorted(set(values) - known):
-            raise ValueError(f"{path}: unknown settings {unknown}; known are {sorted(known)}")
-        missing = sorted({"data", "output"} - set(values))
-        if missing:
-            raise ValueError(f"{path}: missing settings {missing}")
+        values = read_settings(path, cls, {"data", "output"})
 
         def beside(names: str | list[str]) -> list[str]:
             some = [names] if isinstance(names, str) else names
@@ -224,8 +214,6 @@ class TrainConfig:
 
         for name in {"data", "more_data"} & set(values):
             values[name] = beside(values[name])
-        if not isinstance(values["output"], str):
-            raise ValueError(f"{path}: output must be a folder, got {values['output']!r}")
         values["output"] = beside(values["output"])[0]
         if values.get("initial", "molecules-nve") not in bundled_models():
             values["initial"] = beside(values["initial"])[0]
@@ -259,11 +247,6 @@ def trained_with(initial: str) -> dict[str, Any]:
             return {k: settings[k] for k in _INHERITED if settings.get(k) is not None}
         about = settings.get("initial")
     return {}
-
-
-def _is_number(value: Any, whole: bool = False) -> bool:
-    kinds = (int,) if whole else (int, float)
-    return isinstance(value, kinds) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _validation_sets(sets: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
