@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ase
 import numpy as np
+import scipy.linalg
 from ase.data import chemical_symbols
 from ase.units import fs, kB
 from numpy.typing import ArrayLike, NDArray
@@ -151,7 +152,8 @@ def rigid_motions(atoms: ase.Atoms, rotation: bool | None = None) -> Array:
     modes[:, :, :3] = np.eye(3)
     modes[:, :, 3:] = np.cross(about, r[:, None]).transpose(0, 2, 1)
     modes *= np.sqrt(m)[:, None, None]
-    basis, _ = np.linalg.qr(modes.reshape(3 * len(m), -1))
+    # NumPy's own QR crashes where memory ends
+    basis, _ = scipy.linalg.qr(modes.reshape(3 * len(m), -1), mode="economic")
     return basis
 
 

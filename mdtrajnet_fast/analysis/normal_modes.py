@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import ase
 import numpy as np
+import scipy.linalg
 from ase.units import fs, kB
 from numpy.typing import NDArray
 
@@ -49,7 +50,7 @@ def normal_modes(atoms: ase.Atoms, hessian: Array) -> NormalModes:
     root = np.repeat(np.sqrt(masses), 3)
     rigid = rigid_motions(atoms)
     # the rest of an orthonormal basis of all motions
-    inner = np.linalg.qr(np.hstack([rigid, np.eye(3 * count)]))[0][:, rigid.shape[1] :]
+    inner = scipy.linalg.qr(rigid)[0][:, rigid.shape[1] :]
     weighted = inner.T @ (hessian / np.outer(root, root)) @ inner
     squares, vectors = np.linalg.eigh((weighted + weighted.T) / 2)
     frequencies = np.sign(squares) * np.sqrt(abs(squares)) * fs / (2 * np.pi)  # 1/fs

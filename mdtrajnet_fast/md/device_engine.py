@@ -201,22 +201,30 @@ class _State:
         return within.then(end), *energies
 
     def _kicked(self, x: Tensor, v: Tensor, t: Tensor, kind: _Kind) -> tuple[Any, ...]:
-        h, inner, ends_known, energy_known = t[-1], t[:-1], *kind.known
-        first = self.accelerations[ENDS] if ends_known else self._acceleration(ENDS, x)[0]
-        kicked = v + h / 6 * first
+        h, inner = t[-1], t[:-1]
+        roles = (ENDS, ENERGY) if len(inner) else (ENDS,)
+        known = dict(zip((ENDS, ENERGY), kind.known, strict=True))
+        at_start = {role: self.accelerations[role] for role in roles if known[role]}
+        if len(at_start) < len(roles):
+            graph = self._surroundings(x)
+            for role in roles:
+                if not known[role]:
+                    at_start[role] = self._acceleration(role, x, graph)
+        kicked = v + h / 6 * at_start[ENDS]
         middle = x + h / 2 * kicked
-        self._check_course(middle, x + h / 2 * v)
-        kicked = kicked + 2 * h / 3 * self._acceleration(MIDDLE, middle)[0]
+        self._check(middle, self._on_course(middle, x + h / 2 * v))
+        kicked = kicked + 2 * h / 3 * self._acceleration(MIDDLE, middle, self._surroundings(middle))
         end = middle + h / 2 * kicked
-        self._check_course(end, x + h * v)
-        last, component = self._acceleration(ENDS, end)
-        self._reached[ENDS] = last
-        velocity = kicked + h / 6 * last
-        self._check_course(end, x + h * v, velocity)
+        self._check(end, self._on_course(end, x + h * v))
+        graph = self._surroundings(end)
+        at_end = {role: self._acceleration(role, end, graph) for role in roles}
+        self._reached |= at_end
+        velocity = kicked + h / 6 * at_end[ENDS]
+        self._check(end, velocity.isfinite().all(-1))
+        component = graph.component
         path = _Path((end - x)[None], velocity[None], component)
         if len(inner):
-            a = self.accelerations[ENERGY] if energy_known else self._acceleration(ENERGY, x)[0]
-            b = self._reached[ENERGY] = self._acceleration(ENERGY, end)[0]
+            a, b = at_start[ENERGY], at_end[ENERGY]
             within = _Path(*_between(inner, h, v, a, end - x, velocity, b), component)
         energies: list[Tensor] = []
         if kind.measured:
@@ -254,24 +262,28 @@ class _State:
         path = self._forward(x, -v, t)
         return path._replace(velocity=-path.velocity)
 
-    def _acceleration(self, role: int, x: Tensor) -> tuple[Tensor, Tensor]:
-        """That of a window potential at x, [atoms, 3] Å/fs^2, without what would move or turn a
-        component as a whole: the potential has none of it, but its rounding has. And components."""
+    def _surroundings(self, x: Tensor) -> Graph:
+        """The graph of atoms at rest at x, with its components, until the next one is made."""
         edges = self.neighbors.update(x)
         component, over = components(edges, self.slots, self.rounds)
         fine = torch.ones_like(self.species, dtype=torch.bool)
         self._look(x, fine)
         self._note(edges, over, fine)
-        graph = self._graph(x, torch.zeros_like(x), edges, component)
+        return self._graph(x, torch.zeros_like(x), edges, component)
+
+    def _acceleration(self, role: int, x: Tensor, graph: Graph) -> Tensor:
+        """That of a window potential at x, [atoms, 3] Å/fs^2, without what would move or turn a
+        component as a whole: the potential has none of it, but its rounding has."""
         slopes = self.predictor.slopes(graph, role)[1]
         a = -(fs**2) * slopes / self.masses[:, None]
-        return internal_velocities(x, a, self.masses, component, self.isolated), component
+        return internal_velocities(x, a, self.masses, graph.component, self.isolated)
 
-    def _check_course(self, x: Tensor, free: Tensor, velocity: Tensor | None = None) -> None:
-        """Atoms far from free flight must not be where nobody should look for neighbours."""
-        fine = (x - free).square().sum(-1) < self.model.config.radial_cutoff**2
-        if velocity is not None:
-            fine = fine & velocity.isfinite().all(-1)
+    def _on_course(self, x: Tensor, free: Tensor) -> Tensor:
+        """Which atoms are near free flight; nobody should look for the neighbours of others."""
+        return (x - free).square().sum(-1) < self.model.config.radial_cutoff**2
+
+    def _check(self, x: Tensor, fine: Tensor) -> None:
+        """Remember whether all atoms, which are at x, are fine."""
         self._look(x, fine)
         needs = torch.zeros(len(_Needs._fields), dtype=torch.int64, device=x.device)
         needs[-1] = ~fine.all()

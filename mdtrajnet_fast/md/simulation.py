@@ -136,13 +136,14 @@ def simulate(
     """
     single = isinstance(atoms, ase.Atoms)
     many = [atoms] if isinstance(atoms, ase.Atoms) else list(atoms)
-    System.from_atoms(many)  # refuses what is no system
+    system = System.from_atoms(many)
     many = [one.copy() for one in many]
     if masses not in (None, "standard"):
         raise ValueError(f'masses must be "standard", or None for those of atoms, got {masses!r}')
-    for one in many if masses else ():
-        set_standard_masses(one)
-    system = System.from_atoms(many)
+    if masses == "standard":
+        for one in many:
+            set_standard_masses(one)
+        system = System.from_atoms(many)
     seeds = _seeds(seed, single, len(many))
     paths = _each(trajectory, single, len(many), "trajectory files")
     given = _each(velocities, single, len(many), "arrays of velocities")

@@ -223,6 +223,8 @@ class _Run:
 
     def agree(self) -> None:
         """Raise ValueError where the processes do not train the same."""
+        if self.member.size == 1:
+            return
         settings = {k: v for k, v in self.settings.items() if k not in _RUNNING}
         self.member.agree(
             version=__version__,

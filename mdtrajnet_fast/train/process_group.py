@@ -68,8 +68,6 @@ class Member:
 
     def agree(self, **facts: Any) -> None:
         """Raise ValueError, with their name and values, where facts are not the same for all."""
-        if self.size == 1:
-            return
         everybody: list[Any] = [None] * self.size
         with self._together():
             dist.all_gather_object(everybody, facts)
