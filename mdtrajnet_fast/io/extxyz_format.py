@@ -19,7 +19,7 @@ from typing import Any, BinaryIO
 import ase
 import ase.io
 import numpy as np
-from ase.io.formats import filetype
+from ase.io.formats import UnknownFileTypeError, filetype
 from ase.io.jsonio import decode
 
 from .descriptions import HEAT, as_text, described, stays_out
@@ -107,9 +107,9 @@ def check_columns(path: Path) -> None:
     are not looked at. Raises ValueError.
     """
     try:
-        if filetype(path) != "extxyz":
+        if filetype(str(path)) != "extxyz":
             return
-    except Exception:  # ase.io raises anything; who reads the file will say what is wrong
+    except (UnknownFileTypeError, OSError):  # who reads the file will say so
         return
     with path.open("rb") as file:
         for line in file:

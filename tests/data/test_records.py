@@ -155,10 +155,11 @@ def test_files_that_are_none(tmp_path):
     with pytest.raises(ValueError, match="text.extxyz: ase.io cannot read it"):
         load_records(tmp_path / "text.extxyz")
     text = "1\nProperties=species:S:1:pos:R:333333333 time_fs=0\nO 0 0 0\n"
-    (tmp_path / "wide.extxyz").write_text(text)
-    for read in (load_records, read_structure):
-        with pytest.raises(ValueError, match="wide.extxyz: a property of 333333333 columns"):
-            read(str(tmp_path / "wide.extxyz"))
+    for name in ("wide.extxyz", "wide.xyz"):
+        (tmp_path / name).write_text(text)
+        for read in (load_records, read_structure):
+            with pytest.raises(ValueError, match=f"{name}: a property of 333333333 columns"):
+                read(str(tmp_path / name))
     with pytest.raises(ValueError, match="an empty list of files"):
         load_records([])
 
