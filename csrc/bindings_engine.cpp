@@ -27,6 +27,51 @@ void expect(const py::array& array, const std::vector<py::ssize_t>& shape, const
                               " for the engine's systems, got " + py::str(array.attr("shape")).cast<std::string>());
 }
 
+// A domain whose processes speak with each other through a Python object: what domain.hpp leaves to who derives from it.
+class PythonDomain final : public Domain {
+  public:
+    PythonDomain(py::object group, std::vector<std::int64_t> ids) : Domain(std::move(ids)), group_(std::move(group)) {}
+
+    void sum(double* x, std::int64_t count) override {
+        const py::gil_scoped_acquire acquire;
+        group_.attr("sum")(view(x, count * sizeof(double)));
+    }
+
+  protected:
+    void meet(const double* positions, std::vector<std::int64_t>& sent, std::vector<double>& offsets) override {
+        const py::gil_scoped_acquire acquire;
+        const auto found =
+            group_.attr("meet")(py::array_t<double>({py::ssize_t(own()), py::ssize_t(3)}, positions)).cast<py::tuple>();
+        const auto atoms = found[0].cast<py::array_t<std::int64_t, py::array::c_style>>();
+        const auto from = found[1].cast<Array>();
+        sent.assign(atoms.data(), atoms.data() + atoms.size());
+        offsets.assign(from.data(), from.data() + from.size());
+        if (from.ndim() != 2 || from.shape(0) < own() || from.shape(1) != 3)
+            throw py::value_error("a process needs an offset for each of its atoms, then for each ghost");
+        for (const std::int64_t atom : sent)
+            if (atom < 0 || atom >= own()) throw py::index_error("a process tells others of its own atoms alone");
+    }
+
+    void swap(const void* out, std::int64_t outs, void* in, std::int64_t ins, std::int64_t bytes) override {
+        const py::gil_scoped_acquire acquire;
+        group_.attr("swap")(view(const_cast<void*>(out), outs * bytes), view(in, ins * bytes), bytes);
+    }
+
+    void sum_named(const std::int64_t* names, double* rows, std::int64_t count, std::int64_t width) override {
+        const py::gil_scoped_acquire acquire;
+        group_.attr("sum_named")(view(const_cast<std::int64_t*>(names), count * sizeof(std::int64_t)),
+                                 view(rows, count * width * sizeof(double)), width);
+    }
+
+  private:
+    static py::memoryview view(void* data, std::int64_t bytes) {
+        static char nothing;
+        return py::memoryview::from_memory(data ? data : &nothing, bytes);
+    }
+
+    py::object group_;
+};
+
 Method method_named(const std::string& name) {
     if (name == "plain") return Method::kPlain;
     if (name == "reversible") return Method::kReversible;
@@ -40,7 +85,7 @@ std::unique_ptr<Engine> make_engine(std::shared_ptr<Predictor> predictor, std::v
                                     const std::optional<py::array_t<bool, py::array::c_style | py::array::forcecast>>& pbc,
                                     double skin, double fs, std::vector<double> back, double most, int steps,
                                     double uncertain, const std::string& method, double pull, std::int64_t every,
-                                    std::int64_t needed) {
+                                    std::int64_t needed, PythonDomain* domain) {
     Contents contents{std::move(ptr), std::move(species), std::move(masses), {}, {}};
     const auto atoms = static_cast<std::int64_t>(contents.species.size());
     bool sound = contents.ptr.size() > 1 && contents.ptr[0] == 0 && contents.ptr.back() == atoms &&
@@ -57,13 +102,15 @@ std::unique_ptr<Engine> make_engine(std::shared_ptr<Predictor> predictor, std::v
         contents.cells.assign(cell->data(), cell->data() + cell->size());
         contents.pbc.assign(pbc->data(), pbc->data() + pbc->size());
     }
+    if (domain && (systems != 1 || domain->own() != atoms))
+        throw py::value_error("a domain has one system, and of that the engine's atoms");
     const Course course{method_named(method), pull, every, needed};
     if (course.method == Method::kSymplectic && !predictor->has_window_potentials())
         throw py::value_error("symplectic windows are of models with window potentials");
     if (every < 1 || needed < 0 || (needed && !predictor->has_energies()))
         throw py::value_error("energies are kept of models that have them, every so many windows");
     return std::make_unique<Engine>(std::move(predictor), contents, Rules{skin, fs, std::move(back), most, steps, uncertain},
-                                    course);
+                                    course, domain);
 }
 
 py::object said(const std::optional<Broken>& broken) {
@@ -148,11 +195,13 @@ void keep(Engine& engine, const Array& sums, std::int64_t seen) {
 }  // namespace
 
 void bind_engine(py::module_& module) {
+    py::class_<PythonDomain>(module, "Domain", "See csrc/cpu/domain.hpp.")
+        .def(py::init<py::object, std::vector<std::int64_t>>(), py::arg("group"), py::arg("ids"));
     py::class_<Engine>(module, "Engine", "See csrc/cpu/engine.hpp.")
         .def(py::init(&make_engine), py::arg("predictor"), py::kw_only(), py::arg("ptr"), py::arg("species"),
              py::arg("masses"), py::arg("cell"), py::arg("pbc"), py::arg("skin"), py::arg("fs"), py::arg("back"),
              py::arg("most"), py::arg("steps"), py::arg("uncertain"), py::arg("method"), py::arg("pull"), py::arg("every"),
-             py::arg("needed"))
+             py::arg("needed"), py::arg("domain") = nullptr, py::keep_alive<1, 18>())
         .def("advance", &advance, py::arg("positions"), py::arg("momenta"), py::kw_only(), py::arg("number"), py::arg("t"),
              py::arg("counts"), py::arg("wanted"), py::arg("threads"))
         .def("energies", &energies, py::arg("positions"), py::arg("momenta"), py::arg("threads"))

@@ -164,6 +164,9 @@ class Predictor:
         self, graph: tuple[int, int, int, int, int], species: int, charge: int, threads: int
     ) -> None: ...
 
+class Domain:
+    def __init__(self, group: Any, ids: NDArray[np.int64]) -> None: ...
+
 class Engine:
     def __init__(
         self,
@@ -184,6 +187,7 @@ class Engine:
         pull: float,
         every: int,
         needed: int,
+        domain: Domain | None = None,
     ) -> None: ...
     def advance(
         self,

@@ -41,6 +41,7 @@ from .data.records import Record, as_trajectory, load_records
 from .io.lock import Lock
 from .io.run_folder import run_json
 from .io.trajectory import Trajectory, last_time
+from .md.domains import Processes
 from .md.export import export_model
 from .md.rollout import RolloutError
 from .md.simulation import method_begun
@@ -432,14 +433,19 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _simulate(options: argparse.Namespace) -> None:
+    processes = Processes.if_several()
+    follows = processes is not None and processes.rank > 0
     with ExitStack() as stack:
+        if processes is not None:
+            stack.callback(processes.close)
         if options.resume:
-            stack.enter_context(Lock(run_json(options.resume)))
+            if not follows:
+                stack.enter_context(Lock(run_json(options.resume)))
             run = _continued(options)
             with _named(run.folder):
-                _run(options, run, stack)
+                _run(options, run, stack, processes)
         else:
-            _run(options, _new_run(options), stack)
+            _run(options, _new_run(options, follows), stack, processes)
 
 
 @contextmanager
@@ -453,11 +459,20 @@ def _named(folder: Path) -> Iterator[None]:
         raise ValueError(f"{folder}: {error}") from error
 
 
-def _run(options: argparse.Namespace, run: Run, stack: ExitStack) -> None:
-    """Predict the trajectory that run.json says, in a folder that is locked in the meantime."""
+def _run(
+    options: argparse.Namespace, run: Run, stack: ExitStack, processes: Processes | None
+) -> None:
+    """Predict the trajectory that run.json says, in a folder that is locked in the meantime.
+
+    processes: that share the system, all of which come here; the first writes and prints.
+    """
     settings = run.settings
     model = load_model(settings["model"], dtype=settings["dtype"], device=settings["device"])
     check(run, model)
+    if processes is not None and processes.rank:
+        run.folder = Path(processes.each(None)[0])
+        predict([run], model, resume=bool(options.resume), processes=processes)
+        return
     if not options.resume:
         run.folder = _made(run.folder, numbered=options.output is None)
         stack.enter_context(Lock(run.folder / "run.json"))
@@ -470,7 +485,15 @@ def _run(options: argparse.Namespace, run: Run, stack: ExitStack) -> None:
         f"{stride_of(model, method, settings['window']):g} fs; {heating(settings)}",
         flush=True,
     )
-    (trajectory,) = predict([run], model, resume=bool(options.resume), progress=not options.quiet)
+    if processes is not None:
+        processes.each(str(run.folder))
+    (trajectory,) = predict(
+        [run],
+        model,
+        resume=bool(options.resume),
+        processes=processes,
+        progress=not options.quiet,
+    )
     print(trajectory.trust)
     print(f"{len(trajectory)} frames in {run.said['seconds']:.1f} s")
     found = finish(run, trajectory, None if options.no_report else model)
@@ -478,13 +501,14 @@ def _run(options: argparse.Namespace, run: Run, stack: ExitStack) -> None:
     _print_written(run.folder)
 
 
-def _new_run(options: argparse.Namespace) -> Run:
+def _new_run(options: argparse.Namespace, follows: bool) -> Run:
+    """What is to run; follows: another process makes the folder."""
     if options.structure is None:
         raise ValueError("give a structure (file, name or SMILES), or --resume FOLDER")
     chosen = {name: getattr(options, name) for name in DEFAULTS}
     said, atoms = describe_run(options.structure, chosen, ["mdtrajnet", *options.arguments])
     wanted = options.output or Path(folder_name(said))
-    return Run(_new_folder(wanted, options.output is None), said, atoms)
+    return Run(wanted if follows else _new_folder(wanted, options.output is None), said, atoms)
 
 
 def _continued(options: argparse.Namespace) -> Run:

@@ -24,6 +24,7 @@ from .analysis.spectra import Spectra, spectra
 from .io.run_folder import describing, run_json, trajectory_name
 from .io.structures import read_structure
 from .io.trajectory import Trajectory, description, set_description
+from .md.domains import Processes
 from .md.rollout import RolloutError, exact
 from .md.simulation import check_run, method_begun, model_hash, simulate
 from .md.thermostats import THERMOSTATS, Thermostat
@@ -283,13 +284,16 @@ def predict(
     *,
     resume: bool = False,
     keep: bool = True,
+    processes: Processes | None = None,
     progress: bool = False,
 ) -> list[Trajectory]:
     """Predict runs, all in the same batches, whose folders are there and locked.
 
     They differ in their atoms, temperatures and seeds alone. run.json is written before and after.
+    processes: that share the only run and all call this, the first of which writes.
     resume, keep, progress: as for :func:`~mdtrajnet_fast.simulate`, which says what is raised.
     """
+    writes = processes is None or processes.rank == 0
     settings = runs[0].settings
     for run in runs[1:]:
         if wrong := [k for k in settings if k not in _OWN and run.settings[k] != settings[k]]:
@@ -297,7 +301,7 @@ def predict(
                 f"runs of one batch differ in {', '.join(_OWN)} alone; {run.folder} and "
                 f"{runs[0].folder} differ in {', '.join(wrong)}"
             )
-    for run in runs:
+    for run in runs if writes else ():
         run.said.pop("outcome", None)
         run.write()
     baths = [bath for run in runs if (bath := thermostat(run.settings)) is not None]
@@ -319,15 +323,16 @@ def predict(
             trajectory=[run.trajectory for run in runs],
             resume=resume,
             keep=keep,
+            decompose=processes is not None,
             progress=progress,
         )
     except RolloutError as error:
-        for run, trajectory in zip(runs, error.trajectories, strict=False):
+        for run, trajectory in zip(runs if writes else (), error.trajectories, strict=False):
             _note(run, trajectory, time.perf_counter() - begun)
         raise
     assert isinstance(done, list)
     seconds, atoms = time.perf_counter() - begun, sum(len(run.atoms) for run in runs)
-    for run, trajectory in zip(runs, done, strict=True):
+    for run, trajectory in zip(runs, done, strict=True) if writes else ():
         _note(run, trajectory, seconds * len(run.atoms) / atoms)
     return done
 

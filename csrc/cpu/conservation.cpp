@@ -1,5 +1,7 @@
 #include "cpu/conservation.hpp"
 
+#include "cpu/domain.hpp"
+
 #include <algorithm>
 #include <array>
 #include <cmath>
@@ -208,7 +210,47 @@ int64_t runaway(const Motion& m, bool flight, double cutoff) {
     return first < m.atoms ? first : -1;
 }
 
+namespace {
+
+// Takes from values [rows][atoms][3] their mass-weighted means in each component, wherever its atoms are.
+void remove_means(const Motion& m, int64_t rows, double* values) {
+    const int64_t width = 1 + 3 * rows;
+    std::vector<double> sums(m.shared->count * width);
+    for (int64_t i = 0; i < m.atoms; ++i) {
+        double* to = sums.data() + m.component[i] * width;
+        *to++ += m.masses[i];
+        for (int64_t k = 0; k < rows; ++k)
+            for (int x = 0; x < 3; ++x) *to++ += m.masses[i] * values[3 * (k * m.atoms + i) + x];
+    }
+    m.domain->sum_shared(*m.shared, sums.data(), width);
+    for (int64_t i = 0; i < m.atoms; ++i) {
+        const double *from = sums.data() + m.component[i] * width, mass = *from++;
+        for (int64_t k = 0; k < rows; ++k)
+            for (int x = 0; x < 3; ++x) values[3 * (k * m.atoms + i) + x] -= *from++ / mass;
+    }
+}
+
+// Momenta alone, of components that no one process has all atoms of.
+void conserve_together(const Motion& m) {
+    const int64_t numbers = 3 * m.atoms;
+    std::vector<double> more(2 * m.times * numbers);  // than in free flight: way and velocity at each time
+    for (int64_t k = 0; k < m.times; ++k)
+        for (int64_t n = 0; n < numbers; ++n) {
+            more[2 * k * numbers + n] = m.moved[k * numbers + n] - m.t[k] * m.velocities[n];
+            more[(2 * k + 1) * numbers + n] = m.velocity[k * numbers + n] - m.velocities[n];
+        }
+    remove_means(m, 2 * m.times, more.data());
+    for (int64_t k = 0; k < m.times; ++k)
+        for (int64_t n = 0; n < numbers; ++n) {
+            m.moved[k * numbers + n] = more[2 * k * numbers + n] + m.t[k] * m.velocities[n];
+            m.velocity[k * numbers + n] = more[(2 * k + 1) * numbers + n] + m.velocities[n];
+        }
+}
+
+}  // namespace
+
 void conserve(const Motion& motion, int steps) {
+    if (motion.domain) return conserve_together(motion);
     std::vector<Particle> particles;
     for_each_component(motion.atoms, motion.component, [&](const int64_t* begin, const int64_t* end) {
         conserve_component(motion, begin, end, steps, particles);
@@ -216,6 +258,7 @@ void conserve(const Motion& motion, int steps) {
 }
 
 void internal_velocities(const Motion& motion, const double* positions) {
+    if (motion.domain) return remove_means(motion, motion.times, motion.velocity);
     const double* masses = motion.masses;
     for_each_component(motion.atoms, motion.component, [&](const int64_t* begin, const int64_t* end) {
         for (int64_t k = 0; k < motion.times; ++k) {

@@ -8,6 +8,9 @@
 
 namespace mdtrajnet {
 
+class Domain;
+struct Components;
+
 struct Motion {
     // At the start.
     std::int64_t atoms;
@@ -21,6 +24,9 @@ struct Motion {
     const double* t;   // [times], fs
     double* moved;     // [times][atoms][3], Å
     double* velocity;  // [times][atoms][3], Å/fs
+    // Where processes share the components, none of which is isolated; `component` are the labels of these.
+    Domain* domain = nullptr;
+    const Components* shared = nullptr;
 };
 
 // The first atom that moves by `cutoff` (Å) or more from where it started (with `flight`, from where it would be in free

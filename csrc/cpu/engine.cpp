@@ -36,9 +36,11 @@ struct Goal {
 // Some of the systems, and memory for their windows.
 class Engine::Group {
   public:
-    Group(const Predictor& predictor, const Contents& all, const Rules& rules, const Course& course, int64_t from, int64_t to)
+    Group(const Predictor& predictor, const Contents& all, const Rules& rules, const Course& course, Domain* domain,
+          int64_t from, int64_t to)
         : first_system(from), first_atom(all.ptr[from]), atoms(all.ptr[to] - all.ptr[from]), systems(to - from),
-          predictor_(predictor), rules_(rules), course_(course), list_(predictor.head().radial_cutoff, rules.skin) {
+          predictor_(predictor), rules_(rules), course_(course), domain_(domain),
+          list_(predictor.head().radial_cutoff, rules.skin) {
         for (int64_t s = from; s <= to; ++s) ptr_.push_back(all.ptr[s] - first_atom);
         const auto part = [&](const auto& x, auto& own, int64_t each, int64_t begin, int64_t end) {
             if (!x.empty()) own.assign(x.begin() + each * begin, x.begin() + each * end);
@@ -49,7 +51,7 @@ class Engine::Group {
         part(all.pbc, pbc_, 3, from, to);
         isolated_.reset(new bool[atoms]);
         for (int64_t s = 0; s < systems; ++s) {
-            const bool periodic = !pbc_.empty() && (pbc_[3 * s] || pbc_[3 * s + 1] || pbc_[3 * s + 2]);
+            const bool periodic = domain_ || (!pbc_.empty() && (pbc_[3 * s] || pbc_[3 * s + 1] || pbc_[3 * s + 2]));
             std::fill(isolated_.get() + ptr_[s], isolated_.get() + ptr_[s + 1], !periodic);
         }
     }
@@ -68,8 +70,10 @@ class Engine::Group {
             case Method::kReversible: reversible(of.times, of.t); break;
             case Method::kSymplectic: symplectic(of.times, of.t);
         }
-        for (std::size_t n = 0; n < path_.moved.size(); ++n)
-            if (!std::isfinite(path_.moved[n] + path_.velocity[n])) throw broke_at(static_cast<int64_t>(n) / 3 % atoms);
+        together([&] {
+            for (std::size_t n = 0; n < path_.moved.size(); ++n)
+                if (!std::isfinite(path_.moved[n] + path_.velocity[n])) throw broke_at(static_cast<int64_t>(n) / 3 % atoms);
+        });
         for (int64_t k = 0, frame = 0; k < of.times; ++k) {
             if (of.wanted[k]) {
                 const int64_t at = 3 * (frame * total + first_atom);
@@ -132,7 +136,7 @@ class Engine::Group {
 
     void plain(int64_t times, const double* t) {
         forward(x_, v_, times, t, path_);
-        labels_ = component_;
+        at_start_ = here_;
         keep_energy(times, t, path_);
     }
 
@@ -140,7 +144,7 @@ class Engine::Group {
         const int64_t inner = times - 1, numbers = 3 * atoms;
         const double* h = t + inner;
         forward(x_, v_, times, t, path_);
-        labels_ = component_;
+        at_start_ = here_;
         double *moved = path_.moved.data() + inner * numbers, *velocity = path_.velocity.data() + inner * numbers;
         Array x(numbers), v(velocity, velocity + numbers);
         for (int64_t n = 0; n < numbers; ++n) {
@@ -209,7 +213,7 @@ class Engine::Group {
         end_.moved.assign(moved, moved + numbers);
         end_.velocity.assign(velocity, velocity + numbers);
         find_neighbors(x);
-        labels_ = component_;
+        at_start_ = here_;
         keep_energy(1, &h, end_);
         std::copy(end_.velocity.begin(), end_.velocity.end(), velocity);
     }
@@ -221,8 +225,35 @@ class Engine::Group {
         for (int64_t n = 0; n < 3 * atoms; ++n) moved[n] = x[n] - x_[n];
         const Motion motion{atoms, x_.data(), v_.data(), masses_.data(), nullptr, isolated_.get(), 1, &late, moved.data(),
                             v.data()};
-        const int64_t atom = runaway(motion, true, predictor_.head().radial_cutoff);
-        if (atom >= 0) throw broke_at(atom);
+        check_course(motion, true);
+    }
+
+    // Throws for an atom that has left its course.
+    void check_course(const Motion& motion, bool flight) const {
+        together([&] {
+            const int64_t atom = runaway(motion, flight, predictor_.head().radial_cutoff);
+            if (atom >= 0) throw broke_at(atom);
+        });
+    }
+
+    // Where processes share a system, a trajectory that breaks in one of them does so in all.
+    template <class Work>
+    void together(const Work& work) const {
+        if (!domain_) return work();
+        std::optional<Broken> broken;
+        try {
+            work();
+        } catch (const Broken& why) {
+            broken = why;
+        }
+        const bool elsewhere = domain_->any(broken.has_value());
+        if (broken) throw *broken;
+        if (elsewhere) throw Broken{first_system, -1, {}};
+    }
+
+    // Whether what is known at one place has to be found at another.
+    bool differ(const Array& known, const Array& wanted) const {
+        return domain_ ? domain_->any(known != wanted) : known != wanted;
     }
 
     // The frame at t within a window of h, on the quintic polynomial with the positions, velocities and accelerations of
@@ -246,18 +277,19 @@ class Engine::Group {
     // potential has none of it, but its rounding has.
     Array acceleration(WindowRole role, const Array& x) {
         find_neighbors(x);
-        Array a(3 * atoms);
+        Array a(3 * all());
         predictor_.real() ? slopes<double>(role, x, a) : slopes<float>(role, x, a);
+        a.resize(3 * atoms);
         for (int64_t n = 0; n < 3 * atoms; ++n) a[n] *= -rules_.fs * rules_.fs / masses_[n / 3];
-        internal_velocities({atoms, x.data(), nullptr, masses_.data(), component_.data(), isolated_.get(), 1, nullptr, nullptr,
-                             a.data()}, x.data());
+        internal_velocities({atoms, x.data(), nullptr, masses_.data(), here_.label.data(), isolated_.get(), 1, nullptr, nullptr,
+                             a.data(), domain_, &here_}, x.data());
         return a;
     }
 
     // The same, kept: the end of a window is the start of the next.
     const Array& kept_acceleration(WindowRole role, const Array& x) {
         KeptAcceleration& kept = kept_[role];
-        if (kept.x != x) {
+        if (differ(kept.x, x)) {
             kept.acceleration = acceleration(role, x);
             kept.x = x;
         }
@@ -276,10 +308,8 @@ class Engine::Group {
         find_neighbors(x);
         path.resize(3 * atoms * times);
         predictor_.real() ? predict<double>(x, v, times, t, path) : predict<float>(x, v, times, t, path);
-        const Motion motion = motion_of(x, v, component_, times, t, path);
-        // the published head leaves free flight to the rollout
-        const int64_t atom = runaway(motion, predictor_.head().conserving, predictor_.head().radial_cutoff);
-        if (atom >= 0) throw broke_at(atom);
+        const Motion motion = motion_of(x, v, here_, times, t, path);
+        check_course(motion, predictor_.head().conserving);  // the published head leaves free flight to the rollout
         conserve(motion, rules_.steps);
     }
 
@@ -297,39 +327,97 @@ class Engine::Group {
     }
 
     void conserve_momenta(int64_t times, const double* t, Path& path) {
-        conserve(motion_of(x_, v_, labels_, times, t, path), rules_.steps);
+        conserve(motion_of(x_, v_, at_start_, times, t, path), rules_.steps);
     }
 
-    Motion motion_of(const Array& x, const Array& v, const std::vector<int64_t>& component, int64_t times, const double* t,
+    Motion motion_of(const Array& x, const Array& v, const Components& components, int64_t times, const double* t,
                      Path& path) const {
-        return {atoms, x.data(), v.data(), masses_.data(), component.data(), isolated_.get(),
-                times, t,        path.moved.data(), path.velocity.data()};
+        return {atoms, x.data(), v.data(), masses_.data(), components.label.data(), isolated_.get(), times, t,
+                path.moved.data(), path.velocity.data(), domain_, &components};
     }
 
+    // Atoms with the ghosts.
+    int64_t all() const { return atoms + (domain_ ? domain_->ghosts() : 0); }
+
+    // The systems, or what a process sees of one: with the ghosts, which were refreshed at x.
     Systems systems_at(const Array& x) const {
-        return {x.data(), atoms, ptr_.data(), systems, cells_.empty() ? nullptr : cells_.data(),
+        return {domain_ ? seen_x_.data() : x.data(), all(), ptr_.data(), systems, cells_.empty() ? nullptr : cells_.data(),
                 pbc_.empty() ? nullptr : pbc_.data()};
     }
 
     void find_neighbors(const Array& x) {
+        if (domain_) look_around(x);
         const Systems there = systems_at(x);
-        row_ptr_.resize(atoms + 1);
-        try {
-            list_.update(there, threads_, row_ptr_.data());
-        } catch (const std::invalid_argument&) {
-            refuse(there);
-            throw;
-        }
+        row_ptr_.resize(all() + 1);
+        together([&] {
+            try {
+                list_.update(there, threads_, row_ptr_.data());
+            } catch (const std::invalid_argument& error) {
+                refuse(there, error.what());
+                throw;
+            }
+        });
         near_.resize(row_ptr_.back());
         shift_.resize(3 * row_ptr_.back());
         list_.fill(near_.data(), shift_.data());
+        std::fill(row_ptr_.begin() + atoms, row_ptr_.end(), row_ptr_[atoms]);  // ghosts have no edges
+        near_.resize(row_ptr_.back());
         neighbor_.assign(near_.begin(), near_.end());
-        component_.resize(atoms);
-        connected_components(atoms, row_ptr_.data(), near_.data(), component_.data());
+        if (domain_) {
+            here_ = domain_->components(row_ptr_.data(), near_.data());
+        } else {
+            here_.label.resize(atoms);
+            connected_components(atoms, row_ptr_.data(), near_.data(), here_.label.data());
+            here_.count = *std::max_element(here_.label.begin(), here_.label.end()) + 1;
+        }
     }
 
-    // Throws for the system that a neighbour list refuses.
-    void refuse(const Systems& there) const {
+    // Finds ghosts, once an atom of any process has moved far enough to see others, and where they are.
+    void look_around(const Array& x) {
+        const double far = rules_.skin * rules_.skin / 4;
+        bool moved = met_at_.empty();
+        for (int64_t i = 0; i < atoms && !moved; ++i) {
+            double square = 0;
+            for (int64_t n = 3 * i; n < 3 * i + 3; ++n) square += (x[n] - met_at_[n]) * (x[n] - met_at_[n]);
+            moved = !(square <= far);
+        }
+        if (domain_->any(moved)) {
+            domain_->meet(x.data());
+            met_at_ = x;
+            list_ = VerletList(predictor_.head().radial_cutoff, rules_.skin);
+            ptr_ = {0, all()};
+            species_.resize(all()), masses_.resize(all());
+            refresh(1, species_), refresh(1, masses_);
+        }
+        seen_x_ = with_ghosts(x);
+        const std::vector<double>& offsets = domain_->offsets();
+        for (std::size_t n = 0; n < offsets.size(); ++n) seen_x_[n] += offsets[n];
+    }
+
+    // What ghosts have of `of` [all][width], from their owners.
+    template <class T>
+    void refresh(int64_t width, std::vector<T>& of) const {
+        struct Of {
+            T* data;
+            int64_t width;
+        } rows{of.data(), width};
+        const int64_t bytes = width * sizeof(T);
+        const auto at = [](void* context, int64_t atom, int) -> void* {
+            return static_cast<Of*>(context)->data + atom * static_cast<Of*>(context)->width;
+        };
+        domain_->refresh(1, &bytes, at, &rows);
+    }
+
+    // Vectors of the atoms [atoms][3], and those of the ghosts.
+    Array with_ghosts(Array of) const {
+        of.resize(3 * all());
+        if (domain_) refresh(3, of);
+        return of;
+    }
+
+    // Throws for the system that a neighbour list refuses, and says why.
+    void refuse(const Systems& there, const char* why) const {
+        if (domain_) throw Broken{first_system, -1, why};
         for (int64_t s = 0; s < systems; ++s) {
             const int64_t ptr[2] = {0, ptr_[s + 1] - ptr_[s]};
             std::vector<int64_t> row_ptr(ptr[1] + 1);
@@ -354,33 +442,39 @@ class Engine::Group {
         if (v) edges.w.resize(3 * near_.size());
         T* w = v ? edges.w.data() : nullptr;
         edge_vectors<T>(systems_at(x), v ? v->data() : nullptr, row_ptr_.data(), near_.data(), shift_.data(), edges.r.data(), w);
-        return {atoms, row_ptr_.data(), neighbor_.data(), edges.r.data(), w};
+        return {all(), row_ptr_.data(), neighbor_.data(), edges.r.data(), w, all() - atoms, domain_};
     }
 
     template <class T>
     void predict(const Array& x, const Array& v, int64_t times, const double* t, Path& path) const {
         Edges<T> edges;
-        const AttentionGraph<T> of = graph(x, &v, edges);
-        const std::vector<T> masses(masses_.begin(), masses_.end()), velocities(v.begin(), v.end());
-        const int64_t components = *std::max_element(component_.begin(), component_.end()) + 1;
-        predictor_.motion<T>(of, {species_.data(), masses.data(), velocities.data(), component_.data(), components}, times, t,
-                             path.moved.data(), path.velocity.data(), useful_threads(threads_, times * rows()));
+        const Array seen_v = with_ghosts(v);
+        const AttentionGraph<T> of = graph(x, &seen_v, edges);
+        const std::vector<T> masses(masses_.begin(), masses_.end()), velocities(seen_v.begin(), seen_v.end());
+        path.resize(3 * all() * times);
+        predictor_.motion<T>(of, {species_.data(), masses.data(), velocities.data(), here_.label.data(), here_.count, &here_},
+                             times, t, path.moved.data(), path.velocity.data(), useful_threads(threads_, times * rows()));
+        for (int64_t k = 1; k < times && domain_; ++k)  // without the ghosts
+            for (Array* of : {&path.moved, &path.velocity})
+                std::copy_n(of->begin() + 3 * k * all(), 3 * atoms, of->begin() + 3 * k * atoms);
+        path.resize(3 * atoms * times);
     }
 
     template <class T>
     void add_potential(const Array& x, Array& energy) const {
         Edges<T> edges;
-        std::vector<T> atomic(atoms);
+        std::vector<T> atomic(all());
         predictor_.energies<T>(graph<T>(x, nullptr, edges), species_.data(), atomic.data(), useful_threads(threads_, rows()));
         for (int64_t s = 0; s < systems; ++s)
-            for (int64_t i = ptr_[s]; i < ptr_[s + 1]; ++i) energy[s] += static_cast<double>(atomic[i]);
+            for (int64_t i = ptr_[s]; i < end_of(s); ++i) energy[s] += static_cast<double>(atomic[i]);
+        sum(energy);
     }
 
     int64_t rows() const { return atoms + static_cast<int64_t>(near_.size()); }
 
     // Potential energies [systems] (eV) at x; those of the last x are kept.
     const Array& potential(const Array& x) {
-        if (energy_at_ != x) {
+        if (differ(energy_at_, x)) {
             find_neighbors(x);
             energy_.assign(systems, 0.0);
             predictor_.real() ? add_potential<double>(x, energy_) : add_potential<float>(x, energy_);
@@ -395,22 +489,32 @@ class Engine::Group {
     Array kinetic(const double* v) const {
         Array energy(systems, 0.0);
         for (int64_t s = 0; s < systems; ++s)
-            for (int64_t i = ptr_[s]; i < ptr_[s + 1]; ++i)
+            for (int64_t i = ptr_[s]; i < end_of(s); ++i)
                 energy[s] += 0.5 / (rules_.fs * rules_.fs) * masses_[i] *
                              (v[3 * i] * v[3 * i] + v[3 * i + 1] * v[3 * i + 1] + v[3 * i + 2] * v[3 * i + 2]);
+        sum(energy);
         return energy;
+    }
+
+    // Of system s the last of this process's atoms, and one.
+    int64_t end_of(int64_t s) const { return domain_ ? atoms : ptr_[s + 1]; }
+
+    // Adds up over the processes that share a system.
+    void sum(Array& x) const {
+        if (domain_) domain_->sum(x.data(), static_cast<int64_t>(x.size()));
     }
 
     // Writes the energies of a state: the total, and the kinetic energy relative to the centre of mass.
     void measure(const Array& potential, const Array& v) {
         const Array all = kinetic(v.data());
         for (int64_t s = 0; s < systems; ++s) {
-            double mass = 0, p[3] = {};
-            for (int64_t i = ptr_[s]; i < ptr_[s + 1]; ++i) {
-                mass += masses_[i];
+            Array p(4);  // momentum and mass
+            for (int64_t i = ptr_[s]; i < end_of(s); ++i) {
                 for (int k = 0; k < 3; ++k) p[k] += masses_[i] * v[3 * i + k];
+                p[3] += masses_[i];
             }
-            const double overall = (p[0] * p[0] + p[1] * p[1] + p[2] * p[2]) / mass;
+            sum(p);
+            const double overall = (p[0] * p[0] + p[1] * p[1] + p[2] * p[2]) / p[3];
             energies_[s] = potential[s] + all[s];
             energies_[systems + s] = all[s] - 0.5 / (rules_.fs * rules_.fs) * overall;
         }
@@ -432,7 +536,7 @@ class Engine::Group {
         inner.velocity = path.velocity;
         Array positions(path.moved);
         for (int64_t k = 0; k < times; ++k) sum_to(positions.data() + k * numbers, 1, x_.data(), numbers);
-        internal_velocities(motion_of(x_, v_, labels_, times, t, inner), positions.data());
+        internal_velocities(motion_of(x_, v_, at_start_, times, t, inner), positions.data());
         const Array now = kinetic(v), own = kinetic(inner.velocity.data() + (times - 1) * numbers);
         for (int64_t s = 0; s < systems; ++s) {
             // rigid and internal energies add up
@@ -443,15 +547,16 @@ class Engine::Group {
             const double scale = share * std::clamp(std::sqrt(wanted / own[s]) - 1, -rules_.most, rules_.most);
             for (int64_t k = 0; k < times; ++k)
                 sum_to(path.velocity.data() + k * numbers + 3 * ptr_[s], t[k] / t[times - 1] * scale,
-                       inner.velocity.data() + k * numbers + 3 * ptr_[s], 3 * (ptr_[s + 1] - ptr_[s]));
+                       inner.velocity.data() + k * numbers + 3 * ptr_[s], 3 * (end_of(s) - ptr_[s]));
         }
     }
 
     const Predictor& predictor_;
     const Rules& rules_;
     const Course& course_;
+    Domain* const domain_;
     VerletList list_;
-    std::vector<int64_t> ptr_, species_;
+    std::vector<int64_t> ptr_, species_;  // these and masses with ghosts
     Array masses_, cells_;
     std::vector<std::uint8_t> pbc_;
     std::unique_ptr<bool[]> isolated_;
@@ -461,20 +566,21 @@ class Engine::Group {
     Array x_, v_, energies_;       // the start of the window; [2][systems] at its end
     Array energy_at_, energy_;     // the x of the last potential energies, and these
     Path path_, end_, seen_;
-    std::vector<int64_t> row_ptr_, neighbor_, component_;  // where neighbours were looked for last
+    Array met_at_, seen_x_;        // positions when the ghosts were found; with those of ghosts, where neighbours were looked for
+    std::vector<int64_t> row_ptr_, neighbor_;  // where neighbours were looked for last
     std::vector<std::int32_t> near_, shift_;
-    std::vector<int64_t> labels_;  // components at the start of the window
+    Components here_, at_start_;   // there, and at the start of the window
     KeptAcceleration kept_[kRoles];  // by role
 };
 
 Engine::Engine(std::shared_ptr<const Predictor> predictor, const Contents& contents, const Rules& rules,
-               const Course& course)
+               const Course& course, Domain* domain)
     : predictor_(std::move(predictor)), rules_(rules), course_(course), atoms_(contents.ptr.back()),
       systems_(static_cast<int64_t>(contents.ptr.size()) - 1) {
     for (int64_t from = 0; from < systems_;) {
         int64_t to = from + 1;
         while (to < systems_ && contents.ptr[to] - contents.ptr[from] < kGroup) ++to;
-        groups_.push_back(std::make_unique<Group>(*predictor_, contents, rules_, course_, from, to));
+        groups_.push_back(std::make_unique<Group>(*predictor_, contents, rules_, course_, domain, from, to));
         from = to;
     }
 }

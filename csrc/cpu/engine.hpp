@@ -11,6 +11,7 @@
 #include <string>
 #include <vector>
 
+#include "cpu/domain.hpp"
 #include "cpu/neighbors.hpp"
 #include "cpu/predictor.hpp"
 
@@ -61,7 +62,8 @@ struct Window {
     double *end_positions, *end_momenta;  // [atoms][3]
 };
 
-// A system whose trajectory cannot go on: one of its atoms leaves its course or, without one, what the neighbour list says.
+// A system whose trajectory cannot go on: one of its atoms leaves its course or, without one, what the neighbour list says;
+// with neither, another process knows.
 struct Broken {
     std::int64_t system, atom;  // atom: counted within the system; -1 for none
     std::string why;
@@ -69,7 +71,9 @@ struct Broken {
 
 class Engine {
   public:
-    Engine(std::shared_ptr<const Predictor> predictor, const Contents& contents, const Rules& rules, const Course& course);
+    // domain: where the contents are a process's share of one periodic system; it outlives the engine.
+    Engine(std::shared_ptr<const Predictor> predictor, const Contents& contents, const Rules& rules, const Course& course,
+           Domain* domain = nullptr);
     ~Engine();
 
     std::int64_t atoms() const { return atoms_; }

@@ -4,6 +4,7 @@
 #include <cmath>
 #include <vector>
 
+#include "cpu/domain.hpp"
 #include "cpu/team.hpp"
 #include "math/edge.hpp"
 
@@ -33,19 +34,19 @@ std::vector<T> drifts(const AttentionGraph<T>& graph, const T* masses, T cutoff,
     return drift;
 }
 
-// Takes from `of` [atoms][3] its mass-weighted mean in each component.  sum, mass: memory [components][3], [components].
+// Takes from `of` [own atoms][3] its mass-weighted mean in each component.  sum: memory [components][4], the last the mass.
 template <class T>
-void remove_means(const HeadAtoms<T>& atoms, int64_t count, T* of, std::vector<double>& sum, std::vector<double>& mass) {
+void remove_means(const HeadAtoms<T>& atoms, const AttentionGraph<T>& graph, T* of, std::vector<double>& sum) {
     std::fill(sum.begin(), sum.end(), 0.0);
-    std::fill(mass.begin(), mass.end(), 0.0);
-    for (int64_t i = 0; i < count; ++i) {
-        const int64_t c = atoms.component[i];
-        mass[c] += atoms.masses[i];
-        for (int x = 0; x < 3; ++x) sum[3 * c + x] += double(atoms.masses[i]) * of[3 * i + x];
+    for (int64_t i = 0; i < graph.own(); ++i) {
+        double* to = sum.data() + 4 * atoms.component[i];
+        for (int x = 0; x < 3; ++x) to[x] += double(atoms.masses[i]) * of[3 * i + x];
+        to[3] += atoms.masses[i];
     }
-    for (int64_t i = 0; i < count; ++i) {
-        const int64_t c = atoms.component[i];
-        for (int x = 0; x < 3; ++x) of[3 * i + x] -= T(sum[3 * c + x] / mass[c]);
+    if (graph.domain) graph.domain->sum_shared(*atoms.shared, sum.data(), 4);
+    for (int64_t i = 0; i < graph.own(); ++i) {
+        const double* from = sum.data() + 4 * atoms.component[i];
+        for (int x = 0; x < 3; ++x) of[3 * i + x] -= T(from[x] / from[3]);
     }
 }
 
@@ -79,7 +80,7 @@ void add_motion(const HeadSizes& size, const AttentionGraph<T>& graph, const Hea
     const int64_t numbers = 3 * graph.atoms;
     std::vector<T> drift;
     if (size.conserving) drift = drifts(graph, atoms.masses, T(size.radial_cutoff), threads);
-    const auto work = [&](int64_t k, std::vector<double>& sum, std::vector<double>& mass) {
+    const auto work = [&](int64_t k, std::vector<double>& sum) {
         T *x = dx + k * numbers, *y = dv + k * numbers;
         if (size.conserving) {
             const double part = t[k] / size.time_cutoff, fading = std::exp(-9 * part * part), tall = 4 * part + 1;
@@ -92,8 +93,8 @@ void add_motion(const HeadSizes& size, const AttentionGraph<T>& graph, const Hea
                 y[n] = drift[n] * drifting + rising * x[n] + changing * y[n];
                 x[n] = drift[n] * carried + rise * x[n];
             }
-            remove_means(atoms, graph.atoms, x, sum, mass);
-            remove_means(atoms, graph.atoms, y, sum, mass);
+            remove_means(atoms, graph, x, sum);
+            remove_means(atoms, graph, y, sum);
         }
         // the published head leaves free flight to the rollout
         const double flight = size.conserving ? t[k] : 0, kept = size.conserving || size.readout;
@@ -103,11 +104,12 @@ void add_motion(const HeadSizes& size, const AttentionGraph<T>& graph, const Hea
             velocity[k * numbers + n] += share * (v * kept + y[n]);
         }
     };
-    parallel(threads, [&](auto& guard) {
-        std::vector<double> sum, mass;
-        guard([&] { sum.resize(3 * atoms.components), mass.resize(atoms.components); });
+    // processes speak with each other in one order
+    parallel(graph.domain ? 1 : threads, [&](auto& guard) {
+        std::vector<double> sum;
+        guard([&] { sum.resize(4 * atoms.components); });
 #pragma omp for
-        for (int64_t k = 0; k < times; ++k) guard([&] { work(k, sum, mass); });
+        for (int64_t k = 0; k < times; ++k) guard([&] { work(k, sum); });
     });
 }
 

@@ -20,6 +20,8 @@ struct HeadSizes {
     std::int64_t species;  // rows of the embedding
 };
 
+struct Components;
+
 // The graph's atoms at the start.
 template <class T>
 struct HeadAtoms {
@@ -28,6 +30,7 @@ struct HeadAtoms {
     const T* velocities;            // [atoms][3], Å/fs
     const std::int64_t* component;  // [atoms], labels from 0 to components - 1
     std::int64_t components;
+    const Components* shared = nullptr;  // with ghosts: those components, and what processes share of them
 };
 
 // scalars [times][atoms][species channels, then time channels]; embedding [species][species channels], t [times] fs.

@@ -114,10 +114,10 @@ template <class T>
 void potential(const PotentialSizes& z, const PotentialWeights<T>& weights, const AttentionGraph<T>& graph,
                const int64_t* species, T* energy, int threads) {
     constexpr long W = kLanes<T>;
-    const int64_t groups = (graph.atoms + kAtoms - 1) / kAtoms;
+    const int64_t groups = (graph.own() + kAtoms - 1) / kAtoms;
     const auto work = [&](const AtomGroup<T>& m, int64_t g) {
         const int64_t begin = g * kAtoms;
-        const long count = graph.atoms - begin < kAtoms ? graph.atoms - begin : kAtoms;
+        const long count = graph.own() - begin < kAtoms ? graph.own() - begin : kAtoms;
         densities(z, graph, species, begin, count, m);
         invariants(z, weights, count, m);
         for (long i = 0; i < count; ++i) {

@@ -1,5 +1,7 @@
 #include "cpu/predictor.hpp"
 
+#include "cpu/domain.hpp"
+
 #include <algorithm>
 #include <cstdlib>
 #include <stdexcept>
@@ -31,6 +33,27 @@ struct StateBuffer {
 template <class T>
 void add(T* to, const T* a, const T* b, std::size_t count) {
     for (std::size_t k = 0; k < count; ++k) to[k] = a[k] + b[k];
+}
+
+// Overwrites the states of ghosts, in all copies, by those that their owners have.
+template <class T>
+void refresh(const AttentionGraph<T>& graph, int64_t times, int parts, const AttentionState<T>* state, long scalars) {
+    struct Of {
+        const AttentionState<T>* state;
+        int64_t atoms, times;
+        long widths[3];
+    } of{state, graph.atoms, times, {scalars, 3, 3}};
+    std::vector<int64_t> bytes;  // pieces: part by part, copy by copy, these three
+    for (int64_t k = 0; k < parts * times; ++k)
+        for (const long width : of.widths) bytes.push_back(width * sizeof(T));
+    const auto at = [](void* context, int64_t atom, int piece) -> void* {
+        const Of& of = *static_cast<Of*>(context);
+        const int64_t k = piece / 3;
+        const AttentionState<T>& state = of.state[k / of.times];
+        T* const arrays[] = {state.scalars, state.displacement, state.velocity};
+        return arrays[piece % 3] + (k % of.times * of.atoms + atom) * of.widths[piece % 3];
+    };
+    graph.domain->refresh(static_cast<int>(bytes.size()), bytes.data(), at, &of);
 }
 
 template <class T>
@@ -98,6 +121,7 @@ void attention_stack(const Blocks& blocks, bool running, const AttentionGraph<T>
                 if (!last) add(state[k].scalars, state[k].scalars, scalars[k], atoms * S);
             }
         }
+        if (graph.domain && !last) refresh(graph, times, parts, state, S);
     }
     for (int k = 0; k < parts; ++k) {
         std::copy_n(state[k].displacement, 3 * atoms, displacement[k]);

@@ -6,6 +6,7 @@
 // at both ends say of its place, and no result depends on the number of threads or on what else is in the graph.
 #pragma once
 
+#include "cpu/domain.hpp"
 #include "potential_forward.hpp"
 
 namespace {
@@ -56,6 +57,33 @@ struct WindowMemory {
     }
     T* entry_of(long layer, long atom) const { return entry.data() + (layer * atoms + atom) * row.entry; }
     T* slope_of(long layer, long atom) const { return slope.data() + (layer * atoms + atom) * row.hidden; }
+
+    // What ghosts need of their owners: what neighbours see in a layer, and the gradients of a layer's densities.
+    void refresh_seen(mdtrajnet::Domain& domain, long layer) const {
+        Of of{*this, layer};
+        const int64_t bytes = row.channels * sizeof(T);
+        const auto at = [](void* context, int64_t atom, int) -> void* {
+            return static_cast<Of*>(context)->m.entry_of(static_cast<Of*>(context)->layer, atom);
+        };
+        domain.refresh(1, &bytes, at, &of);
+    }
+    void refresh_densities(mdtrajnet::Domain& domain, long layer) const {
+        Of of{*this, layer};
+        int64_t bytes[kHarmonics];
+        for (int64_t& each : bytes) each = row.channels * sizeof(T);
+        const auto at = [](void* context, int64_t atom, int harmonic) -> void* {
+            const auto& [m, layer] = *static_cast<Of*>(context);
+            const long group = atom / kAtoms, place = harmonic * m.count(group) + atom - group * kAtoms;
+            return m.density_of(layer, group) + place * m.row.channels;
+        };
+        domain.refresh(kHarmonics, bytes, at, &of);
+    }
+
+  private:
+    struct Of {
+        const WindowMemory& m;
+        const long layer;
+    };
 };
 
 // A direction and what densities have of it.
@@ -446,22 +474,32 @@ void window_potential(const WindowPotentialSizes& z, const WindowPotentialWeight
                       int threads) {
     const WindowMemory<T> memory(z, graph.atoms);
     if (slope) memset(slope, 0, 3 * graph.atoms * sizeof(double));
+    const long groups = (graph.own() + kAtoms - 1) / kAtoms;  // the last may have ghosts, for nothing
     parallel(threads, [&](auto& guard) {
         std::optional<WindowLayers<T>> layers;
         guard([&] { layers.emplace(z, weights, graph, species, role, memory); });
+        // the thread that was there before the team speaks with other processes
+        const auto together = [&](const auto& refresh) {
+            if (!graph.domain) return;
+#pragma omp master
+            guard([&] { refresh(*graph.domain); });
+#pragma omp barrier
+        };
 #pragma omp for
         for (long g = 0; g < memory.groups; ++g) guard([&] { layers->enter(g); });
         for (long k = 0; k < z.layers; ++k) {
 #pragma omp for
-            for (long g = 0; g < memory.groups; ++g)
+            for (long g = 0; g < groups; ++g)
                 guard([&] {
                     layers->forward(k, g, energy);
                     if (slope && k + 1 == z.layers) layers->backward(k, g);
                 });
+            if (k + 1 < z.layers) together([&](auto& domain) { memory.refresh_seen(domain, k + 1); });
         }
         for (long k = slope ? z.layers - 1 : -1; k >= 0; --k) {
+            together([&](auto& domain) { memory.refresh_densities(domain, k); });
 #pragma omp for
-            for (long g = 0; g < memory.groups; ++g)
+            for (long g = 0; g < groups; ++g)
                 guard([&] {
                     layers->edges(k, g, slope);
                     if (k) layers->backward(k - 1, g);

@@ -148,7 +148,7 @@ _G2_NAMES = frozenset(name for name in g2.names if len(molecule(name)) > 1)
 _AMBIGUOUS = frozenset(("CN", "CO", "CS", "ClNO", "ClO", "NCCN", "NO", "OCS", "SO"))
 
 
-def read_structure(text: str) -> Atoms:
+def read_structure(text: str | Path) -> Atoms:
     """The structure that `text` stands for; `info["name"]` and `info["source"]` say what it was.
 
     In this order: an existing structure file (the last frame of a trajectory of this package, of
@@ -159,7 +159,7 @@ def read_structure(text: str) -> Atoms:
 
     Raises ValueError, saying what was tried, for anything else.
     """
-    text = text.strip()
+    text = str(text).strip()
     kind, _, rest = text.partition(":")
     if kind == "smiles":
         return _from_smiles(rest)

@@ -30,6 +30,39 @@ from .window import (
 _ATOMS_AT_ONCE = 9000
 
 
+def native_engine(
+    model: MDtrajNet,
+    predictor: NativePredictor,
+    system: System,
+    method: Method,
+    domain: _C.Domain | None = None,
+) -> _C.Engine:
+    """What computes windows of systems, or of a process's share of one (csrc/cpu/engine.hpp).
+
+    predictor and domain have to outlive it.
+    """
+    periodic = bool(system.pbc.any())
+    return _C.Engine(
+        predictor.native,
+        ptr=system.ptr,
+        species=model.species_index(system.numbers),
+        masses=system.masses,
+        cell=system.cell if periodic else None,
+        pbc=system.pbc if periodic else None,
+        skin=SKIN,
+        fs=fs,
+        back=BACK,
+        most=MOST_SCALED,
+        steps=NEWTON_STEPS,
+        uncertain=UNCERTAIN,
+        method=method.name,
+        pull=method.pull,
+        every=method.every,
+        needed=method.needed,
+        domain=domain,
+    )
+
+
 class HostEngine:
     """An :class:`.Engine` of a model on the CPU, whose windows are done when they are begun."""
 
@@ -42,25 +75,7 @@ class HostEngine:
         self._done: deque[Windows | Broke] = deque()
         self.at_once = max(1, _ATOMS_AT_ONCE // len(system.numbers))
         self._predictor = predictor  # owns the weights that the native objects point to
-        periodic = bool(system.pbc.any())
-        self._native = _C.Engine(
-            predictor.native,
-            ptr=system.ptr,
-            species=model.species_index(system.numbers),
-            masses=system.masses,
-            cell=system.cell if periodic else None,
-            pbc=system.pbc if periodic else None,
-            skin=SKIN,
-            fs=fs,
-            back=BACK,
-            most=MOST_SCALED,
-            steps=NEWTON_STEPS,
-            uncertain=UNCERTAIN,
-            method=method.name,
-            pull=method.pull,
-            every=method.every,
-            needed=method.needed,
-        )
+        self._native = native_engine(model, predictor, system, method)
 
     @property
     def kept(self) -> Kept:

@@ -20,6 +20,7 @@ from ..model.network import MDtrajNet
 from ..model.predictor import NativePredictor
 from ..system import System
 from .device_engine import DeviceEngine
+from .domains import DomainEngine, Processes
 from .host_engine import HostEngine
 from .thermostats import Baths
 from .window import ENERGY_RATES, Broke, Engine, Kept, Method, Plan, method_of, stride_of
@@ -139,9 +140,18 @@ def exact(fs: float) -> Fraction:
     return time
 
 
-def engine_for(model: MDtrajNet, system: System, method: Method) -> Engine:
-    """What computes windows of a model's backend for systems."""
+def engine_for(
+    model: MDtrajNet, system: System, method: Method, processes: Processes | None = None
+) -> Engine:
+    """What computes windows of a model's backend for systems, or for one that processes share."""
     predictor = model.predictor()
+    if processes is not None:
+        if not isinstance(predictor, NativePredictor):
+            raise ValueError(
+                f"processes share a cell on CPUs, got a model on {model.device} with the backend "
+                f"{model.backend or 'of its device'}: load it with device='cpu'"
+            )
+        return DomainEngine(model, predictor, system, method, processes)
     if isinstance(predictor, NativePredictor):
         return HostEngine(model, predictor, system, method)
     return DeviceEngine(model, predictor, system, method)
@@ -161,6 +171,7 @@ def rollout(
     kept: Kept | None = None,
     baths: Baths | None = None,
     at_once: int | None = None,
+    processes: Processes | None = None,
 ) -> Iterator[Frames]:
     """Predict one or many systems, window by window, as long as asked for (or for ever).
 
@@ -179,6 +190,7 @@ def rollout(
         begins here.
     baths: thermostats, with which no energy is kept.
     at_once: how many windows to compute at most before the first is yielded; None for what is fast.
+    processes: that share the one system (:mod:`.domains`) and all call this; None: this one alone.
 
     Yields :class:`Frames`. Raises ValueError for times that are not positive or a window beyond the
     model's, and :class:`RolloutError` when a state is no longer a geometry: it has a coordinate
@@ -192,7 +204,7 @@ def rollout(
     if model.has_energies and baths is None:
         rate = ENERGY_RATES.get(name, 0.0) if energy_rate is None else check_rate(energy_rate)
         how = Method.keeping(name, stride, rate)
-    engine = engine_for(model, system, how)
+    engine = engine_for(model, system, how, processes)
     most = engine.at_once if at_once is None else min(at_once, engine.at_once)
     begun: deque[tuple[Plan, np.ndarray]] = deque()
     try:
@@ -286,13 +298,14 @@ def energies_kept(
     window: float,
     method: str,
     windows: int,
+    processes: Processes | None = None,
 ) -> Kept:
     """What a rollout from this state [atoms, 3] knows of its energies after so many windows (fs).
 
     Those that tell are predicted for that. Raises :class:`RolloutError` as :func:`rollout` does.
     """
     how = Method.keeping(method, window, 0.0)
-    engine = engine_for(model, system, how)
+    engine = engine_for(model, system, how, processes)
     number = 0
     try:
         engine.set_state(system.positions, momenta)

@@ -19,6 +19,7 @@ import numpy as np
 from ase.units import kB
 from tqdm import tqdm
 
+from .. import __version__
 from ..analysis.observables import FRAME_ROWS
 from ..analysis.trust import TrustMonitor, Unsure
 from ..io.trajectory import Trajectory, count_frames, open_writer
@@ -31,6 +32,7 @@ from ..mechanics import (
 from ..model.checkpoint import load_model
 from ..model.network import MDtrajNet
 from ..system import System, check_velocities_named
+from .domains import Processes
 from .rollout import (
     Frames,
     RolloutError,
@@ -65,6 +67,7 @@ def simulate(
     equilibration: float = 0.0,
     masses: str | None = None,
     keep: bool = True,
+    decompose: bool = False,
     progress: bool = False,
 ) -> Trajectory | list[Trajectory]:
     """Predict the molecular dynamics of one system, or of many at once.
@@ -114,6 +117,10 @@ def simulate(
     keep: whether all frames stay in memory and are returned; False: the last one alone, for large
         systems and long runs, whose frames are in their files. (A run that is continued is read
         from its file as a whole.)
+    decompose: share one periodic system out over the processes that torchrun has started
+        (:mod:`.domains`), on CPUs. All of them call this with the same arguments and return the
+        same; the first writes the files. The trajectory is that of one process but for rounding,
+        which the number of processes and a stop have a part in.
     progress: show a progress bar.
 
     Returns a :class:`~mdtrajnet_fast.Trajectory` (a list of them for a list) with frames at 0, dt,
@@ -127,7 +134,8 @@ def simulate(
 
     Raises TypeError and ValueError for what is not an ase.Atoms that can be simulated
     (:func:`~mdtrajnet_fast.system.check_atoms`), elements that the model does not know, isotopes,
-    atoms that coincide, atoms at rest without a temperature and settings out of range;
+    atoms that coincide, atoms at rest without a temperature, settings out of range, and processes
+    that share a system but do not say the same;
     FileExistsError for a trajectory file that is there already without resume;
     :class:`~mdtrajnet_fast.md.rollout.RolloutError` when the trajectory breaks (of a list: all of
     them), the frames until then being in the file and in its `trajectories`. In a list the others
@@ -153,7 +161,19 @@ def simulate(
         raise ValueError("keep=False returns the last frame alone: give trajectory files for all")
     method, settings = _method(network, method, energy_rate, paths if resume else [])
     check_run(network, system, dt, duration, window, method, equilibration)
-    if (wrong := too_close(system)) is not None:
+    processes = Processes() if decompose else None
+    first = processes is None or processes.rank == 0
+    if processes is not None:
+        seeds = processes.each(seeds)[0] if seed is None else seeds
+        processes.agree(
+            version=__version__,
+            model=model_hash(network),
+            system=_fingerprint(system, *(v for v in given if v is not None)),
+            settings=str((seeds, dt, duration, window, method, settings, temperature_K)),
+            thermostat=str((thermostat, equilibration)),
+            files=str((paths, resume, keep)),
+        )
+    if first and (wrong := too_close(system)) is not None:
         warnings.warn(wrong, RuntimeWarning, stacklevel=2)
     stride = stride_of(network, method, window)
     metadata = {
@@ -171,10 +191,13 @@ def simulate(
     if thermostats:
         pairs = zip(thermostats, seeds, strict=True)
         said = [metadata | describe(one) | {"thermostat_seed": own} for one, own in pairs]
-    begun = [
-        _held(path, one, own) if resume else None
-        for path, one, own in zip(paths, many, said, strict=True)
-    ]
+    begun: list[Trajectory | None] = [None] * len(many)
+    if resume:
+        begun = [_held(*one, first) for one in zip(paths, many, said, strict=True)]
+    if processes is not None:
+        if not first:  # who has read what there is, now that all have
+            paths = [None] * len(paths)
+        processes.agree(begun=str([None if one is None else len(one) for one in begun]))
     fresh = [k for k, held in enumerate(begun) if held is None]
     for k in fresh:
         kelvin = kelvins[k]
@@ -192,6 +215,7 @@ def simulate(
             window=window,
             method=method,
             keep_energy=not thermostats,
+            processes=processes,
         )
     started = iter(_starts(network, [many[k] for k in fresh], [said[k] for k in fresh]))
     parts = [held or next(started) for held in begun]
@@ -206,12 +230,14 @@ def simulate(
     momenta = np.concatenate([part.momenta[boundary] for part in parts])
     kept = None
     if network.has_energies and start and not thermostats:
-        first = dataclasses.replace(
+        at_first = dataclasses.replace(
             system, positions=np.concatenate([part.positions[0] for part in parts])
         )
         p = np.concatenate([part.momenta[0] for part in parts])
         # not in the files: the windows that tell it are predicted again
-        kept = energies_kept(network, first, p, window=stride, method=method, windows=start)
+        kept = energies_kept(
+            network, at_first, p, window=stride, method=method, windows=start, processes=processes
+        )
     going = list(range(len(many)))
     # of a file without heat nothing is known, and nothing is written: its sum may begin anywhere
     heat = np.array([0.0 if part.heat is None else part.heat[boundary] for part in parts])
@@ -222,7 +248,9 @@ def simulate(
             for one, part, path, bath in zip(many, parts, paths, kept_warm, strict=True)
         ]
         bar = stack.enter_context(
-            tqdm(total=duration, initial=start * stride, unit="fs", disable=not progress)
+            tqdm(
+                total=duration, initial=start * stride, unit="fs", disable=not (progress and first)
+            )
         )
         while going:
             system = System.from_atoms([many[k] for k in going])
@@ -247,6 +275,7 @@ def simulate(
                 energy_rate=rate,
                 kept=kept,
                 baths=baths,
+                processes=processes,
             )
             try:
                 for frames in windows:
@@ -338,6 +367,7 @@ def _equilibrate(
     window: float | None,
     method: str,
     keep_energy: bool,
+    processes: Processes | None,
 ) -> None:
     """Move systems to where they are after some time with thermostats, in place.
 
@@ -358,6 +388,7 @@ def _equilibrate(
         duration=math.ceil(exact(duration) / exact(stride)) * stride,
         method=method,
         baths=Baths(thermostats, many, seeds, stage=1),
+        processes=processes,
     )
     ends = [(frames.positions[-1], frames.momenta[-1]) for frames in windows]
     late = ends[len(ends) // 4 :]
@@ -578,12 +609,18 @@ def _check_paths(paths: list[str | Path | None], resume: bool) -> None:
             raise FileNotFoundError(f"there is no folder {path.parent} for {path.name}")
 
 
-def _held(path: str | Path, atoms: ase.Atoms, metadata: dict[str, Any]) -> Trajectory | None:
-    """What a file holds of this run; None without a complete frame."""
+def _held(
+    path: str | Path, atoms: ase.Atoms, metadata: dict[str, Any], first: bool
+) -> Trajectory | None:
+    """What a file holds of this run; None without a complete frame.
+
+    first: whether this process is the one that writes, of those that share a system.
+    """
     if not Path(path).exists() or count_frames(path) == 0:
         return None
-    with open_writer(path, atoms, append=True, metadata=metadata):  # refuses another run's file
-        pass
+    if first:
+        with open_writer(path, atoms, append=True, metadata=metadata):  # refuses another run's file
+            pass
     return Trajectory.read(path)
 
 
@@ -606,6 +643,14 @@ def _set_start(
             f"system {index} ({atoms.get_chemical_formula()}) is at rest: give temperature_K to "
             "draw velocities, velocities (Å/fs), or atoms with momenta"
         )
+
+
+def _fingerprint(system: System, *others: np.ndarray) -> str:
+    """The same for the same system in the same state, and the same other arrays."""
+    digest = hashlib.sha256()
+    for array in (*dataclasses.astuple(system), *others):
+        digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()[:16]
 
 
 def model_hash(model: MDtrajNet) -> str:
