@@ -12,7 +12,7 @@ from __future__ import annotations
 import warnings
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import ase
 import ase.io
@@ -76,9 +76,15 @@ def write(trajectory: Trajectory, path: Path) -> list[Path]:
 
 
 def _write_xyz(trajectory: Trajectory, path: Path) -> None:
+    """With the comment line of extended XYZ, without which OVITO sees neither times nor a cell."""
+    about = "Properties=species:S:1:pos:R:3"
+    if trajectory.atoms.pbc.any():
+        cell = " ".join(repr(float(c)) for c in trajectory.atoms.cell[:].ravel())
+        about = f'Lattice="{cell}" {about}'
+    about += ' pbc="{} {} {}"'.format(*("T" if on else "F" for on in trajectory.atoms.pbc))
     with path.open("w") as file:
         for atoms in trajectory:
-            comment = f"time_fs={atoms.info['time_fs']:.9g}"
+            comment = f"{about} time_fs={atoms.info['time_fs']:.9g}"
             write_xyz(file, [atoms], comment=comment, fmt="%16.8f")
 
 
@@ -95,6 +101,10 @@ def _write_binary(trajectory: Trajectory, path: Path, first: Path) -> None:
     if atoms.pbc.any():
         cell, rotation = cell.standard_form()
         turn, dimensions = rotation.T, cell.cellpar()
+    if dimensions is None and path.suffix.lower() == ".dcd":
+        _write_dcd_without_cell(mda, trajectory, path, settings)
+        ase.io.write(first, atoms)
+        return
     atoms.set_cell(cell)
     atoms.positions = atoms.positions @ turn
     universe = mda.Universe.empty(len(atoms), trajectory=True, velocities=True)
@@ -109,6 +119,23 @@ def _write_binary(trajectory: Trajectory, path: Path, first: Path) -> None:
                 step.velocities = 1000 * trajectory.velocities[k] @ turn
                 writer.write(universe)
     ase.io.write(first, atoms)
+
+
+def _write_dcd_without_cell(
+    mda: ModuleType, trajectory: Trajectory, path: Path, settings: dict[str, Any]
+) -> None:
+    """A .dcd without cells; MDAnalysis would write some of 0 Å and 0°, of which OVITO makes NaN."""
+    with mda.lib.formats.libdcd.DCDFile(str(path), "w") as file:
+        file.write_header(
+            remarks="",
+            natoms=len(trajectory.atoms),
+            istart=settings["istart"],
+            nsavc=1,
+            delta=mda.units.convert(settings["dt"], "ps", "AKMA"),
+            is_periodic=0,
+        )
+        for positions in trajectory.positions:
+            file.write(xyz=positions.astype(np.float32), box=np.zeros(6))
 
 
 def read(path: Path) -> Frames:

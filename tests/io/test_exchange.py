@@ -8,6 +8,8 @@ import MDAnalysis
 import numpy as np
 import pytest
 from ase.build import bulk, molecule
+from ase.units import fs
+from MDAnalysis.lib.formats.libdcd import DCDFile
 
 from mdtrajnet_fast import Trajectory
 from mdtrajnet_fast.analysis.spectra import spectra
@@ -128,6 +130,65 @@ def test_ase_reads_xyz_with_times(tmp_path):
     np.testing.assert_allclose(frames[7].positions, trajectory.positions[7], atol=1e-8)
     universe = MDAnalysis.Universe(str(tmp_path / "run.xyz"), dt=0.0005)
     np.testing.assert_allclose(universe.trajectory[7].positions, trajectory.positions[7], rtol=1e-5)
+
+
+def test_xyz_of_a_crystal_has_its_cell(tmp_path):
+    trajectory = vibrating(bulk("C", "diamond", a=3.57))
+    trajectory.write(tmp_path / "run.xyz")
+    for frame in ase.io.read(tmp_path / "run.xyz", ":"):
+        assert frame.pbc.all() and np.array_equal(frame.cell, trajectory.atoms.cell)
+    with pytest.warns(UserWarning, match="derived"):
+        (record,) = load_records(tmp_path / "run.xyz")
+    assert record.pbc.all() and np.array_equal(record.cell, trajectory.atoms.cell)
+    universe = MDAnalysis.Universe(str(tmp_path / "run.xyz"))
+    np.testing.assert_allclose(universe.trajectory[7].positions, trajectory.positions[7], rtol=1e-5)
+
+
+def test_dcd_of_a_molecule_has_no_cell(tmp_path):
+    """Not one of 0 Å and 0°, as MDAnalysis writes it: OVITO makes positions of NaN of that."""
+    trajectory = vibrating(molecule("CH3OH"))[3:]
+    trajectory.write(tmp_path / "run.dcd")
+    with DCDFile(str(tmp_path / "run.dcd")) as file:
+        assert not file.header["is_periodic"]
+    universe = MDAnalysis.Universe(str(tmp_path / "run.pdb"), str(tmp_path / "run.dcd"))
+    assert all(step.dimensions is None for step in universe.trajectory)
+    times = [1000 * step.time for step in universe.trajectory]
+    np.testing.assert_allclose(times, trajectory.times, rtol=1e-6)
+
+
+@pytest.mark.parametrize("make", [lambda: molecule("CH3OH"), lambda: cases.diamond((1, 1, 2))])
+def test_ovito_reads_right_times_and_units(tmp_path, monkeypatch, make):
+    monkeypatch.setenv("QT_QPA_PLATFORM", "offscreen")
+    read = pytest.importorskip("ovito.io", reason="needs OVITO: pip install ovito").import_file
+    trajectory = vibrating(make())[3:]
+    atoms = trajectory.atoms
+    times = {".extxyz": ("time_fs", 1), ".xyz": ("time_fs", 1)}  # attribute, its unit in fs
+    times |= {".xtc": ("Time", 1000), ".trr": ("Time", 1000), ".dcd": ("Time", 48.88821)}
+    for suffix, (time, unit) in times.items():
+        trajectory.write(tmp_path / f"run-{suffix[1:]}{suffix}")
+        centred = {"centering": False} if suffix in BINARY and atoms.pbc.any() else {}
+        frames = read(str(tmp_path / f"run-{suffix[1:]}{suffix}"), **centred)
+        assert frames.source.num_frames == len(trajectory)
+        for k in range(len(trajectory)):
+            seen = frames.compute(k)
+            at = unit * seen.attributes[time]
+            np.testing.assert_allclose(at, trajectory.times[k], rtol=1e-6, atol=1e-9)
+            np.testing.assert_allclose(
+                seen.particles.positions, trajectory.positions[k], atol=ROUNDING.get(suffix, 1e-12)
+            )
+            if atoms.pbc.any():
+                assert all(seen.cell.pbc)
+                np.testing.assert_allclose(seen.cell[:, :3], atoms.cell[:].T, rtol=1e-5, atol=1e-12)
+            if suffix in (".extxyz", ".xyz"):
+                kinds = seen.particles.particle_types
+                symbols = [kinds.type_by_id(kind).name for kind in kinds]
+                assert symbols == atoms.get_chemical_symbols()
+            if suffix == ".extxyz":
+                v = seen.particles["momenta"] / seen.particles["masses"][:][:, None] * fs
+                np.testing.assert_allclose(v, trajectory.velocities[k], rtol=1e-12, atol=1e-15)
+            if suffix == ".trr":
+                v = seen.particles.velocities / 1000  # of Å/ps
+                np.testing.assert_allclose(v, trajectory.velocities[k], rtol=1e-5, atol=1e-8)
 
 
 def test_velocities_from_positions():
