@@ -495,10 +495,15 @@ def _frame_spacing(
             if np.array_equal(a.positions, b.positions):  # MD that was continued writes one twice
                 raise ValueError(f"{molecule}: frames {k} and {k + 1} are the same; drop one")
         return _even(noted * np.arange(len(frames)), "the file", molecule, frame_fs)
+    if frame_fs is None and len(frames) == 1:
+        raise ValueError(
+            f"{molecule}: one frame without a time is a structure and no trajectory; "
+            "`mdtrajnet simulate` makes a trajectory of it"
+        )
     if frame_fs is None:
         raise ValueError(
             f'{molecule}: the frames carry no info["time_fs"] or info["time"]; '
-            "give their spacing as frame_fs (fs)"
+            "give their spacing as frame_fs (fs), on the command line as --frame"
         )
     return frame_fs
 

@@ -291,8 +291,9 @@ class MDtrajNet(nn.Module):
                 raise ValueError(
                     f"model {self.name!r} is for isolated molecules, and system {k} is periodic "
                     f"(pbc = {pbc[k].tolist()}) and meets its own images within the cutoff, "
-                    f"{reach:g} Å: for crystals and fluids choose a model of theirs; for a "
-                    "molecule alone give a larger cell, or say atoms.pbc = False"
+                    f"{reach:g} Å: for crystals and fluids choose a model of theirs (diamond and "
+                    "argon are bundled); for a molecule alone give a larger cell, in which it can "
+                    "turn as well, or none: atoms.pbc = False, or a file without a cell"
                 )
         if kind != "periodic":
             return

@@ -420,6 +420,7 @@ def test_imports_are_refused(tmp_path):
 
     refused(frames(velocities=False), "frame 0 has no velocities")
     refused(frames(times=False), r"the frames carry no info.*give their spacing as frame_fs")
+    refused(frames(times=False)[:1], "one frame without a time is a structure and no trajectory")
     refused(frames(), r'frame_fs is 1, but info\["time_fs"\] says 0.5', frame_fs=1.0)
     uneven = frames()
     uneven[4].info["time_fs"] += 0.1
