@@ -40,7 +40,8 @@ Components Domain::components(const int64_t* row_ptr, const std::int32_t* neighb
     found.count = all ? *std::max_element(found.label.begin(), found.label.end()) + 1 : 0;
 
     // The least id of all atoms that hang together, which spreads from process to process.
-    std::vector<int64_t> least(found.count, std::numeric_limits<int64_t>::max()), seen(ids_);
+    constexpr int64_t kNone = std::numeric_limits<int64_t>::max();
+    std::vector<int64_t> least(found.count, kNone), seen(ids_);
     seen.resize(all);
     for (int64_t i = 0; i < own(); ++i) least[found.label[i]] = std::min(least[found.label[i]], ids_[i]);
     bool changed = true;
@@ -49,8 +50,12 @@ Components Domain::components(const int64_t* row_ptr, const std::int32_t* neighb
         const int64_t bytes = sizeof(int64_t);
         refresh(1, &bytes, [](void* of, int64_t atom, int) -> void* { return static_cast<int64_t*>(of) + atom; }, seen.data());
         changed = false;
-        for (int64_t i = own(); i < all; ++i)
-            if (int64_t& here = least[found.label[i]]; seen[i] < here) here = seen[i], changed = true;
+        for (int64_t i = own(); i < all; ++i) {
+            int64_t& here = least[found.label[i]];
+            if (here == kNone || seen[i] >= here) continue;  // ghosts among themselves, or nothing new
+            here = seen[i];
+            changed = true;
+        }
     }
 
     enum : char { kOwn = 1, kElsewhere = 2 };

@@ -200,10 +200,13 @@ class Engine::Group {
         fly(h / 2, h / 2, x, v);
         sum_to(v.data(), 2 * h / 3, acceleration(kMiddle, x).data(), numbers);
         fly(h / 2, h, x, v);
-        sum_to(v.data(), h / 6, kept_acceleration(kEnds, x).data(), numbers);
         path_.resize(times * numbers);
         double *moved = path_.moved.data() + inner * numbers, *velocity = path_.velocity.data() + inner * numbers;
-        for (int64_t n = 0; n < numbers; ++n) moved[n] = x[n] - x_[n];
+        for (int64_t n = 0; n < numbers; ++n) {
+            moved[n] = x[n] - x_[n];
+            x[n] = x_[n] + moved[n];  // to the bit where the next window starts, which then knows its acceleration
+        }
+        sum_to(v.data(), h / 6, kept_acceleration(kEnds, x).data(), numbers);
         std::copy(v.begin(), v.end(), velocity);
         if (inner) {
             const Array before = kept_acceleration(kEnergy, x_), after = kept_acceleration(kEnergy, x);

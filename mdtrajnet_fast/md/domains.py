@@ -257,11 +257,11 @@ class Share:
         """Of rows of float64 with int64 names: add up all of the same name, in place."""
         own_names = np.frombuffer(names, np.int64)
         own = np.frombuffer(rows, np.float64)[: len(own_names) * width].reshape(-1, width)
-        all_names = np.concatenate(self._processes.rows(own_names))
-        all_rows = np.concatenate(self._processes.rows(own))
-        known, which = np.unique(all_names, return_inverse=True)
+        # numbers of atoms are exact as float64, too
+        everybody = np.concatenate(self._processes.rows(np.column_stack([own_names, own])))
+        known, which = np.unique(everybody[:, 0], return_inverse=True)
         sums = np.zeros((len(known), width))
-        np.add.at(sums, which, all_rows)
+        np.add.at(sums, which, everybody[:, 1:])
         own[:] = sums[np.searchsorted(known, own_names)]
 
 
