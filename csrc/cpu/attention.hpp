@@ -34,20 +34,27 @@ struct AttentionWeights {
     T* out;                          // [h v0, S]
 };
 
-class Domain;
-
 // Neighbours of the input geometry, sorted by centre.
 template <class T>
 struct AttentionGraph {
-    std::int64_t atoms;            // with the ghosts, the last of them, which have no edges
+    std::int64_t atoms;
     const std::int64_t* row_ptr;   // [atoms + 1]
     const std::int64_t* neighbor;  // [edges]
     const T* r;                    // [edges, 3]
     const T* w;                    // [edges, 3]
-    std::int64_t ghosts = 0;
-    Domain* domain = nullptr;      // whose ghosts they are (domain.hpp)
+};
 
-    std::int64_t own() const { return atoms - ghosts; }
+class Domain;
+
+// The same of a process's share of a system (domain.hpp): the last of the atoms are ghosts, without edges.
+template <class T>
+struct SharedGraph : AttentionGraph<T> {
+    std::int64_t ghosts;
+    Domain* domain;  // null: the system is this process's alone
+
+    SharedGraph(const AttentionGraph<T>& graph, std::int64_t ghosts = 0, Domain* domain = nullptr)
+        : AttentionGraph<T>(graph), ghosts(ghosts), domain(domain) {}
+    std::int64_t own() const { return this->atoms - ghosts; }
 };
 
 // Per atom: scalars [S], displacement [3], velocity change [3].  `times` copies of the graph's atoms, one after another.
@@ -122,11 +129,11 @@ struct AttentionFunctions {
                      const AttentionWeights<T>& weight_gradient, const AttentionEdgeGradients<T>& edge_gradient,
                      int threads);
     // atomic energies [own atoms] (eV), of species [atoms]; reads no w of the graph
-    void (*potential)(const PotentialSizes&, const PotentialWeights<T>&, const AttentionGraph<T>&,
+    void (*potential)(const PotentialSizes&, const PotentialWeights<T>&, const SharedGraph<T>&,
                       const std::int64_t* species, T* energy, int threads);
     // atomic energies [atoms] (eV) in a role, and slopes of the sum of all [atoms, 3] (eV/Å); either may be null, and those of
     // ghosts mean nothing.  Every edge of the graph must be there from its other end, too; reads no w
-    void (*window_potential)(const WindowPotentialSizes&, const WindowPotentialWeights<T>&, const AttentionGraph<T>&,
+    void (*window_potential)(const WindowPotentialSizes&, const WindowPotentialWeights<T>&, const SharedGraph<T>&,
                              const std::int64_t* species, int role, T* energy, double* slope, int threads);
 };
 

@@ -16,6 +16,7 @@
 namespace {
 
 using mdtrajnet::AttentionGraph;
+using mdtrajnet::SharedGraph;
 using mdtrajnet::AttentionState;
 
 constexpr long kGroupRows = 64;  // edges of a group, unless one centre has more

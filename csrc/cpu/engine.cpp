@@ -440,19 +440,19 @@ class Engine::Group {
         std::vector<T> r, w;
     };
     template <class T>
-    AttentionGraph<T> graph(const Array& x, const Array* v, Edges<T>& edges) const {
+    SharedGraph<T> graph(const Array& x, const Array* v, Edges<T>& edges) const {
         edges.r.resize(3 * near_.size());
         if (v) edges.w.resize(3 * near_.size());
         T* w = v ? edges.w.data() : nullptr;
         edge_vectors<T>(systems_at(x), v ? v->data() : nullptr, row_ptr_.data(), near_.data(), shift_.data(), edges.r.data(), w);
-        return {all(), row_ptr_.data(), neighbor_.data(), edges.r.data(), w, all() - atoms, domain_};
+        return {{all(), row_ptr_.data(), neighbor_.data(), edges.r.data(), w}, all() - atoms, domain_};
     }
 
     template <class T>
     void predict(const Array& x, const Array& v, int64_t times, const double* t, Path& path) const {
         Edges<T> edges;
         const Array seen_v = with_ghosts(v);
-        const AttentionGraph<T> of = graph(x, &seen_v, edges);
+        const SharedGraph<T> of = graph(x, &seen_v, edges);
         const std::vector<T> masses(masses_.begin(), masses_.end()), velocities(seen_v.begin(), seen_v.end());
         path.resize(3 * all() * times);
         predictor_.motion<T>(of, {species_.data(), masses.data(), velocities.data(), here_.label.data(), here_.count, &here_},

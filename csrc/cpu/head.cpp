@@ -36,7 +36,7 @@ std::vector<T> drifts(const AttentionGraph<T>& graph, const T* masses, T cutoff,
 
 // Takes from `of` [own atoms][3] its mass-weighted mean in each component.  sum: memory [components][4], the last the mass.
 template <class T>
-void remove_means(const HeadAtoms<T>& atoms, const AttentionGraph<T>& graph, T* of, std::vector<double>& sum) {
+void remove_means(const HeadAtoms<T>& atoms, const SharedGraph<T>& graph, T* of, std::vector<double>& sum) {
     std::fill(sum.begin(), sum.end(), 0.0);
     for (int64_t i = 0; i < graph.own(); ++i) {
         double* to = sum.data() + 4 * atoms.component[i];
@@ -75,7 +75,7 @@ void first_scalars(const HeadSizes& size, const T* embedding, int64_t atoms, con
 }
 
 template <class T>
-void add_motion(const HeadSizes& size, const AttentionGraph<T>& graph, const HeadAtoms<T>& atoms, int64_t times,
+void add_motion(const HeadSizes& size, const SharedGraph<T>& graph, const HeadAtoms<T>& atoms, int64_t times,
                 const double* t, T* dx, T* dv, double share, double* moved, double* velocity, int threads) {
     const int64_t numbers = 3 * graph.atoms;
     std::vector<T> drift;
@@ -117,9 +117,9 @@ template void first_scalars(const HeadSizes&, const float*, int64_t, const int64
                             float*);
 template void first_scalars(const HeadSizes&, const double*, int64_t, const int64_t*, int64_t, const double*, double*,
                             double*);
-template void add_motion(const HeadSizes&, const AttentionGraph<float>&, const HeadAtoms<float>&, int64_t, const double*,
+template void add_motion(const HeadSizes&, const SharedGraph<float>&, const HeadAtoms<float>&, int64_t, const double*,
                          float*, float*, double, double*, double*, int);
-template void add_motion(const HeadSizes&, const AttentionGraph<double>&, const HeadAtoms<double>&, int64_t,
+template void add_motion(const HeadSizes&, const SharedGraph<double>&, const HeadAtoms<double>&, int64_t,
                          const double*, double*, double*, double, double*, double*, int);
 
 }  // namespace mdtrajnet

@@ -42,7 +42,7 @@ void first_scalars(const HeadSizes& size, const T* embedding, std::int64_t atoms
 // Adds `share` of the motion to moved (Å) and velocity (Å/fs).  dx, dv: displacement of the last state, and its velocity
 // change or, without a read-out, the displacement's time derivative; they are used up.  All four [times][atoms][3].
 template <class T>
-void add_motion(const HeadSizes& size, const AttentionGraph<T>& graph, const HeadAtoms<T>& atoms, std::int64_t times,
+void add_motion(const HeadSizes& size, const SharedGraph<T>& graph, const HeadAtoms<T>& atoms, std::int64_t times,
                 const double* t, T* dx, T* dv, double share, double* moved, double* velocity, int threads);
 
 }  // namespace mdtrajnet

@@ -111,7 +111,7 @@ void invariants(const PotentialSizes& z, const PotentialWeights<T>& weights, lon
 }
 
 template <class T>
-void potential(const PotentialSizes& z, const PotentialWeights<T>& weights, const AttentionGraph<T>& graph,
+void potential(const PotentialSizes& z, const PotentialWeights<T>& weights, const SharedGraph<T>& graph,
                const int64_t* species, T* energy, int threads) {
     constexpr long W = kLanes<T>;
     const int64_t groups = (graph.own() + kAtoms - 1) / kAtoms;

@@ -37,7 +37,7 @@ void add(T* to, const T* a, const T* b, std::size_t count) {
 
 // Overwrites the states of ghosts, in all copies, by those that their owners have.
 template <class T>
-void refresh(const AttentionGraph<T>& graph, int64_t times, int parts, const AttentionState<T>* state, long scalars) {
+void refresh(const SharedGraph<T>& graph, int64_t times, int parts, const AttentionState<T>* state, long scalars) {
     struct Of {
         const AttentionState<T>* state;
         int64_t atoms, times;
@@ -91,7 +91,7 @@ Block::Block(const AttentionSizes& size, const AttentionWeights<T>& weights, boo
 Block::~Block() { real ? kernels_.real.release(packed_) : kernels_.single.release(packed_); }
 
 template <class T>
-void attention_stack(const Blocks& blocks, bool running, const AttentionGraph<T>& graph, int64_t times, int parts,
+void attention_stack(const Blocks& blocks, bool running, const SharedGraph<T>& graph, int64_t times, int parts,
                      const T* const* scalars, T* const* displacement, T* const* velocity, int threads) {
     const std::size_t atoms = graph.atoms * times;
     const long S = blocks.front()->size.scalars;
@@ -130,7 +130,7 @@ void attention_stack(const Blocks& blocks, bool running, const AttentionGraph<T>
 }
 
 template <class T>
-void Predictor::motion(const AttentionGraph<T>& graph, const HeadAtoms<T>& atoms, int64_t times, const double* t,
+void Predictor::motion(const SharedGraph<T>& graph, const HeadAtoms<T>& atoms, int64_t times, const double* t,
                        double* moved, double* velocity, int threads) const {
     const HeadSizes& head = parts_.head;
     const int parts = head.readout ? 1 : 2;
@@ -160,7 +160,7 @@ void Predictor::motion(const AttentionGraph<T>& graph, const HeadAtoms<T>& atoms
 namespace {
 
 template <class T>
-void scalars(const DensityNetwork& of, const AttentionGraph<T>& graph, const int64_t* species, int role, T* scalar,
+void scalars(const DensityNetwork& of, const SharedGraph<T>& graph, const int64_t* species, int role, T* scalar,
              double* slope, int threads) {
     WindowPotentialWeights<T> w{};
     std::size_t k = 0;
@@ -173,13 +173,13 @@ void scalars(const DensityNetwork& of, const AttentionGraph<T>& graph, const int
 }  // namespace
 
 template <class T>
-void Predictor::slopes(const AttentionGraph<T>& graph, const int64_t* species, int role, T* energy, double* slope,
+void Predictor::slopes(const SharedGraph<T>& graph, const int64_t* species, int role, T* energy, double* slope,
                        int threads) const {
     scalars<T>(parts_.window_potentials, graph, species, role, energy, slope, threads);
 }
 
 template <class T>
-void Predictor::energies(const AttentionGraph<T>& graph, const int64_t* species, T* energy, int threads) const {
+void Predictor::energies(const SharedGraph<T>& graph, const int64_t* species, T* energy, int threads) const {
     if (has_window_potentials()) return slopes<T>(graph, species, kEnergy, energy, nullptr, threads);
     PotentialWeights<T> w{};
     std::size_t k = 0;
@@ -189,7 +189,7 @@ void Predictor::energies(const AttentionGraph<T>& graph, const int64_t* species,
 }
 
 template <class T>
-void Predictor::charges(const AttentionGraph<T>& graph, const int64_t* species, T* charge, int threads) const {
+void Predictor::charges(const SharedGraph<T>& graph, const int64_t* species, T* charge, int threads) const {
     scalars<T>(parts_.dipole, graph, species, 0, charge, nullptr, threads);
 }
 
@@ -199,13 +199,13 @@ int useful_threads(int threads, int64_t rows) {
 
 #define MDTRAJNET_FOR(T)                                                                                                \
     template Block::Block(const AttentionSizes&, const AttentionWeights<T>&, bool);                                    \
-    template void attention_stack(const Blocks&, bool, const AttentionGraph<T>&, int64_t, int, const T* const*,        \
+    template void attention_stack(const Blocks&, bool, const SharedGraph<T>&, int64_t, int, const T* const*,        \
                                   T* const*, T* const*, int);                                                          \
-    template void Predictor::motion(const AttentionGraph<T>&, const HeadAtoms<T>&, int64_t, const double*, double*,    \
+    template void Predictor::motion(const SharedGraph<T>&, const HeadAtoms<T>&, int64_t, const double*, double*,    \
                                     double*, int) const;                                                               \
-    template void Predictor::energies(const AttentionGraph<T>&, const int64_t*, T*, int) const;                        \
-    template void Predictor::slopes(const AttentionGraph<T>&, const int64_t*, int, T*, double*, int) const;            \
-    template void Predictor::charges(const AttentionGraph<T>&, const int64_t*, T*, int) const;
+    template void Predictor::energies(const SharedGraph<T>&, const int64_t*, T*, int) const;                        \
+    template void Predictor::slopes(const SharedGraph<T>&, const int64_t*, int, T*, double*, int) const;            \
+    template void Predictor::charges(const SharedGraph<T>&, const int64_t*, T*, int) const;
 MDTRAJNET_FOR(float)
 MDTRAJNET_FOR(double)
 #undef MDTRAJNET_FOR

@@ -58,7 +58,7 @@ using Blocks = std::vector<std::shared_ptr<Block>>;
 // All blocks one after another, from the first scalars [times x atoms][S] to the displacement and velocity change of the
 // last state [times x atoms][3].  parts: 1, or 2 with time tangents.  running: whether increments add up.
 template <class T>
-void attention_stack(const Blocks& blocks, bool running, const AttentionGraph<T>& graph, std::int64_t times, int parts,
+void attention_stack(const Blocks& blocks, bool running, const SharedGraph<T>& graph, std::int64_t times, int parts,
                      const T* const* scalars, T* const* displacement, T* const* velocity, int threads);
 
 // A network that gives every atom a scalar: of window potentials or, in a single role, charges.
@@ -96,22 +96,22 @@ class Predictor {
 
     // moved (Å) and velocity (Å/fs), [times][atoms][3], at the times t (fs); overwritten.
     template <class T>
-    void motion(const AttentionGraph<T>& graph, const HeadAtoms<T>& atoms, std::int64_t times, const double* t,
+    void motion(const SharedGraph<T>& graph, const HeadAtoms<T>& atoms, std::int64_t times, const double* t,
                 double* moved, double* velocity, int threads) const;
 
     // Atomic energies [atoms] (eV): of the window potentials where the model has them, else of its potential.
     template <class T>
-    void energies(const AttentionGraph<T>& graph, const std::int64_t* species, T* energy, int threads) const;
+    void energies(const SharedGraph<T>& graph, const std::int64_t* species, T* energy, int threads) const;
 
     // Atomic energies [atoms] (eV) of a window potential, all atoms in one role (0 .. kRoles - 1), and slopes of their
     // sum [atoms][3] (eV/Å); either may be null.  Of a model with such potentials.
     template <class T>
-    void slopes(const AttentionGraph<T>& graph, const std::int64_t* species, int role, T* energy, double* slope,
+    void slopes(const SharedGraph<T>& graph, const std::int64_t* species, int role, T* energy, double* slope,
                 int threads) const;
 
     // Charges [atoms] (e) up to a constant, of a model with a dipole.
     template <class T>
-    void charges(const AttentionGraph<T>& graph, const std::int64_t* species, T* charge, int threads) const;
+    void charges(const SharedGraph<T>& graph, const std::int64_t* species, T* charge, int threads) const;
 
   private:
     PredictorParts parts_;

@@ -470,7 +470,7 @@ class WindowLayers {
 
 template <class T>
 void window_potential(const WindowPotentialSizes& z, const WindowPotentialWeights<T>& weights,
-                      const AttentionGraph<T>& graph, const int64_t* species, int role, T* energy, double* slope,
+                      const SharedGraph<T>& graph, const int64_t* species, int role, T* energy, double* slope,
                       int threads) {
     const WindowMemory<T> memory(z, graph.atoms);
     if (slope) memset(slope, 0, 3 * graph.atoms * sizeof(double));

@@ -14,6 +14,7 @@ from mdtrajnet_fast.md.export import export_model
 ROOT = Path(__file__).parents[2]
 FLAGS = ["-std=c++17", "-O1", "-g", "-fopenmp", "-fno-math-errno", f"-I{ROOT / 'csrc'}"]
 TEAM = ROOT / "csrc" / "cpu" / "team.cpp"
+DOMAIN = [ROOT / "csrc" / "cpu" / f"{name}.cpp" for name in ("domain", "neighbors")]
 SANITIZE = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
 INSTRUCTIONS = {
     "base": [],
@@ -55,21 +56,22 @@ def test_attention_and_potentials(tmp_path):
     name = _C.instruction_set()
     unit = ROOT / "csrc" / "cpu" / f"attention_{name}.cpp"
     main = ROOT / "csrc" / "testing" / "attention_main.cpp"
-    printed = run(tmp_path, main, choice(tmp_path, name), unit, TEAM, flags=INSTRUCTIONS[name])
+    units = [choice(tmp_path, name), unit, TEAM, *DOMAIN]
+    printed = run(tmp_path, main, *units, flags=INSTRUCTIONS[name])
     assert printed == f"{name}: 288 of 288 finite\n"
 
 
 def test_head(tmp_path):
     """What surrounds the blocks of a network."""
     head = ROOT / "csrc" / "cpu" / "head.cpp"
-    printed = run(tmp_path, ROOT / "csrc" / "testing" / "head_main.cpp", head, TEAM)
+    printed = run(tmp_path, ROOT / "csrc" / "testing" / "head_main.cpp", head, TEAM, *DOMAIN)
     assert printed == "96 of 96 right\n"
 
 
 def test_model_files(tmp_path):
     """Files that no writer would write, with the right checksum."""
     path = export_model(cases.gentle(**cases.OWN, **cases.POTENTIAL), tmp_path / "model")
-    names = ("model_file", "predictor", "head", "attention_base", "team")
+    names = ("model_file", "predictor", "head", "attention_base", "team", "domain", "neighbors")
     units = [ROOT / "csrc" / "cpu" / f"{name}.cpp" for name in names]
     main = ROOT / "csrc" / "testing" / "model_file_main.cpp"
     printed = run(tmp_path, main, choice(tmp_path, "base"), *units, flags=["-O0"], arguments=[path])
