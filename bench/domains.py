@@ -104,7 +104,7 @@ def predicted(model: MDtrajNet, system: System, count: int, windows: int) -> dic
     sides, reach = np.diag(cell) / bricks, model.config.radial_cutoff + SKIN
     volume = np.prod(sides + np.where(bricks > 1, 2 * reach, 0)) - np.prod(sides)
     ghosts = len(system.numbers) / np.prod(np.diag(cell)) * volume
-    row = 4 * -(-sizes.channels // 16) * 16  # float32, whole vectors of 64 bytes
+    row = 4 * sizes.channels  # float32
     # labels of components pass from brick to brick until none changes; each brick has two sides
     labels = 1 + max(bricks) // 2
     neighbors = np.prod(np.minimum(bricks, 3)) - 1

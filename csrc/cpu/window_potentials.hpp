@@ -39,13 +39,13 @@ struct WindowRows {
 template <class T>
 struct WindowMemory {
     const WindowRows<T> row;
-    const long atoms, groups;
+    const long channels, atoms, groups;
     Buffer<T> density;  // [layers][groups][harmonics][atoms of the group][channels]; at last its gradient
     Buffer<T> entry;    // [layers][atoms][entry]; the bias is followed by silu's slope there, and that by the gradient
     Buffer<T> slope;    // [layers - 1][atoms][hidden]: silu's in the second hidden layer; nobody comes back to the last
 
     WindowMemory(const WindowPotentialSizes& z, long count)
-        : row(z), atoms(count), groups((count + kAtoms - 1) / kAtoms) {
+        : row(z), channels(z.channels), atoms(count), groups((count + kAtoms - 1) / kAtoms) {
         density.resize(z.layers * groups * kAtoms * kHarmonics * row.channels, false);
         entry.resize(z.layers * atoms * row.entry, false);
         slope.resize((z.layers - 1) * atoms * row.hidden, false);
@@ -60,23 +60,17 @@ struct WindowMemory {
 
     // What ghosts need of their owners: what neighbours see in a layer, and the gradients of a layer's densities.
     void refresh_seen(mdtrajnet::Domain& domain, long layer) const {
-        Of of{*this, layer};
-        const int64_t bytes = row.channels * sizeof(T);
-        const auto at = [](void* context, int64_t atom, int) -> void* {
-            return static_cast<Of*>(context)->m.entry_of(static_cast<Of*>(context)->layer, atom);
-        };
-        domain.refresh(1, &bytes, at, &of);
+        refresh(domain, layer, 1, [](void* context, int64_t atom, int) -> void* {
+            const auto& [m, layer] = *static_cast<Of*>(context);
+            return m.entry_of(layer, atom);
+        });
     }
     void refresh_densities(mdtrajnet::Domain& domain, long layer) const {
-        Of of{*this, layer};
-        int64_t bytes[kHarmonics];
-        for (int64_t& each : bytes) each = row.channels * sizeof(T);
-        const auto at = [](void* context, int64_t atom, int harmonic) -> void* {
+        refresh(domain, layer, kHarmonics, [](void* context, int64_t atom, int harmonic) -> void* {
             const auto& [m, layer] = *static_cast<Of*>(context);
             const long group = atom / kAtoms, place = harmonic * m.count(group) + atom - group * kAtoms;
             return m.density_of(layer, group) + place * m.row.channels;
-        };
-        domain.refresh(kHarmonics, bytes, at, &of);
+        });
     }
 
   private:
@@ -84,6 +78,17 @@ struct WindowMemory {
         const WindowMemory& m;
         const long layer;
     };
+
+    // Of rows [channels]; what pads them is not sent.
+    void refresh(mdtrajnet::Domain& domain, long layer, int rows, void* (*at)(void*, int64_t, int)) const {
+        Of of{*this, layer};
+        int64_t bytes[kHarmonics];
+        for (int64_t& each : bytes) each = channels * sizeof(T);
+        domain.refresh(rows, bytes, at, &of);
+        for (long ghost = atoms - domain.ghosts(); ghost < atoms; ++ghost)
+            for (int k = 0; k < rows; ++k)
+                memset(static_cast<T*>(at(&of, ghost, k)) + channels, 0, (row.channels - channels) * sizeof(T));
+    }
 };
 
 // A direction and what densities have of it.
