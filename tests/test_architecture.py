@@ -15,6 +15,7 @@ ROOT = Path(mdtrajnet_fast.__file__).parent
 # write the one and are watched by the other.
 LAYERS = (
     ("system",),
+    ("processes",),
     ("mechanics",),
     ("neighbors",),
     ("ops",),

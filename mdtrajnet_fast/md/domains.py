@@ -16,7 +16,7 @@ import itertools
 import math
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import Any
 
@@ -28,6 +28,7 @@ from ase.geometry import complete_cell
 from .. import _C
 from ..model.network import MDtrajNet
 from ..model.predictor import NativePredictor
+from ..processes import agree, each, together
 from ..system import System
 from .host_engine import native_engine
 from .window import SKIN, Broke, Kept, Method, Plan, Windows, left_its_course
@@ -35,6 +36,7 @@ from .window import SKIN, Broke, Kept, Method, Plan, Windows, left_its_course
 # How far (Å) an atom may be from its owner's brick: farther, and it gets a new owner, for which all
 # accelerations are computed anew; nearer, and a process has a few ghosts more.
 ASTRAY = 2.0
+_CALLED = "processes that share a cell"
 
 
 class Processes:
@@ -70,21 +72,13 @@ class Processes:
 
     def agree(self, **facts: Any) -> None:
         """Raise ValueError, with their name and values, where facts are not the same for all."""
-        everybody = self.each(facts)
-        for name in facts:
-            values = [one[name] for one in everybody]
-            if len(set(values)) > 1:
-                raise ValueError(
-                    f"the {self.size} processes that share a cell differ in their {name} (by rank: "
-                    f"{', '.join(map(str, values))}); all of them need the same"
-                )
+        with self._together():
+            agree(_CALLED, facts, self._group)
 
     def each(self, one: Any) -> list[Any]:
         """What each process has, a small thing that can be pickled, by rank."""
-        everybody: list[Any] = [None] * self.size
         with self._together():
-            dist.all_gather_object(everybody, one, group=self._group)
-        return everybody
+            return each(one, self._group)
 
     def sum(self, x: np.ndarray) -> None:
         """Add up an array over all processes, in place."""
@@ -120,15 +114,8 @@ class Processes:
             for one in work:
                 one.wait()
 
-    @contextmanager
-    def _together(self) -> Iterator[None]:
-        try:
-            yield
-        except RuntimeError as error:
-            raise ChildProcessError(
-                f"one of the {self.size} processes that share a cell has died, or cannot be "
-                f"reached ({error})"
-            ) from error
+    def _together(self) -> AbstractContextManager[None]:
+        return together(_CALLED, self.size)
 
 
 def bricks_of(cell: np.ndarray, pbc: np.ndarray, count: int) -> tuple[int, int, int]:

@@ -10,7 +10,7 @@ import os
 import signal
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,9 @@ import torch.multiprocessing as multiprocessing
 from torch import Tensor
 
 from ..io.interruptions import deaf_children
+from ..processes import agree, together
+
+_CALLED = "training processes"
 
 
 @dataclass(frozen=True)
@@ -68,26 +71,12 @@ class Member:
 
     def agree(self, **facts: Any) -> None:
         """Raise ValueError, with their name and values, where facts are not the same for all."""
-        everybody: list[Any] = [None] * self.size
         with self._together():
-            dist.all_gather_object(everybody, facts)
-        for name in facts:
-            values = [one[name] for one in everybody]
-            if len(set(values)) > 1:
-                raise ValueError(
-                    f"the {self.size} training processes differ in their {name} (by rank: "
-                    f"{', '.join(map(str, values))}); all need the same files and versions"
-                )
+            agree(_CALLED, facts)
 
-    @contextmanager
-    def _together(self) -> Iterator[None]:
-        try:
-            yield
-        except RuntimeError as error:
-            raise ChildProcessError(
-                f"one of the {self.size} training processes has died; what it said stands above. "
-                "The same command goes on from the last checkpoint"
-            ) from error
+    def _together(self) -> AbstractContextManager[None]:
+        then = ". The same command goes on from the last checkpoint"
+        return together(_CALLED, self.size, then)
 
 
 @contextmanager
