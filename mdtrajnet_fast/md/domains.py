@@ -15,6 +15,7 @@ from __future__ import annotations
 import itertools
 import math
 import os
+from collections import deque
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import replace
@@ -30,7 +31,7 @@ from ..model.network import MDtrajNet
 from ..model.predictor import NativePredictor
 from ..processes import agree, each, together
 from ..system import System
-from .host_engine import native_engine
+from .host_engine import HostEngine, native_engine
 from .window import SKIN, Broke, Kept, Method, Plan, Windows, left_its_course
 
 # How far (Å) an atom may be from its owner's brick: farther, and it gets a new owner, for which all
@@ -166,6 +167,7 @@ class Share:
                 "processes"
             )
         self.ids = np.flatnonzero(owner == self._processes.rank)
+        self._order = np.argsort(owner, kind="stable")  # the ids of all processes, by rank
         self._offsets = -images[self.ids] @ self._cell  # to the images that are in the brick
 
     def astray(self, positions: np.ndarray) -> bool:
@@ -181,11 +183,8 @@ class Share:
 
     def whole(self, own: np.ndarray) -> np.ndarray:
         """Rows of all atoms, in the system's order, from those of the own ones [own, width]."""
-        ids = self._processes.rows(self.ids)
-        rows = self._processes.rows(own)
-        whole = np.empty((sum(map(len, ids)), own.shape[1]))
-        for some, theirs in zip(ids, rows, strict=True):
-            whole[some] = theirs
+        whole = np.empty((len(self._order), own.shape[1]))
+        whole[self._order] = np.concatenate(self._processes.rows(own))
         return whole
 
     # ---------------------------------------------------------------- what native code calls
@@ -203,7 +202,7 @@ class Share:
         self.met += 1
         fractions = (positions + self._offsets) @ self._to_fractions
         box = np.stack([fractions.min(0), fractions.max(0)])
-        boxes = np.stack(self._processes.rows(box[None].reshape(1, 6))).reshape(-1, 2, 3)
+        boxes = np.stack(self._processes.rows(box.reshape(1, 6))).reshape(-1, 2, 3)
         atoms: list[np.ndarray] = [np.empty(0, dtype=np.int64)]
         offsets: list[np.ndarray] = [np.empty((0, 3))]
         to = np.zeros(self._processes.size, dtype=np.int64)
@@ -234,8 +233,6 @@ class Share:
 
     def swap(self, out: memoryview, into: memoryview, width: int) -> None:
         """Rows of so many bytes: of the atoms to tell others of, and of the ghosts."""
-        if not width:
-            return
         sent = np.frombuffer(out, np.uint8)[: self._to.sum() * width].reshape(-1, width)
         got = np.frombuffer(into, np.uint8)[: self._of.sum() * width].reshape(-1, width)
         self._processes.swap(sent, self._to, got, self._of)
@@ -252,13 +249,12 @@ class Share:
         own[:] = sums[np.searchsorted(known, own_names)]
 
 
-class DomainEngine:
+class DomainEngine(HostEngine):
     """An :class:`.Engine` of one periodic system, on the CPUs of several processes.
 
-    All of them call the same methods with the same arguments, and get the same.
+    All of them call the same methods with the same arguments, and get the same. Its state is that
+    of the process's own atoms.
     """
-
-    ahead, at_once = 1, 1
 
     def __init__(
         self,
@@ -273,13 +269,14 @@ class DomainEngine:
                 "processes share one system that is periodic; molecules, however many, are for "
                 "campaigns (mdtrajnet campaign)"
             )
+        self._done = deque()
+        self.at_once = 1
         self._model, self._predictor, self._system = model, predictor, system
         self._method, self._processes = method, processes
         self._share = Share(processes, system, model.config.radial_cutoff + SKIN)
         self._kept = Kept.nothing(1)
         self._native: Any = None
         self._met = 0
-        self._done: Windows | Broke | None = None
 
     @property
     def kept(self) -> Kept:
@@ -340,34 +337,14 @@ class DomainEngine:
         )
         self._positions, self._momenta = state
         if broken is not None:
-            self._done = self._broke(broken)
+            self._done.append(self._broke(broken))
             return
         frames = [
             self._share.whole(np.hstack(both)) for both in zip(positions, momenta, strict=True)
         ]
         both = np.stack(frames) if frames else np.empty((0, len(self._system.numbers), 6))
         x, p = (np.ascontiguousarray(part) for part in np.split(both, 2, axis=2))
-        self._done = Windows(x, p, energies, done)
-
-    def end(self) -> Windows:
-        """See :meth:`.Engine.end`."""
-        done, self._done = self._done, None
-        assert done is not None
-        if isinstance(done, Broke):
-            raise done
-        return done
-
-    def close(self) -> None:
-        """See :meth:`.Engine.close`."""
-        self._done = None
-
-    def energies(self) -> np.ndarray:
-        """See :meth:`.Engine.energies`."""
-        threads = torch.get_num_threads()
-        energies, broken = self._native.energies(self._positions, self._momenta, threads)
-        if broken is not None:
-            raise self._broke(broken)
-        return energies
+        self._done.append(Windows(x, p, energies, done))
 
     def _broke(self, broken: tuple[int, int, str]) -> Broke:
         """What broke, wherever it did: the same in all processes."""
