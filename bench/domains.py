@@ -42,11 +42,13 @@ class Counted(Processes):
 
     bytes = messages = sums = 0
 
-    def swap(self, out: np.ndarray, to: np.ndarray, into: np.ndarray, of: np.ndarray) -> None:
+    def begin_swap(
+        self, out: np.ndarray, to: np.ndarray, into: np.ndarray, of: np.ndarray
+    ) -> list[Any]:
         others = [k for k in range(self.size) if k != self.rank and to[k]]
         self.messages += len(others)
         self.bytes += sum(int(to[k]) for k in others) * out[:1].nbytes if len(out) else 0
-        super().swap(out, to, into, of)
+        return super().begin_swap(out, to, into, of)
 
     def sum(self, x: np.ndarray) -> None:
         self.sums += 1

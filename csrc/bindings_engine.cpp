@@ -38,23 +38,28 @@ class PythonDomain final : public Domain {
     }
 
   protected:
-    void meet(const double* positions, std::vector<std::int64_t>& sent, std::vector<double>& offsets) override {
+    void meet(const double* positions, std::vector<std::int64_t>& told, std::vector<double>& offsets) override {
         const py::gil_scoped_acquire acquire;
         const auto found =
             group_.attr("meet")(py::array_t<double>({py::ssize_t(own()), py::ssize_t(3)}, positions)).cast<py::tuple>();
         const auto atoms = found[0].cast<py::array_t<std::int64_t, py::array::c_style>>();
         const auto from = found[1].cast<Array>();
-        sent.assign(atoms.data(), atoms.data() + atoms.size());
+        told.assign(atoms.data(), atoms.data() + atoms.size());
         offsets.assign(from.data(), from.data() + from.size());
         if (from.ndim() != 2 || from.shape(0) < own() || from.shape(1) != 3)
             throw py::value_error("a process needs an offset for each of its atoms, then for each ghost");
-        for (const std::int64_t atom : sent)
+        for (const std::int64_t atom : told)
             if (atom < 0 || atom >= own()) throw py::index_error("a process tells others of its own atoms alone");
     }
 
-    void swap(const void* out, std::int64_t outs, void* in, std::int64_t ins, std::int64_t bytes) override {
+    void begin_swap(const void* out, std::int64_t outs, void* in, std::int64_t ins, std::int64_t bytes) override {
         const py::gil_scoped_acquire acquire;
-        group_.attr("swap")(view(const_cast<void*>(out), outs * bytes), view(in, ins * bytes), bytes);
+        group_.attr("begin_swap")(view(const_cast<void*>(out), outs * bytes), view(in, ins * bytes), bytes);
+    }
+
+    void end_swap() override {
+        const py::gil_scoped_acquire acquire;
+        group_.attr("end_swap")();
     }
 
     void sum_named(const std::int64_t* names, double* rows, std::int64_t count, std::int64_t width) override {

@@ -11,17 +11,32 @@ namespace mdtrajnet {
 
 using std::int64_t;
 
-void Domain::refresh(int pieces, const int64_t* bytes, void* (*at)(void*, int64_t, int), void* context) {
+void Domain::tell(int pieces, const int64_t* bytes, At at, void* context) {
     const int64_t row = std::accumulate(bytes, bytes + pieces, int64_t(0));
-    out_.resize(row * sent_.size());
+    out_.resize(row * told_.size());
     in_.resize(row * ghosts());
     unsigned char* to = out_.data();
-    for (const int64_t atom : sent_)
+    for (const int64_t atom : told_)
         for (int piece = 0; piece < pieces; to += bytes[piece++]) std::memcpy(to, at(context, atom, piece), bytes[piece]);
-    swap(out_.data(), static_cast<int64_t>(sent_.size()), in_.data(), ghosts(), row);
+    begin_swap(out_.data(), static_cast<int64_t>(told_.size()), in_.data(), ghosts(), row);
+}
+
+void Domain::hear(int pieces, const int64_t* bytes, At at, void* context) {
+    end_swap();
     const unsigned char* from = in_.data();
     for (int64_t ghost = own(); ghost < own() + ghosts(); ++ghost)
         for (int piece = 0; piece < pieces; from += bytes[piece++]) std::memcpy(at(context, ghost, piece), from, bytes[piece]);
+}
+
+int64_t Domain::outer_first(const int64_t* row_ptr, const int64_t* neighbor, int64_t group, const int64_t*& order) {
+    std::vector<char> outer((own() + group - 1) / group);
+    for (const int64_t atom : told_) outer[atom / group] = true;
+    for (int64_t i = 0; i < own(); ++i)
+        for (int64_t e = row_ptr[i]; e < row_ptr[i + 1] && !outer[i / group]; ++e) outer[i / group] = neighbor[e] >= own();
+    order_.resize(outer.size());
+    std::iota(order_.begin(), order_.end(), 0);
+    order = order_.data();
+    return std::stable_partition(order_.begin(), order_.end(), [&](int64_t k) { return outer[k]; }) - order_.begin();
 }
 
 bool Domain::any(bool here) {
@@ -61,7 +76,7 @@ Components Domain::components(const int64_t* row_ptr, const std::int32_t* neighb
     enum : char { kOwn = 1, kElsewhere = 2 };
     std::vector<char> known(found.count);
     for (int64_t i = 0; i < all; ++i) known[found.label[i]] |= i < own() ? kOwn : kElsewhere;
-    for (const int64_t atom : sent_) known[found.label[atom]] |= kElsewhere;
+    for (const int64_t atom : told_) known[found.label[atom]] |= kElsewhere;
     for (int64_t c = 0; c < found.count; ++c)
         if (known[c] == (kOwn | kElsewhere)) found.shared.push_back(c), found.name.push_back(least[c]);
     return found;

@@ -34,14 +34,25 @@ class Domain {
 
     // Finds the ghosts of all processes, at their own positions [own][3] (Å).
     void meet(const double* positions) {
-        meet(positions, sent_, offsets_);
+        meet(positions, told_, offsets_);
         ghosts_ = static_cast<std::int64_t>(offsets_.size()) / 3 - own();
     }
 
-    // Overwrites what ghosts have by what their owners have. at(context, atom, piece): where an atom has the so many
+    // Overwrites what ghosts have by what their owners have: these tell of theirs, then hear of the others'. Between the
+    // two, whatever else is computed costs the way there nothing. at(context, atom, piece): where an atom has the so many
     // bytes[piece] of it. (No std::function: this is called from code for several instruction sets.)
-    void refresh(int pieces, const std::int64_t* bytes, void* (*at)(void* context, std::int64_t atom, int piece),
-                 void* context);
+    using At = void* (*)(void* context, std::int64_t atom, int piece);
+    void tell(int pieces, const std::int64_t* bytes, At at, void* context);
+    void hear(int pieces, const std::int64_t* bytes, At at, void* context);
+    void refresh(int pieces, const std::int64_t* bytes, At at, void* context) {
+        tell(pieces, bytes, at, context);
+        hear(pieces, bytes, at, context);
+    }
+
+    // An order of the groups of so many own atoms, one after another: the outer ones first, in which an atom is told of or
+    // sees a ghost. Returns how many they are.
+    std::int64_t outer_first(const std::int64_t* row_ptr, const std::int64_t* neighbor, std::int64_t group,
+                             const std::int64_t*& order);
 
     // Adds up over all processes, in place.
     virtual void sum(double* x, std::int64_t count) = 0;
@@ -57,14 +68,16 @@ class Domain {
 
   protected:
     // As above: writes the numbers of atoms to be told of, and the offsets.
-    virtual void meet(const double* positions, std::vector<std::int64_t>& sent, std::vector<double>& offsets) = 0;
-    // Sends a row of so many bytes for each atom to be told of, receives one for each ghost.
-    virtual void swap(const void* out, std::int64_t outs, void* in, std::int64_t ins, std::int64_t bytes) = 0;
+    virtual void meet(const double* positions, std::vector<std::int64_t>& told, std::vector<double>& offsets) = 0;
+    // Sends a row of so many bytes for each atom to be told of, and receives one for each ghost: both are under way from
+    // the first to the second.
+    virtual void begin_swap(const void* out, std::int64_t outs, void* in, std::int64_t ins, std::int64_t bytes) = 0;
+    virtual void end_swap() = 0;
     // Adds up rows [count][width] of the same name, wherever they are, in place.
     virtual void sum_named(const std::int64_t* names, double* rows, std::int64_t count, std::int64_t width) = 0;
 
   private:
-    std::vector<std::int64_t> ids_, sent_;
+    std::vector<std::int64_t> ids_, told_, order_;
     std::int64_t ghosts_ = 0;
     std::vector<double> offsets_;
     std::vector<unsigned char> out_, in_;

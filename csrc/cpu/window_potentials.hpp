@@ -58,37 +58,47 @@ struct WindowMemory {
     T* entry_of(long layer, long atom) const { return entry.data() + (layer * atoms + atom) * row.entry; }
     T* slope_of(long layer, long atom) const { return slope.data() + (layer * atoms + atom) * row.hidden; }
 
-    // What ghosts need of their owners: what neighbours see in a layer, and the gradients of a layer's densities.
-    void refresh_seen(mdtrajnet::Domain& domain, long layer) const {
-        refresh(domain, layer, 1, [](void* context, int64_t atom, int) -> void* {
-            const auto& [m, layer] = *static_cast<Of*>(context);
-            return m.entry_of(layer, atom);
-        });
+};
+
+// Rows [channels] that ghosts need of their owners; what pads them is not sent.
+template <class T>
+class WindowNews {
+  public:
+    // What neighbours see in a layer.
+    static WindowNews seen(const WindowMemory<T>& memory, long layer) {
+        return {memory, layer, 1, [](void* context, int64_t atom, int) -> void* {
+                    const auto& of = *static_cast<WindowNews*>(context);
+                    return of.m.entry_of(of.layer, atom);
+                }};
     }
-    void refresh_densities(mdtrajnet::Domain& domain, long layer) const {
-        refresh(domain, layer, kHarmonics, [](void* context, int64_t atom, int harmonic) -> void* {
-            const auto& [m, layer] = *static_cast<Of*>(context);
-            const long group = atom / kAtoms, place = harmonic * m.count(group) + atom - group * kAtoms;
-            return m.density_of(layer, group) + place * m.row.channels;
-        });
+    // The gradients of a layer's densities.
+    static WindowNews densities(const WindowMemory<T>& memory, long layer) {
+        return {memory, layer, kHarmonics, [](void* context, int64_t atom, int harmonic) -> void* {
+                    const auto& of = *static_cast<WindowNews*>(context);
+                    const long group = atom / kAtoms, place = harmonic * of.m.count(group) + atom - group * kAtoms;
+                    return of.m.density_of(of.layer, group) + place * of.m.row.channels;
+                }};
+    }
+
+    void tell(mdtrajnet::Domain& domain) { domain.tell(rows, bytes, at, this); }
+    void hear(mdtrajnet::Domain& domain) {
+        domain.hear(rows, bytes, at, this);
+        for (long ghost = m.atoms - domain.ghosts(); ghost < m.atoms; ++ghost)
+            for (int k = 0; k < rows; ++k)
+                memset(static_cast<T*>(at(this, ghost, k)) + m.channels, 0, (m.row.channels - m.channels) * sizeof(T));
     }
 
   private:
-    struct Of {
-        const WindowMemory& m;
-        const long layer;
-    };
-
-    // Of rows [channels]; what pads them is not sent.
-    void refresh(mdtrajnet::Domain& domain, long layer, int rows, void* (*at)(void*, int64_t, int)) const {
-        Of of{*this, layer};
-        int64_t bytes[kHarmonics];
-        for (int64_t& each : bytes) each = channels * sizeof(T);
-        domain.refresh(rows, bytes, at, &of);
-        for (long ghost = atoms - domain.ghosts(); ghost < atoms; ++ghost)
-            for (int k = 0; k < rows; ++k)
-                memset(static_cast<T*>(at(&of, ghost, k)) + channels, 0, (row.channels - channels) * sizeof(T));
+    WindowNews(const WindowMemory<T>& m, long layer, int rows, mdtrajnet::Domain::At at)
+        : m(m), layer(layer), rows(rows), at(at) {
+        for (int64_t& each : bytes) each = m.channels * sizeof(T);
     }
+
+    const WindowMemory<T>& m;
+    const long layer;
+    const int rows;
+    const mdtrajnet::Domain::At at;
+    int64_t bytes[kHarmonics];
 };
 
 // A direction and what densities have of it.
@@ -480,36 +490,43 @@ void window_potential(const WindowPotentialSizes& z, const WindowPotentialWeight
     const WindowMemory<T> memory(z, graph.atoms);
     if (slope) memset(slope, 0, 3 * graph.atoms * sizeof(double));
     const long groups = (graph.own() + kAtoms - 1) / kAtoms;  // the last may have ghosts, for nothing
+    const int64_t* order = nullptr;
+    long outer = groups;
+    if (graph.domain) outer = graph.domain->outer_first(graph.row_ptr, graph.neighbor, kAtoms, order);
     parallel(threads, [&](auto& guard) {
         std::optional<WindowLayers<T>> layers;
         guard([&] { layers.emplace(z, weights, graph, species, role, memory); });
-        // the thread that was there before the team speaks with other processes
-        const auto together = [&](const auto& refresh) {
+        const auto each = [&](long from, long to, const auto& work) {
+#pragma omp for
+            for (long g = from; g < to; ++g) guard([&] { work(order ? order[g] : g); });
+        };
+        // On all groups. What others wait for comes first, and is under way while the rest is worked on. The thread that
+        // was there before the team speaks with other processes.
+        const auto pass = [&](const auto& work, std::optional<WindowNews<T>> news) {
+            each(0, outer, work);
             if (!graph.domain) return;
 #pragma omp master
-            guard([&] { refresh(*graph.domain); });
+            if (news) guard([&] { news->tell(*graph.domain); });
+            each(outer, groups, work);
+#pragma omp master
+            if (news) guard([&] { news->hear(*graph.domain); });
 #pragma omp barrier
         };
 #pragma omp for
         for (long g = 0; g < memory.groups; ++g) guard([&] { layers->enter(g); });
-        for (long k = 0; k < z.layers; ++k) {
-#pragma omp for
-            for (long g = 0; g < groups; ++g)
-                guard([&] {
-                    layers->forward(k, g, energy);
-                    if (slope && k + 1 == z.layers) layers->backward(k, g);
-                });
-            if (k + 1 < z.layers) together([&](auto& domain) { memory.refresh_seen(domain, k + 1); });
+        const long last = z.layers - 1;
+        for (long k = 0; k < last; ++k)
+            pass([&](long g) { layers->forward(k, g, energy); }, WindowNews<T>::seen(memory, k + 1));
+        if (!slope) {
+            pass([&](long g) { layers->forward(last, g, energy); }, {});
+            return;
         }
-        for (long k = slope ? z.layers - 1 : -1; k >= 0; --k) {
-            together([&](auto& domain) { memory.refresh_densities(domain, k); });
-#pragma omp for
-            for (long g = 0; g < groups; ++g)
-                guard([&] {
-                    layers->edges(k, g, slope);
-                    if (k) layers->backward(k - 1, g);
-                });
-        }
+        pass([&](long g) { layers->forward(last, g, energy), layers->backward(last, g); },
+             WindowNews<T>::densities(memory, last));
+        for (long k = last; k > 0; --k)
+            pass([&](long g) { layers->edges(k, g, slope), layers->backward(k - 1, g); },
+                 WindowNews<T>::densities(memory, k - 1));
+        pass([&](long g) { layers->edges(0, g, slope); }, {});
     });
 }
 

@@ -98,8 +98,13 @@ class Processes:
             dist.all_gather(all_rooms, torch.from_numpy(room), group=self._group)
         return [rows.numpy()[:n] for rows, n in zip(all_rooms, counts, strict=True)]
 
-    def swap(self, out: np.ndarray, to: np.ndarray, into: np.ndarray, of: np.ndarray) -> None:
-        """Send parts of `out`, so many rows to each process, and receive those of `into`."""
+    def begin_swap(
+        self, out: np.ndarray, to: np.ndarray, into: np.ndarray, of: np.ndarray
+    ) -> list[Any]:
+        """Send parts of `out`, so many rows to each process, and receive those of `into`.
+
+        Returns what is under way, for :meth:`end_swap`. The arrays must live until then.
+        """
         sent, got = np.cumsum([0, *to]), np.cumsum([0, *of])
         work: list[Any] = []
         with self._together():
@@ -112,6 +117,11 @@ class Processes:
                     work.append(dist.irecv(torch.from_numpy(theirs), k, group=self._group))
                 if len(mine):
                     work.append(dist.isend(torch.from_numpy(mine), k, group=self._group))
+        return work
+
+    def end_swap(self, work: list[Any]) -> None:
+        """Wait for what :meth:`begin_swap` has begun."""
+        with self._together():
             for one in work:
                 one.wait()
 
@@ -138,7 +148,7 @@ class Share:
     """A process's share of a system: which atoms, where they are, and who has to know of them.
 
     reach: how far (Å) atoms may see, with the skin. What native code calls (:class:`_C.Domain`):
-    sum, meet, swap and sum_named.
+    sum, meet, begin_swap, end_swap and sum_named.
     """
 
     def __init__(self, processes: Processes, system: System, reach: float):
@@ -219,7 +229,9 @@ class Share:
         self._to = to
         self._of = np.stack(self._processes.rows(to[None]))[:, 0, self._processes.rank].copy()
         of_ghosts = np.empty((self._of.sum(), 3))
-        self._processes.swap(np.concatenate(offsets), self._to, of_ghosts, self._of)
+        self._processes.end_swap(
+            self._processes.begin_swap(np.concatenate(offsets), self._to, of_ghosts, self._of)
+        )
         return np.concatenate(atoms), np.concatenate([self._offsets, of_ghosts])
 
     def _images(self, box: np.ndarray, low: np.ndarray, high: np.ndarray) -> Iterator[np.ndarray]:
@@ -231,11 +243,15 @@ class Share:
         for n in itertools.product(*ranges):
             yield np.array(n, dtype=np.float64)
 
-    def swap(self, out: memoryview, into: memoryview, width: int) -> None:
+    def begin_swap(self, out: memoryview, into: memoryview, width: int) -> None:
         """Rows of so many bytes: of the atoms to tell others of, and of the ghosts."""
         sent = np.frombuffer(out, np.uint8)[: self._to.sum() * width].reshape(-1, width)
         got = np.frombuffer(into, np.uint8)[: self._of.sum() * width].reshape(-1, width)
-        self._processes.swap(sent, self._to, got, self._of)
+        self._swapped = self._processes.begin_swap(sent, self._to, got, self._of)
+
+    def end_swap(self) -> None:
+        """Wait for the ghosts' rows."""
+        self._processes.end_swap(self._swapped)
 
     def sum_named(self, names: memoryview, rows: memoryview, width: int) -> None:
         """Of rows of float64 with int64 names: add up all of the same name, in place."""
