@@ -14,6 +14,17 @@ from mdtrajnet_fast import _C
 torch.set_num_threads(1)
 
 
+def pytest_configure(config):
+    """Workers of pytest-xdist take files in the order below, not those of most tests first."""
+    config.option.loadscopereorder = False
+
+
+def pytest_collection_modifyitems(items):
+    """Files with slow tests first: no worker is left alone with one at the end."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
+
+
 @pytest.fixture(params=_C.build_info()["instruction_sets"])
 def instruction_set(request, monkeypatch):
     """Runs a test with each instruction set that the processor has."""

@@ -172,6 +172,7 @@ def test_what_is_said_of_the_temperature(tmp_path, capsys, given, folder, said):
     assert said in json.loads((tmp_path / folder / "run.json").read_text())["temperature"]
 
 
+@pytest.mark.slow
 def test_runs_are_at_the_temperature_asked_for(tmp_path):
     """Without an option. Of water, whose 3 vibrations would be at some 190 K if nothing brought
     them there; one run is within 40 K of it."""
@@ -441,6 +442,7 @@ def test_terminals_without_angstroms(monkeypatch):
     assert b"? off a straight line" in said.getvalue()
 
 
+@pytest.mark.slow
 def test_generate_evaluate_train(tmp_path, capsys):
     run(
         "generate O --trajectories 2 --duration 40 --equilibration 10 --conformers 1 "
@@ -509,6 +511,7 @@ def test_data_with_a_thermostat(tmp_path, capsys):
     assert "is not of thermostat" in refused("generate O --friction 1 --output a.h5", capsys)
 
 
+@pytest.mark.slow
 def test_evaluate_rollouts(tmp_path, capsys, water_runs):
     run(f"evaluate {water_runs} --rollout --spacing 4 --output runs")
     out = capsys.readouterr().out

@@ -71,6 +71,7 @@ def blocks(page):
     return [(one["kind"], one["file"], one["text"]) for one in BLOCK.finditer(text)]
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("page", PAGES)
 def test_what_a_page_shows_runs(page, tmp_path, monkeypatch):

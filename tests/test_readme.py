@@ -27,6 +27,7 @@ def shell(text, folder):
     return run(["bash", "-e", "-c", f'export PATH="{bin_folder}:$PATH"\n{text}'], folder)
 
 
+@pytest.mark.slow
 def test_first_command(tmp_path):
     """The first block, without the installation that these tests run in already."""
     install, command = blocks("sh")[0].split("&&")
@@ -53,6 +54,7 @@ def test_python_block(tmp_path):
     assert {"water.h5", "ammonia.traj", "ase.traj"} <= {p.name for p in tmp_path.iterdir()}
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_other_commands(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
@@ -64,6 +66,7 @@ def test_other_commands(tmp_path, monkeypatch, capsys):
     assert (tmp_path / "acetamide.xtc").exists() and (tmp_path / "acetamide.pdb").exists()
 
 
+@pytest.mark.slow
 def test_crystals_and_fluids(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     snippets.shell(blocks("sh")[4])
@@ -80,12 +83,14 @@ def test_crystals_and_fluids(tmp_path, monkeypatch, capsys):
         assert (Path(__file__).parent.parent / picture).exists()
 
 
+@pytest.mark.slow
 def test_campaign(tmp_path):
     out = shell(blocks("sh")[5], tmp_path)
     assert "12 runs complete, 0 broken, 0 failed" in out
     assert len((tmp_path / "alcohols" / "table.csv").read_text().splitlines()) == 13
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("gcc") is None, reason="no C compiler")
 def test_c_program(tmp_path):
     (code,) = blocks("c")

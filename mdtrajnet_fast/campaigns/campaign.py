@@ -93,7 +93,7 @@ def campaign(config: CampaignConfig, *, progress: bool = False) -> CampaignResul
 def _most_atoms(config: CampaignConfig, left: list[Member], count: int) -> int:
     """How many atoms to predict together: fewer, where workers would wait for the last ones."""
     most = CPU_ATOMS if config.device == "cpu" else GPU_ATOMS
-    return max(1, min(most, sum(one.atoms for one in left) // (4 * max(1, count))))
+    return max(1, min(most, sum(one.atoms for one in left) // (12 * max(1, count))))
 
 
 def _ended(client: Client, todo: Iterable[list[Member]], reports: bool) -> Iterable[list[Member]]:

@@ -46,6 +46,7 @@ def warm(tmp_path):
     return path
 
 
+@pytest.mark.slow
 def test_ammonia(bench, monkeypatch, tmp_path, capsys, warm):
     out = tmp_path / "tables"
     words = [str(warm), "--motion", "molecules-nve", "--output", str(out)]

@@ -21,6 +21,7 @@ def gpu_report(monkeypatch):
     return gpu_report
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
     [

@@ -50,6 +50,7 @@ def test_make(bench, monkeypatch, tmp_path):
     assert len(record.positions) == 11 and record.method == "GFN2-xTB (tblite)"
 
 
+@pytest.mark.slow
 def test_rivals_on_water(bench, monkeypatch, tmp_path, capsys, water_runs):
     out = tmp_path / "compared"
     monkeypatch.setattr(bench, "milliseconds", lambda ways: dict.fromkeys(ways, 12.0))

@@ -60,6 +60,7 @@ def same(folder, name, structure, **settings):
         np.testing.assert_array_equal(getattr(found, column), getattr(expected, column))
 
 
+@pytest.mark.slow
 def test_a_campaign(cluster, tmp_path, capsys):
     """From a TOML file; what cannot be run is in the table and stops nothing."""
     (tmp_path / "start").mkdir()
@@ -117,6 +118,7 @@ def test_it_grows_and_nothing_is_run_again(cluster, tmp_path):
     same(tmp_path, first.parent.name, "water", temperature_K=300, seed=0, duration=180.0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("allowed", [3, 0])
 def test_a_worker_is_killed(cluster, tmp_path, monkeypatch, allowed):
     """While it writes; the runs go on in another, to the same bits.

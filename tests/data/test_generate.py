@@ -213,7 +213,7 @@ def test_periodic_system_with_an_ase_calculator(tmp_path):
         assert set(file["copper/traj00"]) == {"positions", "velocities", "energy"}
 
 
-LONG = {"duration_fs": 5_000.0, "equilibration_fs": 500.0, "step_fs": 0.5, "frame_fs": 5.0}
+LONG = {"duration_fs": 2_500.0, "equilibration_fs": 500.0, "step_fs": 0.5, "frame_fs": 5.0}
 SPRINGS = """
 import numpy as np
 from ase.calculators.calculator import Calculator, all_changes
@@ -233,6 +233,7 @@ class Springs(Calculator):
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "thermostat",
     [

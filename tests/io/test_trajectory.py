@@ -379,6 +379,7 @@ def killed_at_the_end(path: Path, per_call: int) -> Iterator[subprocess.Popen[by
         child.wait()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("suffix", SUFFIXES)
 @pytest.mark.parametrize("per_call", [1, 37])
 def test_killed_writer(tmp_path: Path, suffix: str, per_call: int) -> None:

@@ -93,6 +93,7 @@ def test_what_cannot_be_shared_is_refused(name, why, found):
         assert re.search(why, str(process[name]))
 
 
+@pytest.mark.slow
 def test_command_line(tmp_path):
     """One folder, as a process alone writes it, which another number of them goes on with."""
     crystal = cases.diamond((4, 2, 2))

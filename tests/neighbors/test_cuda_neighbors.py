@@ -406,6 +406,7 @@ def sanitized_cases() -> None:
     search.edge_vectors(edges, np.zeros_like(arguments["positions"]), **arguments)
 
 
+@pytest.mark.slow
 def test_address_and_undefined_behaviour_sanitizers():
     result = run_sanitized("test_cuda_neighbors", "sanitized_cases()")
     assert result.returncode == 0, result.stderr

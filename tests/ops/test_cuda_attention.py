@@ -182,6 +182,7 @@ def inputs(sizes: str, system: str, **options) -> tuple[MDtrajNet, list[torch.Te
     return model, state, graph
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("envelope", [False, True])
 @pytest.mark.parametrize("system", SYSTEMS)
 @pytest.mark.parametrize("sizes", SIZES)
@@ -374,6 +375,7 @@ def sanitized_cases() -> None:
             stack([block] * 2, True, graph, state[0], tangent[0])
 
 
+@pytest.mark.slow
 def test_address_and_undefined_behaviour_sanitizers():
     result = run_sanitized("test_cuda_attention", "sanitized_cases()")
     assert result.returncode == 0, result.stderr

@@ -112,6 +112,7 @@ def test_a_model_has_kernels_of_its_own(name):
         assert not native(MODELS[name], **sizes).specialised, sizes
 
 
+@pytest.mark.slow
 @needs_nvcc
 @pytest.mark.parametrize("name", BUDGETS)
 def test_compiles_within_its_budget(name, tmp_path):

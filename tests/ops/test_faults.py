@@ -49,7 +49,7 @@ CALLS = {
     "network": lambda size: NET.predict(cases.diamond((size,) * 3), [1.0, 3.0]),
     "potential": lambda size: NET.potential_energy(crystal(size)),
     "window potentials": lambda size: WINDOWS.potential_energy(crystal(size)),
-    "windows": lambda size: simulate(cases.diamond((size,) * 3), 3, duration=9, model=WINDOWS),
+    "windows": lambda size: simulate(cases.diamond((size,) * 3), 3, duration=3, model=WINDOWS),
     "plain windows": lambda size: simulate(
         cases.diamond((size,) * 3), 9, duration=9, model=NET, method="plain"
     ),
@@ -90,6 +90,7 @@ for name, call in CALLS.items():
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="preloads a library, and reads /proc")
 @pytest.mark.skipif(shutil.which("gcc") is None, reason="no C compiler")
 @pytest.mark.parametrize("threads", [1, 2])

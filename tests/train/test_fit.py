@@ -287,6 +287,7 @@ def test_files_of_a_run(config, tmp_path):
         torch.testing.assert_close(value, weights(model)[name], rtol=0, atol=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("stop", "options"),
     [
@@ -336,6 +337,7 @@ def test_interrupt_waits_for_the_end_of_the_step(config, tmp_path, monkeypatch):
         assert [int(row["step"]) for row in rows] == [20, 40]
 
 
+@pytest.mark.slow
 def test_processes_share_a_batch(config, tmp_path):
     """Their number changes the order of sums, and nothing else: the loss is that of all atoms."""
     config = dataclasses.replace(config, steps=4, validate_every=1, own_starts=0.4)
@@ -352,6 +354,7 @@ def test_processes_share_a_batch(config, tmp_path):
     np.testing.assert_allclose(logs[2], logs[0], rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_interrupt_with_processes(config, tmp_path, monkeypatch):
     """A terminal sends Ctrl-C to all processes; the first one decides, after the step."""
     config = dataclasses.replace(config, processes=2, steps=8)

@@ -28,6 +28,7 @@ def config(request, water_and_ammonia, tmp_path):
     return potential_config(target, water_and_ammonia, tmp_path, SIZES[target], **OPTIONS[target])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("processes", [1, 2])
 def test_resume_is_exact(config, tmp_path, processes):
     config = dataclasses.replace(config, steps=20, validate_every=10, processes=processes)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import cases
 import numpy as np
+import pytest
 from pair_cases import RECORDS
 
 from mdtrajnet_fast import TrainConfig, fit, load_model
@@ -82,6 +83,7 @@ def wait_for_steps(process: subprocess.Popen, path: Path) -> None:
         time.sleep(0.1)
 
 
+@pytest.mark.slow
 def test_processes_take_the_same_steps(tmp_path):
     """One process goes halfway, two go on: the same as one alone, but for the order of sums."""
     alone, parts = recipe(tmp_path / "alone"), recipe(tmp_path / "parts")
