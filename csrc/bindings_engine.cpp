@@ -32,6 +32,15 @@ class PythonDomain final : public Domain {
   public:
     PythonDomain(py::object group, std::vector<std::int64_t> ids) : Domain(std::move(ids)), group_(std::move(group)) {}
 
+    // Where an exception came between the halves of a swap, nothing may be written to its rows any longer.
+    ~PythonDomain() override {
+        try {
+            group_.attr("drop_swap")();
+        } catch (py::error_already_set& error) {
+            error.discard_as_unraisable("the end of a domain");
+        }
+    }
+
     void sum(double* x, std::int64_t count) override {
         const py::gil_scoped_acquire acquire;
         group_.attr("sum")(view(x, count * sizeof(double)));

@@ -139,6 +139,16 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
+def _femtoseconds(text: str) -> float:
+    """A time on the command line."""
+    try:
+        return float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not a number of femtoseconds; for 10 ps give 10000"
+        ) from None
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="mdtrajnet", description="Predict molecular dynamics trajectories directly."
@@ -179,8 +189,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--model", help=f"bundled name, folder or .pt file {said('model')}")
     add("--dtype", choices=["float32", "float64"], help=said("dtype"))
     add("--device", help=f"torch device {said('device')}")
-    add("--dt", type=float, help=f"spacing of the frames, fs {said('dt')}")
-    add("--duration", type=float, help=f"length, fs {said('duration')}")
+    add("--dt", type=_femtoseconds, help=f"spacing of the frames, fs {said('dt')}")
+    add("--duration", type=_femtoseconds, help=f"length, fs {said('duration')}")
     add(
         "--temperature",
         type=float,
@@ -188,7 +198,7 @@ def _parser() -> argparse.ArgumentParser:
         f"velocities, or {DEFAULT_TEMPERATURE_K:g} K for one at rest)",
     )
     add("--seed", type=int, help=f"of the velocities {said('seed')}")
-    add("--window", type=float, help="stride, fs (default: the model's own)")
+    add("--window", type=_femtoseconds, help="stride, fs (default: the model's own)")
     add(
         "--method",
         choices=METHODS,
@@ -210,10 +220,14 @@ def _parser() -> argparse.ArgumentParser:
         "(default: none, constant energy)",
     )
     add("--friction", type=float, help=f"of langevin, 1/fs (default: {Langevin.friction_per_fs:g})")
-    add("--time-constant", type=float, help=f"of csvr, fs (default: {CSVR.time_constant_fs:g})")
+    add(
+        "--time-constant",
+        type=_femtoseconds,
+        help=f"of csvr, fs (default: {CSVR.time_constant_fs:g})",
+    )
     add(
         "--equilibration",
-        type=float,
+        type=_femtoseconds,
         help="time before the first frame, fs, with a thermostat, which brings the vibrations to "
         f"the temperature (default: {EQUILIBRATION_FS:g} where velocities are drawn, else 0; 0 "
         "turns it off)",
@@ -254,7 +268,9 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--steps", type=int, default=1500)
     sub.add_argument("--batch-size", type=int, default=32)
     sub.add_argument("--learning-rate", type=float, default=1e-3)
-    sub.add_argument("--frame", type=float, help="spacing of the frames, fs, if files lack it")
+    sub.add_argument(
+        "--frame", type=_femtoseconds, help="spacing of the frames, fs, if files lack it"
+    )
     sub.add_argument("--masses", choices=["standard"], help=MASSES)
     sub.add_argument("--processes", type=int, default=1)
     sub.add_argument("--seed", type=int, default=0)
@@ -278,10 +294,10 @@ def _parser() -> argparse.ArgumentParser:
         help="targets of the trajectories in turn, K",
     )
     sub.add_argument("--conformers", type=int, default=3, help="at most, per SMILES")
-    sub.add_argument("--step", type=float, default=0.25, help="MD time step, fs")
-    sub.add_argument("--frame", type=float, default=1.0, help="time between frames, fs")
-    sub.add_argument("--duration", type=float, default=500.0, help="fs")
-    sub.add_argument("--equilibration", type=float, default=200.0, help="fs")
+    sub.add_argument("--step", type=_femtoseconds, default=0.25, help="MD time step, fs")
+    sub.add_argument("--frame", type=_femtoseconds, default=1.0, help="time between frames, fs")
+    sub.add_argument("--duration", type=_femtoseconds, default=500.0, help="fs")
+    sub.add_argument("--equilibration", type=_femtoseconds, default=200.0, help="fs")
     sub.add_argument("--seed", type=int, default=0)
     sub.add_argument("--processes", type=int, default=1)
     sub.add_argument("--max-energy-std", type=float, default=0.02, help="eV")
@@ -296,7 +312,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     sub.add_argument(
         "--time-constant",
-        type=float,
+        type=_femtoseconds,
         help=f"of nose-hoover and csvr, fs (default: {CSVR.time_constant_fs:g})",
     )
 
@@ -311,7 +327,9 @@ def _parser() -> argparse.ArgumentParser:
     add_model(sub)
     sub.add_argument("--trajectories", nargs="+", help="only those of these names")
     sub.add_argument("--molecules", nargs="+", help="only groups of these names")
-    sub.add_argument("--frame", type=float, help="spacing of frames, fs, where a file lacks it")
+    sub.add_argument(
+        "--frame", type=_femtoseconds, help="spacing of frames, fs, where a file lacks it"
+    )
     sub.add_argument("--masses", choices=["standard"], help=MASSES)
     add = functools.partial(sub.add_argument, default=argparse.SUPPRESS)
     add(
@@ -319,7 +337,7 @@ def _parser() -> argparse.ArgumentParser:
         type=int,
         help=f"random pairs of frames for each time (default: {EVALUATE['pairs']})",
     )
-    add("--times", type=float, nargs="+", help="fs (default: 1 fs to the window)")
+    add("--times", type=_femtoseconds, nargs="+", help="fs (default: 1 fs to the window)")
     add("--seed", type=int, help=f"of the pairs (default: {EVALUATE['seed']})")
     sub.add_argument("--output", type=Path, help="new folder for the tables and plots")
     sub.add_argument(
@@ -331,10 +349,10 @@ def _parser() -> argparse.ArgumentParser:
     of_rollouts = sub.add_argument_group("with --rollout")
     add = functools.partial(of_rollouts.add_argument, default=argparse.SUPPRESS)
     add("--method", choices=METHODS, help="as for simulate")
-    add("--window", type=float, help="stride, fs (default: the model's own)")
+    add("--window", type=_femtoseconds, help="stride, fs (default: the model's own)")
     add("--energy-rate", type=float, help="as for simulate")
-    add("--duration", type=float, help="of the runs, fs (default: the trajectories')")
-    add("--spacing", type=float, help="of frames, fs (default: the trajectories')")
+    add("--duration", type=_femtoseconds, help="of the runs, fs (default: the trajectories')")
+    add("--spacing", type=_femtoseconds, help="of frames, fs (default: the trajectories')")
 
     sub = command("convert", _convert, "Convert checkpoints of the published implementation.")
     sub.add_argument("files", nargs="+", type=Path, help="one .pt file, or those of a collection")
@@ -371,7 +389,9 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument(
         "--model", help="of the dipoles: bundled name or folder (default: that of the run)"
     )
-    sub.add_argument("--frame", type=float, help="spacing of frames, fs, where the file lacks it")
+    sub.add_argument(
+        "--frame", type=_femtoseconds, help="spacing of frames, fs, where the file lacks it"
+    )
     sub.add_argument("--output", type=Path, help="prefix of the .csv and .png (default: beside)")
     sub.add_argument("--resolution", type=float, help="cm^-1 (default: 20, or what the run allows)")
     sub.add_argument(
@@ -379,7 +399,9 @@ def _parser() -> argparse.ArgumentParser:
         type=float,
         help="cm^-1 (default: 4500, or what the frames allow down to 4000; 2500 without hydrogen)",
     )
-    sub.add_argument("--skip", type=float, default=0.0, help="leave out the first so many fs")
+    sub.add_argument(
+        "--skip", type=_femtoseconds, default=0.0, help="leave out the first so many fs"
+    )
 
     sub = command(
         "analyze",
@@ -389,9 +411,13 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument(
         "trajectory", type=Path, help="folder of a run, .traj, .extxyz, .h5, or what ASE reads"
     )
-    sub.add_argument("--frame", type=float, help="spacing of frames, fs, where the file lacks it")
+    sub.add_argument(
+        "--frame", type=_femtoseconds, help="spacing of frames, fs, where the file lacks it"
+    )
     sub.add_argument("--output", type=Path, help="new folder (default: beside)")
-    sub.add_argument("--skip", type=float, default=0.0, help="leave out the first so many fs")
+    sub.add_argument(
+        "--skip", type=_femtoseconds, default=0.0, help="leave out the first so many fs"
+    )
     sub.add_argument("--rdf", action="store_true", help="radial distribution functions, by pairs")
     sub.add_argument("--farthest", type=float, help="Å, of these (default: half of the cell)")
     sub.add_argument("--msd", action="store_true", help="mean-square displacements and diffusion")
@@ -411,8 +437,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     sub.add_argument("trajectory", type=Path, help="folder of a run, or a trajectory file")
     sub.add_argument("output", type=Path, help="new file")
-    sub.add_argument("--frame", type=float, help="spacing of frames, fs, where the file lacks it")
-    sub.add_argument("--skip", type=float, default=0.0, help="leave out the first so many fs")
+    sub.add_argument(
+        "--frame", type=_femtoseconds, help="spacing of frames, fs, where the file lacks it"
+    )
+    sub.add_argument(
+        "--skip", type=_femtoseconds, default=0.0, help="leave out the first so many fs"
+    )
     sub.add_argument("--every", type=int, default=1, help="one frame in so many")
 
     sub = command(

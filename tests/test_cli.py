@@ -95,6 +95,14 @@ def test_run_json_is_enough_to_repeat_the_run(tmp_path):
     )
 
 
+def test_times_are_numbers_of_femtoseconds(tmp_path, capsys):
+    for words in ("simulate water --duration 10ps", "spectrum run --skip 1ps"):
+        with pytest.raises(SystemExit):
+            main(words.split())
+        assert "is not a number of femtoseconds; for 10 ps give 10000" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
 def test_isotopes_are_refused_or_taken_for_their_elements(tmp_path, capsys):
     for text in ("[2H]O[2H]", "heavy.extxyz"):
         atoms = read_structure("water")

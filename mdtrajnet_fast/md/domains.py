@@ -148,7 +148,7 @@ class Share:
     """A process's share of a system: which atoms, where they are, and who has to know of them.
 
     reach: how far (Å) atoms may see, with the skin. What native code calls (:class:`_C.Domain`):
-    sum, meet, begin_swap, end_swap and sum_named.
+    sum, meet, begin_swap, end_swap, drop_swap and sum_named.
     """
 
     def __init__(self, processes: Processes, system: System, reach: float):
@@ -162,6 +162,7 @@ class Share:
         self._far = reach * np.linalg.norm(self._to_fractions, axis=0)
         self.met = 0  # how often ghosts have been found
         self.ids = np.empty(0, dtype=np.int64)
+        self._swapped: list[Any] = []  # rows under way
 
     def take(self, positions: np.ndarray) -> None:
         """Own the atoms that are in the brick, of all of the system's positions [atoms, 3] (Å)."""
@@ -252,6 +253,11 @@ class Share:
     def end_swap(self) -> None:
         """Wait for the ghosts' rows."""
         self._processes.end_swap(self._swapped)
+        self.drop_swap()
+
+    def drop_swap(self) -> None:
+        """Let go of rows that are under way."""
+        self._swapped = []
 
     def sum_named(self, names: memoryview, rows: memoryview, width: int) -> None:
         """Of rows of float64 with int64 names: add up all of the same name, in place."""

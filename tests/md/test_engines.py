@@ -106,7 +106,7 @@ def assert_same_trajectory(
 @pytest.mark.parametrize("system", SYSTEMS)
 @pytest.mark.parametrize("model", MODELS)
 def test_the_engines_are_one(model, system, dt):
-    assert_same_trajectory(MODELS[model], SYSTEMS[system](), dt=dt)
+    assert_same_trajectory(MODELS[model], SYSTEMS[system](), dt=dt, duration=27.0 + dt)
 
 
 @pytest.mark.parametrize("dt", [3.0, 25.0])
@@ -121,7 +121,7 @@ def test_the_engines_are_one_in_plain_windows(model, system, dt):
     [
         {"window": 7.0},
         {"start": 2, "duration": 80.0},
-        {"window": 1 / 3, "dt": 0.5},
+        {"window": 1 / 3, "dt": 0.5, "duration": 7.0},
         {"dt": 30.0, "duration": 100.0},  # three windows for each frame
         {"dt": 35.0, "duration": 100.0, "start": 1},
         {"dt": 60.0, "duration": 125.0, "method": "plain"},
