@@ -13,18 +13,17 @@ from __future__ import annotations
 import argparse
 import os
 import subprocess
-import sys
 import time
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-os.environ["OMP_NUM_THREADS"] = "1"
+os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported, which reads it
 
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
 from periodic import diamond  # noqa: E402
-from report import HERE, began, heading, write  # noqa: E402
+from report import HERE, began, heading, launched, write  # noqa: E402
 
 from mdtrajnet_fast import MDtrajNet, load_model, thermal_velocities  # noqa: E402
 from mdtrajnet_fast.md.domains import Processes, bricks_of  # noqa: E402
@@ -87,11 +86,8 @@ def worker(cells: int, windows: int, folder: Path) -> None:
 
 def measure(count: int, cells: int, windows: int) -> list[dict[str, np.ndarray]]:
     """What each of so many processes has found."""
-    words = [sys.executable]
-    if count > 1:
-        words += ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count)]
     with TemporaryDirectory() as folder:
-        words += [__file__, "--worker", folder]
+        words = [*launched(count), __file__, "--worker", folder]
         words += ["--cells", str(cells), "--windows", str(windows)]
         subprocess.run(words, check=True)
         return [dict(np.load(f"{folder}/{k}.npz")) for k in range(count)]

@@ -290,6 +290,15 @@ def versions(*also: str) -> dict[str, str | None]:
     return found
 
 
+def launched(processes: int) -> list[str]:
+    """The words of a command line that start a script in so many processes, more than one with
+    torchrun."""
+    if processes == 1:
+        return [sys.executable]
+    torchrun = ["-m", "torch.distributed.run", "--standalone"]
+    return [sys.executable, *torchrun, "--nproc-per-node", str(processes)]
+
+
 def began(quick: bool, *also: str) -> dict[str, Any]:
     """What every report says of its run; also: further packages whose versions matter."""
     return {

@@ -15,14 +15,13 @@ import dataclasses
 import os
 import statistics
 import subprocess
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
-os.environ["OMP_NUM_THREADS"] = "1"
+os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported, which reads it
 
-from report import HERE, began, heading, write  # noqa: E402
+from report import HERE, began, heading, launched, write  # noqa: E402
 
 from mdtrajnet_fast import TrainConfig, fit  # noqa: E402
 
@@ -48,13 +47,10 @@ def worker(recipe: str, steps: int, folder: str) -> None:
 
 def measure(count: int, recipe: str, steps: int) -> tuple[list[float], list[float]]:
     """Wall time (s) of a step in each stretch but the first, and the mean losses of all."""
-    words = [sys.executable]
-    if count > 1:
-        words += ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count)]
     with tempfile.TemporaryDirectory() as folder:
         run = f"{folder}/run"
-        words += [__file__, recipe, "--steps", str(steps), "--worker", run]
-        subprocess.run(words, check=True)
+        words = [__file__, recipe, "--steps", str(steps), "--worker", run]
+        subprocess.run([*launched(count), *words], check=True)
         with open(f"{run}/log.csv") as file:
             rows = list(csv.DictReader(file))
     ends = [float(row["seconds"]) for row in rows]

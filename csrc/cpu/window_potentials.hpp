@@ -57,7 +57,6 @@ struct WindowMemory {
     }
     T* entry_of(long layer, long atom) const { return entry.data() + (layer * atoms + atom) * row.entry; }
     T* slope_of(long layer, long atom) const { return slope.data() + (layer * atoms + atom) * row.hidden; }
-
 };
 
 // Rows [channels] that ghosts need of their owners; what pads them is not sent.
