@@ -57,6 +57,7 @@ SHORTER = {
         ("--steps 1000", "--steps 2"),
         ("--dt 2 --duration 2000", "--dt 2 --duration 50 --equilibration 0"),
     ],
+    "tutorials/other-programs.md": [("<total_steps> 400 <", "<total_steps> 8 <")],
     "tutorials/cluster.md": [("--dt 2 --duration 500", "--duration 10 --equilibration 0")],
     "tutorials/gpu.md": [] if torch.cuda.is_available() else [("cuda", "cpu")],
 }

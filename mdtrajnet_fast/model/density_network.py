@@ -94,7 +94,7 @@ class DensityNetwork(nn.Module):
                     surroundings = self._surroundings(graph.padded, own)
                 radial, harmonics = surroundings
                 slots = graph.padded.neighbor[own]
-                neighbors = seen.index_select(0, slots.flatten()).view(*slots.shape, -1)
+                neighbors = seen.index_select(0, slots.flatten()).view(*slots.shape, seen.shape[1])
                 density = harmonics @ ((radial @ self.radial[:, k]) * neighbors)
                 features = _invariants(density, self.maps[:, k]) * (element[own] @ self.scale[k])
                 x = functional.silu(features @ self.first[:, k] + bias[own])

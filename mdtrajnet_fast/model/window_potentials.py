@@ -67,10 +67,21 @@ class WindowPotentials(DensityNetwork):
 
         learning: whether gradients of the slopes will be asked for.
         """
+        energy, along = self._along_edges(graph, role, learning)
+        slopes = along.new_zeros(graph.atoms + 1, 3)  # the last is for edges that no atom has
+        slopes = slopes.index_add(0, graph.neighbor, along).index_add(0, graph.centre, -along)[:-1]
+        return energy if learning else energy.detach(), slopes
+
+    def virial(self, graph: Graph, role: Tensor) -> Tensor:
+        """How the sum of the atomic energies changes with a strain of all edges, [3, 3] (eV)."""
+        _, along = self._along_edges(graph, role, learning=False)
+        found = graph.r.detach().double().T @ along.double()
+        return (found + found.T) / 2
+
+    def _along_edges(self, graph: Graph, role: Tensor, learning: bool) -> tuple[Tensor, Tensor]:
+        """Atomic energies, and the slopes of their sum with the edges' vectors [edges, 3]."""
         with torch.enable_grad():
             graph = replace(graph, r=graph.r.detach().requires_grad_(True))
             energy = self(graph, role)
             (along,) = torch.autograd.grad(energy.sum(), graph.r, create_graph=learning)
-        slopes = along.new_zeros(graph.atoms + 1, 3)  # the last is for edges that no atom has
-        slopes = slopes.index_add(0, graph.neighbor, along).index_add(0, graph.centre, -along)[:-1]
-        return energy if learning else energy.detach(), slopes
+        return energy, along
