@@ -1,5 +1,6 @@
 import io
 
+import ase
 import cases
 import numpy as np
 import pytest
@@ -41,6 +42,12 @@ def test_stress_is_the_slope_with_strain():
     stress = atoms.get_stress()
     assert abs(stress).min() > 1e-5
     np.testing.assert_allclose(stress, calculate_numerical_stress(atoms, eps=1e-5), atol=1e-6)
+
+
+def test_atoms_out_of_sight_of_each_other_have_no_stress():
+    atoms = ase.Atoms("C2", [[0, 0, 0], [0, 0, 15]], cell=[30, 30, 30], pbc=True)
+    atoms.calc = MDtrajNetCalculator(MODEL)
+    np.testing.assert_array_equal(atoms.get_stress(), 0)
 
 
 def test_stress_needs_a_cell():
