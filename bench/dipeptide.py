@@ -2,8 +2,8 @@
 
     python recipes/dipeptide_data.py train vacuum data
     python recipes/dipeptide_data.py statistics vacuum data/vacuum-reference.npz
-    mdtrajnet finetune molecules-nve data/vacuum-100ps.h5 data/vacuum-held-out.h5 \\
-        --held-out data/vacuum-held-out.h5 --output tuned
+    mdtrajnet finetune molecules-nve data/vacuum-100ps.h5 --held-out data/vacuum-held-out.h5 \\
+        --output tuned
     python bench/dipeptide.py run tuned data/vacuum-held-out.h5 runs/tuned.npz --ps 500
     python bench/dipeptide.py static data/vacuum-reference.npz tuned ani.pt
     python bench/dipeptide.py table data/vacuum-reference.npz runs/*.npz --output dipeptide

@@ -260,7 +260,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument(
         "--held-out",
         nargs="+",
-        help="trajectories to judge by (default: every fifth name, or the last)",
+        help="trajectories to judge by, or files (default: every fifth name, or the last)",
     )
     sub.add_argument(
         "--replay", nargs="+", default=(), help="other trajectories to train on, to keep them known"

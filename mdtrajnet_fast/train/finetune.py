@@ -56,7 +56,7 @@ def finetune(
     data: Sequence[str | Path],
     output: str | Path,
     *,
-    held_out: Sequence[str] | None = None,
+    held_out: Sequence[str | Path] | None = None,
     replay: Sequence[str | Path] = (),
     steps: int = 1500,
     batch_size: int = 32,
@@ -73,9 +73,9 @@ def finetune(
     data: trajectory files (:func:`~mdtrajnet_fast.data.records.load_records`), at least two
         trajectories in all, with frames close enough: a third of a window apart or less.
     output: folder of the training; the model is in its model/.
-    held_out: what it is judged by and not trained on: names of trajectories, or some of the data
-        files. None: every fifth name, or the last; every fifth file if all trajectories have one
-        name, as those of ASE's files do.
+    held_out: what it is judged by and not trained on: names of trajectories, or files, of the data
+        or others. None: every fifth name, or the last; every fifth file if all trajectories have
+        one name, as those of ASE's files do.
     replay: files of other trajectories to be trained on as well, so that the model keeps what it
         knew.
     steps, batch_size, learning_rate, processes, seed: of the training, by SOAP.
@@ -87,9 +87,11 @@ def finetune(
     """
     before = load_model(model)
     files = [str(path) for path in data]
+    wanted = [str(one) for one in held_out] if held_out is not None else None
+    files += [one for one in wanted or () if one not in files and Path(one).is_file()]
     load = partial(load_records, frame_fs=frame_fs, masses=masses)
     records = load(files)
-    apart = _held_out(records, files, held_out)
+    apart = _held_out(records, files, wanted)
     if set(apart) <= set(files):  # whole files
         files = [path for path in files if path not in apart]
         judges: dict[str, Any] = {"data": list(apart)}
@@ -129,19 +131,18 @@ def finetune(
     return FineTuned(after, judged, _errors(after, pairs), apart)
 
 
-def _held_out(
-    records: list[Record], files: list[str], wanted: Sequence[str] | None
-) -> tuple[str, ...]:
+def _held_out(records: list[Record], files: list[str], wanted: list[str] | None) -> tuple[str, ...]:
     """The names of trajectories, or the files, to be held out."""
     names = sorted({record.trajectory for record in records})
     known = names if len(names) > 1 else files
     if wanted is not None:
-        held = tuple(dict.fromkeys(str(name) for name in wanted))
+        held = tuple(dict.fromkeys(wanted))
         known = files if set(held) <= set(files) else names
         if unknown := sorted(set(held) - set(known)):
+            some = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
             raise ValueError(
-                f"held_out: no trajectory and no data file is called {unknown[0]!r}; there are "
-                f"{names} in {files}"
+                f"held_out: no trajectory and no file is called {unknown[0]!r}; there are the "
+                f"trajectories {some} in {files}"
             )
     else:
         held = tuple(known[HELD_OUT - 1 :: HELD_OUT]) or tuple(known[-1:])

@@ -46,7 +46,7 @@ def test_window_potentials_get_better(files, tmp_path):
 
 def test_the_motion_of_other_models(files, tmp_path, capsys):
     chosen = ["--held-out", str(files[0]), "--steps", "200", "--learning-rate", "0.02", "--quiet"]
-    given = [str(tmp_path / "motion"), *map(str, files)]
+    given = [str(tmp_path / "motion"), *map(str, files[1:])]
     assert main(["finetune", *given, "--output", str(tmp_path / "run"), *chosen]) == 0
     said = capsys.readouterr().out
     assert "acceleration" not in said and "energy" not in said
@@ -57,7 +57,8 @@ def test_the_motion_of_other_models(files, tmp_path, capsys):
 def test_refusals(files, tmp_path):
     for data, options, match in (
         (files[:1], {}, "would be held out"),
-        (files, {"held_out": ["traj07"]}, "'traj07'; there are"),
+        (files, {"held_out": ["traj07"]}, "'traj07'; there are the trajectories"),
+        (files[:1], {"held_out": files[:1]}, "would be held out"),
         (files, {"steps": 0}, "steps must be"),
     ):
         with pytest.raises(ValueError, match=match):
