@@ -16,23 +16,22 @@ constexpr int kAccumulators = 12;
 
 // GCC and Clang contract a * b + c to one instruction where the set has it (-ffp-contract=fast); the baseline of x86-64
 // has none and takes two.
-#define KERNEL(name, type, bytes, ...)                                             \
-    __VA_ARGS__ double name(long rounds) {                                         \
-        typedef type Vector __attribute__((vector_size(bytes)));                   \
-        Vector sum[kAccumulators];                                                 \
-        Vector factor, term;                                                       \
-        for (int lane = 0; lane < int(bytes / sizeof(type)); ++lane) {             \
-            factor[lane] = type(0.999);                                            \
-            term[lane] = type(0.001);                                              \
-        }                                                                          \
-        for (int k = 0; k < kAccumulators; ++k) sum[k] = term * type(k);           \
-        for (long round = 0; round < rounds; ++round) {                            \
-            _Pragma("GCC unroll 16") for (int k = 0; k < kAccumulators; ++k)       \
-                sum[k] = sum[k] * factor + term;                                   \
-        }                                                                          \
-        double total = 0;                                                          \
-        for (int k = 0; k < kAccumulators; ++k) total += double(sum[k][0]);        \
-        return total;                                                              \
+#define KERNEL(name, type, bytes, ...)                                                                        \
+    __VA_ARGS__ double name(long rounds) {                                                                    \
+        typedef type Vector __attribute__((vector_size(bytes)));                                              \
+        Vector sum[kAccumulators];                                                                            \
+        Vector factor, term;                                                                                  \
+        for (int lane = 0; lane < int(bytes / sizeof(type)); ++lane) {                                        \
+            factor[lane] = type(0.999);                                                                       \
+            term[lane] = type(0.001);                                                                         \
+        }                                                                                                     \
+        for (int k = 0; k < kAccumulators; ++k) sum[k] = term * type(k);                                      \
+        for (long round = 0; round < rounds; ++round) {                                                       \
+            _Pragma("GCC unroll 16") for (int k = 0; k < kAccumulators; ++k) sum[k] = sum[k] * factor + term; \
+        }                                                                                                     \
+        double total = 0;                                                                                     \
+        for (int k = 0; k < kAccumulators; ++k) total += double(sum[k][0]);                                   \
+        return total;                                                                                         \
     }
 
 KERNEL(base_f32, float, 16, )

@@ -143,10 +143,10 @@ class Input {
             const py::array array = as_array(pbc, "pbc");
             const bool fits = many ? has_shape(array, {systems.count, 3}) : array.ndim() == 0 || has_shape(array, {3});
             if (!fits || !kind_in(array, "biu"))
-                throw py::value_error("pbc must be " +
-                                      (many ? "a bool array of shape " + systems_text + "3]"
-                                            : std::string("a bool or three of them")) +
-                                      ", got a " + describe(array));
+                throw py::value_error(
+                    "pbc must be " +
+                    (many ? "a bool array of shape " + systems_text + "3]" : std::string("a bool or three of them")) +
+                    ", got a " + describe(array));
             const auto flags = py::array_t<bool, py::array::c_style | py::array::forcecast>::ensure(array);
             pbc_.resize(3 * systems.count);
             for (size_t k = 0; k < pbc_.size(); ++k) pbc_[k] = flags.data()[array.ndim() ? k : 0];
@@ -234,13 +234,14 @@ using Neighbors = py::array_t<std::int32_t, py::array::c_style>;
 
 void check_edges(const RowPtr& row_ptr, const Neighbors& neighbor) {
     const std::int64_t atoms = row_ptr.size() - 1, edges = neighbor.size();
-    bool sound = row_ptr.ndim() == 1 && neighbor.ndim() == 1 && atoms >= 0 && row_ptr.at(0) == 0 &&
-                 row_ptr.at(atoms) == edges;
+    bool sound =
+        row_ptr.ndim() == 1 && neighbor.ndim() == 1 && atoms >= 0 && row_ptr.at(0) == 0 && row_ptr.at(atoms) == edges;
     for (std::int64_t i = 0; sound && i < atoms; ++i) sound = row_ptr.data()[i] <= row_ptr.data()[i + 1];
     for (std::int64_t e = 0; sound && e < edges; ++e) sound = 0 <= neighbor.data()[e] && neighbor.data()[e] < atoms;
     if (!sound)
-        throw py::value_error("edges are not compressed rows: row_ptr [atoms + 1] must rise from 0 to the length of "
-                              "neighbor, whose entries are atoms; take them from neighbor_list");
+        throw py::value_error(
+            "edges are not compressed rows: row_ptr [atoms + 1] must rise from 0 to the length of "
+            "neighbor, whose entries are atoms; take them from neighbor_list");
 }
 
 py::array_t<std::int64_t> components(const RowPtr& row_ptr, const Neighbors& neighbor) {
@@ -273,11 +274,12 @@ py::tuple vectors_of_edges(const py::object& positions, const Array<double>& vel
     check_edges(row_ptr, neighbor);
     const std::int64_t atoms = input.systems.atoms;
     if (!has_shape(velocities, {atoms, 3}) || row_ptr.size() != atoms + 1 || !has_shape(shift, {neighbor.size(), 3}))
-        throw py::value_error("velocities must be of shape [atoms, 3], row_ptr [atoms + 1] and shift [edges, 3] for the " +
-                              std::to_string(atoms) + " positions given, got a " + describe(velocities) + ", a " +
-                              describe(row_ptr) + " and a " + describe(shift));
+        throw py::value_error(
+            "velocities must be of shape [atoms, 3], row_ptr [atoms + 1] and shift [edges, 3] for the " +
+            std::to_string(atoms) + " positions given, got a " + describe(velocities) + ", a " + describe(row_ptr) +
+            " and a " + describe(shift));
     return (float64 ? edge_vectors_as<double> : edge_vectors_as<float>)(input.systems, velocities, row_ptr, neighbor,
-                                                                       shift);
+                                                                        shift);
 }
 
 void expect(const py::array& array, std::initializer_list<py::ssize_t> shape, const char* name) {
@@ -295,10 +297,9 @@ void check_components(const Array<std::int64_t>& component, std::int64_t atoms) 
                                   std::to_string(component.data()[i]) + "; take them from connected_components");
 }
 
-py::tuple conserve_momenta(const Array<double>& positions, const Array<double>& velocities,
-                           const Array<double>& masses, const Array<double>& t, const Array<double>& moved,
-                           const Array<double>& velocity, const Array<std::int64_t>& component,
-                           const Array<bool>& isolated, int steps) {
+py::tuple conserve_momenta(const Array<double>& positions, const Array<double>& velocities, const Array<double>& masses,
+                           const Array<double>& t, const Array<double>& moved, const Array<double>& velocity,
+                           const Array<std::int64_t>& component, const Array<bool>& isolated, int steps) {
     const std::int64_t atoms = masses.size(), times = t.size();
     expect(masses, {atoms}, "masses");
     expect(t, {times}, "t");
@@ -351,7 +352,8 @@ PYBIND11_MODULE(_C, m) {
           "How this module was built: compiler, flags, instruction_sets, openmp (its date), and cuda: None, or\n"
           "the version of nvcc and the archs.");
     m.def("neighbor_list", &neighbor_list, py::arg("positions"), py::arg("cutoff"), py::arg("cell"), py::arg("pbc"),
-          py::arg("ptr"), py::arg("threads"), "row_ptr, neighbor, shift: see mdtrajnet_fast.neighbors.host.neighbor_list.");
+          py::arg("ptr"), py::arg("threads"),
+          "row_ptr, neighbor, shift: see mdtrajnet_fast.neighbors.host.neighbor_list.");
     py::class_<VerletList>(m, "VerletList", "See mdtrajnet_fast.neighbors.host.NeighborList.")
         .def(py::init([](double cutoff, double skin) {
                  if (!(std::isfinite(skin) && skin >= 0))

@@ -41,7 +41,8 @@ AttentionWeights<T> weights_of(const AttentionSizes& size, const Pointers& point
             w.layer_weight[net][layer] = as<T>(pointers.at(k++));
             w.layer_bias[net][layer] = as<T>(pointers.at(k++));
         }
-    for (T** p : {&w.query, &w.key_atom, &w.key_edge, &w.value_atom, &w.value_edge, &w.scalar_atom, &w.scalar_edge, &w.out})
+    for (T** p :
+         {&w.query, &w.key_atom, &w.key_edge, &w.value_atom, &w.value_edge, &w.scalar_atom, &w.scalar_edge, &w.out})
         *p = as<T>(pointers.at(k++));
     return w;
 }
@@ -61,8 +62,8 @@ Graph graph_of(const py::tuple& t) {
             t[4].cast<Pointer>()};
 }
 
-std::shared_ptr<Block> make_block(bool real, long scalars, long time_channels, long centres, long heads, long key_channels,
-                                  long value_channels, const std::vector<long>& key_hidden,
+std::shared_ptr<Block> make_block(bool real, long scalars, long time_channels, long centres, long heads,
+                                  long key_channels, long value_channels, const std::vector<long>& key_hidden,
                                   const std::vector<long>& value_hidden, double cutoff, bool envelope,
                                   const Pointers& weights, bool gradients) {
     AttentionSizes size{scalars, time_channels, centres, heads, key_channels, value_channels, {}, {}, cutoff, envelope};
@@ -107,8 +108,9 @@ std::vector<T*> all_as(const Pointers& pointers) {
 void check_labels(const char* name, Pointer labels, std::int64_t atoms, std::int64_t count) {
     for (std::int64_t i = 0; i < atoms; ++i)
         if (const std::int64_t label = as<std::int64_t>(labels)[i]; label < 0 || label >= count)
-            throw py::value_error(std::string("the graph's ") + name + " must lie in 0 .. " + std::to_string(count - 1) +
-                                  ", but atom " + std::to_string(i) + " has " + std::to_string(label));
+            throw py::value_error(std::string("the graph's ") + name + " must lie in 0 .. " +
+                                  std::to_string(count - 1) + ", but atom " + std::to_string(i) + " has " +
+                                  std::to_string(label));
 }
 
 // potential: None, or species, radial, products, hidden, cutoff and the addresses of the weights.
@@ -117,17 +119,18 @@ DensityNetwork density_network(const py::object& of) {
     if (of.is_none()) return {};
     const py::tuple t = of;
     const auto size = [&](int k) { return t[k].cast<long>(); };
-    DensityNetwork network{static_cast<int>(size(0)),
-                           {size(1), size(2), size(3), size(4), size(5), size(6), t[7].cast<double>()}, {}};
+    DensityNetwork network{
+        static_cast<int>(size(0)), {size(1), size(2), size(3), size(4), size(5), size(6), t[7].cast<double>()}, {}};
     const auto weights = t[8].cast<Pointers>();
     for (std::size_t k = 0; k < std::size(network.weights); ++k) network.weights[k] = as<void>(weights.at(k));
     return network;
 }
 
-std::shared_ptr<Predictor> make_predictor(bool real, std::vector<Blocks> members, const Pointers& embeddings, long species,
-                                          long species_channels, long time_channels, double radial_cutoff, bool running,
-                                          bool conserving, bool readout, double time_cutoff, const py::object& potential,
-                                          const py::object& window_potentials, const py::object& dipole) {
+std::shared_ptr<Predictor> make_predictor(bool real, std::vector<Blocks> members, const Pointers& embeddings,
+                                          long species, long species_channels, long time_channels, double radial_cutoff,
+                                          bool running, bool conserving, bool readout, double time_cutoff,
+                                          const py::object& potential, const py::object& window_potentials,
+                                          const py::object& dipole) {
     PredictorParts parts{};
     parts.real = real;
     parts.running = running;
@@ -137,7 +140,8 @@ std::shared_ptr<Predictor> make_predictor(bool real, std::vector<Blocks> members
     if (!potential.is_none()) {
         const py::tuple t = potential;
         parts.has_potential = true;
-        parts.potential = {t[0].cast<long>(), t[1].cast<long>(), t[2].cast<long>(), t[3].cast<long>(), t[4].cast<double>()};
+        parts.potential = {t[0].cast<long>(), t[1].cast<long>(), t[2].cast<long>(), t[3].cast<long>(),
+                           t[4].cast<double>()};
         const auto weights = t[5].cast<Pointers>();
         for (std::size_t k = 0; k < std::size(parts.potential_weights); ++k)
             parts.potential_weights[k] = as<void>(weights.at(k));
@@ -219,7 +223,8 @@ template <class T>
 FoldedPaths<T> folded_of(const Pointers& pointers) {
     FoldedPaths<T> f;
     std::size_t k = 0;
-    for (T** p : {&f.query, &f.key_atom, &f.key_edge, &f.value_atom, &f.value_edge, &f.scalar_atom, &f.scalar_edge, &f.out})
+    for (T** p :
+         {&f.query, &f.key_atom, &f.key_edge, &f.value_atom, &f.value_edge, &f.scalar_atom, &f.scalar_edge, &f.out})
         *p = as<T>(pointers.at(k++));
     return f;
 }
@@ -239,8 +244,9 @@ void bind_attention(py::module_& module) {
 
     py::class_<Block, std::shared_ptr<Block>>(module, "AttentionBlock")
         .def(py::init(&make_block), py::kw_only(), py::arg("float64"), py::arg("scalars"), py::arg("time_channels"),
-             py::arg("centres"), py::arg("heads"), py::arg("key_channels"), py::arg("value_channels"), py::arg("key_hidden"),
-             py::arg("value_hidden"), py::arg("cutoff"), py::arg("envelope"), py::arg("weights"), py::arg("gradients"))
+             py::arg("centres"), py::arg("heads"), py::arg("key_channels"), py::arg("value_channels"),
+             py::arg("key_hidden"), py::arg("value_hidden"), py::arg("cutoff"), py::arg("envelope"), py::arg("weights"),
+             py::arg("gradients"))
         .def("forward",
              [](const Block& block, const py::tuple& graph, std::int64_t times, const Pointers& state,
                 const Pointers& tangent, const Pointers& out, const Pointers& out_tangent, int threads) {
@@ -250,23 +256,22 @@ void bind_attention(py::module_& module) {
                      block_forward<decltype(zero)>(block, g, times, state, tangent, out, out_tangent, threads);
                  });
              })
-        .def("backward",
-             [](const Block& block, const py::tuple& graph, std::int64_t times, const Pointers& state,
-                const Pointers& increment_gradient, const Pointers& state_gradient, const Pointers& weight_gradient,
-                const Pointers& edge_gradient, int threads) {
-                 const Graph g = graph_of(graph);
-                 const Computing computing;
-                 with_precision(block.real, [&](auto zero) {
-                     using T = decltype(zero);
-                     block.backward<T>(g.view<T>(), times, state_of<T>(state), state_of<T>(increment_gradient),
-                                       state_of<T>(state_gradient), weights_of<T>(block.size, weight_gradient),
-                                       {as<T>(edge_gradient.at(0)), as<T>(edge_gradient.at(1))}, threads);
-                 });
-             });
+        .def("backward", [](const Block& block, const py::tuple& graph, std::int64_t times, const Pointers& state,
+                            const Pointers& increment_gradient, const Pointers& state_gradient,
+                            const Pointers& weight_gradient, const Pointers& edge_gradient, int threads) {
+            const Graph g = graph_of(graph);
+            const Computing computing;
+            with_precision(block.real, [&](auto zero) {
+                using T = decltype(zero);
+                block.backward<T>(g.view<T>(), times, state_of<T>(state), state_of<T>(increment_gradient),
+                                  state_of<T>(state_gradient), weights_of<T>(block.size, weight_gradient),
+                                  {as<T>(edge_gradient.at(0)), as<T>(edge_gradient.at(1))}, threads);
+            });
+        });
 
     module.def("attention_stack",
-               [](const Blocks& blocks, bool running, const py::tuple& graph, std::int64_t times, const Pointers& scalars,
-                  const Pointers& displacement, const Pointers& velocity, int threads) {
+               [](const Blocks& blocks, bool running, const py::tuple& graph, std::int64_t times,
+                  const Pointers& scalars, const Pointers& displacement, const Pointers& velocity, int threads) {
                    const Graph g = graph_of(graph);
                    const Computing computing;
                    with_precision(blocks.at(0)->real, [&](auto zero) {
@@ -276,8 +281,8 @@ void bind_attention(py::module_& module) {
                                           all_as<T>(velocity).data(), threads);
                    });
                });
-    module.def("fold", [](bool float64, long scalars, long heads, const std::array<long, 8>& sizes, const Pointers& weights,
-                          const Pointers& folded, const Pointers& gradient) {
+    module.def("fold", [](bool float64, long scalars, long heads, const std::array<long, 8>& sizes,
+                          const Pointers& weights, const Pointers& folded, const Pointers& gradient) {
         const auto& [n, m, c0, v0, c1, v1, q0, q1] = sizes;
         const FoldSizes size{scalars, heads, {n, m}, {c0, v0}, {c1, v1}, {q0, q1}};
         const Computing computing;
@@ -287,8 +292,8 @@ void bind_attention(py::module_& module) {
     py::class_<Predictor, std::shared_ptr<Predictor>>(module, "Predictor")
         .def(py::init(&make_predictor), py::kw_only(), py::arg("real"), py::arg("members"), py::arg("embeddings"),
              py::arg("species"), py::arg("species_channels"), py::arg("time_channels"), py::arg("radial_cutoff"),
-             py::arg("running"), py::arg("conserving"), py::arg("readout"), py::arg("time_cutoff"), py::arg("potential"),
-             py::arg("window_potentials"), py::arg("dipole"))
+             py::arg("running"), py::arg("conserving"), py::arg("readout"), py::arg("time_cutoff"),
+             py::arg("potential"), py::arg("window_potentials"), py::arg("dipole"))
         .def("motion", &motion, py::arg("graph"), py::arg("atoms"), py::arg("t"), py::arg("threads"))
         .def("energies", &energies, py::arg("graph"), py::arg("species"), py::arg("energy"), py::arg("threads"))
         .def("slopes", &slopes, py::arg("graph"), py::arg("species"), py::arg("role"), py::arg("energy"),

@@ -15,7 +15,9 @@ using Address = std::uintptr_t;
 
 // Device memory and streams come as integers.  0 is null.
 template <class T>
-T* at(Address address) { return reinterpret_cast<T*>(address); }
+T* at(Address address) {
+    return reinterpret_cast<T*>(address);
+}
 
 #ifdef MDTRAJNET_CUDA
 #define ON_CUDA(...) __VA_ARGS__
@@ -30,8 +32,9 @@ void bind_cuda_neighbors(py::module_& m) {
     py::class_<Systems>(m, "CudaSystems", "csrc/cpu/neighbors.hpp: Systems, of device addresses.")
         .def(py::init([](Address positions, std::int64_t atoms, Address ptr, std::int64_t count, Address cells,
                          Address pbc) {
-                 return Systems{at<const double>(positions), atoms, at<const std::int64_t>(ptr), count,
-                                at<const double>(cells), at<const std::uint8_t>(pbc)};
+                 return Systems{at<const double>(positions), atoms,
+                                at<const std::int64_t>(ptr), count,
+                                at<const double>(cells),     at<const std::uint8_t>(pbc)};
              }),
              py::arg("positions"), py::arg("atoms"), py::arg("ptr"), py::arg("count"), py::arg("cells"),
              py::arg("pbc"));
@@ -41,9 +44,12 @@ void bind_cuda_neighbors(py::module_& m) {
                                        at<std::int32_t>(shift), capacity};
              }),
              py::arg("state"), py::arg("row_ptr"), py::arg("neighbor"), py::arg("shift"), py::arg("capacity"));
-    m.def("cuda_neighbor_bytes", [](std::int64_t atoms, std::int64_t systems) {
-        ON_CUDA(return py::make_tuple(cuda::workspace_bytes(atoms, systems), cuda::skin_bytes(atoms, systems)));
-    }, py::arg("atoms"), py::arg("systems"), "Bytes of the workspace and of a skin list's state.");
+    m.def(
+        "cuda_neighbor_bytes",
+        [](std::int64_t atoms, std::int64_t systems) {
+            ON_CUDA(return py::make_tuple(cuda::workspace_bytes(atoms, systems), cuda::skin_bytes(atoms, systems)));
+        },
+        py::arg("atoms"), py::arg("systems"), "Bytes of the workspace and of a skin list's state.");
     m.def("cuda_count_neighbors", [](const Systems& systems, double cutoff, std::int64_t capacity, Address workspace,
                                      Address row_ptr, Address status, Address stream) {
         ON_CUDA(cuda::count_neighbors(systems, cutoff, capacity, at<void>(workspace), at<std::int64_t>(row_ptr),
@@ -59,12 +65,12 @@ void bind_cuda_neighbors(py::module_& m) {
                                  Address workspace, Address stream) {
         ON_CUDA(cuda::update_skin(systems, cutoff, skin, list, at<void>(workspace), at<CUstream_st>(stream)));
     });
-    m.def("cuda_count_within", [](const Systems& systems, double cutoff, const cuda::SkinList& list,
-                                  std::int64_t capacity, Address workspace, Address row_ptr, Address status,
-                                  Address stream) {
-        ON_CUDA(cuda::count_within(systems, cutoff, list, capacity, at<void>(workspace), at<std::int64_t>(row_ptr),
-                                   at<cuda::Status>(status), at<CUstream_st>(stream)));
-    });
+    m.def("cuda_count_within",
+          [](const Systems& systems, double cutoff, const cuda::SkinList& list, std::int64_t capacity,
+             Address workspace, Address row_ptr, Address status, Address stream) {
+              ON_CUDA(cuda::count_within(systems, cutoff, list, capacity, at<void>(workspace),
+                                         at<std::int64_t>(row_ptr), at<cuda::Status>(status), at<CUstream_st>(stream)));
+          });
     m.def("cuda_fill_within", [](const Systems& systems, double cutoff, const cuda::SkinList& list, Address row_ptr,
                                  Address neighbor, Address shift, Address status, Address stream) {
         ON_CUDA(cuda::fill_within(systems, cutoff, list, at<const std::int64_t>(row_ptr), at<std::int32_t>(neighbor),

@@ -93,22 +93,23 @@ Method method_named(const std::string& name) {
     throw py::value_error("method must be plain, reversible or symplectic, got " + name);
 }
 
-std::unique_ptr<Engine> make_engine(std::shared_ptr<Predictor> predictor, std::vector<std::int64_t> ptr,
-                                    std::vector<std::int64_t> species, std::vector<double> masses,
-                                    const std::optional<Array>& cell,
-                                    const std::optional<py::array_t<bool, py::array::c_style | py::array::forcecast>>& pbc,
-                                    double skin, double fs, std::vector<double> back, double most, int steps,
-                                    double uncertain, const std::string& method, double pull, std::int64_t every,
-                                    std::int64_t needed, PythonDomain* domain) {
+std::unique_ptr<Engine> make_engine(
+    std::shared_ptr<Predictor> predictor, std::vector<std::int64_t> ptr, std::vector<std::int64_t> species,
+    std::vector<double> masses, const std::optional<Array>& cell,
+    const std::optional<py::array_t<bool, py::array::c_style | py::array::forcecast>>& pbc, double skin, double fs,
+    std::vector<double> back, double most, int steps, double uncertain, const std::string& method, double pull,
+    std::int64_t every, std::int64_t needed, PythonDomain* domain) {
     Contents contents{std::move(ptr), std::move(species), std::move(masses), {}, {}};
     const auto atoms = static_cast<std::int64_t>(contents.species.size());
     bool sound = contents.ptr.size() > 1 && contents.ptr[0] == 0 && contents.ptr.back() == atoms &&
                  contents.masses.size() == contents.species.size() && !back.empty();
     for (std::size_t s = 1; sound && s < contents.ptr.size(); ++s) sound = contents.ptr[s - 1] < contents.ptr[s];
-    for (const std::int64_t species : contents.species) sound = sound && 0 <= species && species < predictor->head().species;
+    for (const std::int64_t species : contents.species)
+        sound = sound && 0 <= species && species < predictor->head().species;
     if (!sound)
-        throw py::value_error("an engine needs systems of at least one atom each, with a known species and a mass for every "
-                              "atom of ptr [systems + 1]");
+        throw py::value_error(
+            "an engine needs systems of at least one atom each, with a known species and a mass for every "
+            "atom of ptr [systems + 1]");
     const py::ssize_t systems = contents.ptr.size() - 1;
     if (cell && pbc) {
         expect(*cell, {systems, 3, 3}, "cell");
@@ -123,8 +124,8 @@ std::unique_ptr<Engine> make_engine(std::shared_ptr<Predictor> predictor, std::v
         throw py::value_error("symplectic windows are of models with window potentials");
     if (every < 1 || needed < 0 || (needed && !predictor->has_energies()))
         throw py::value_error("energies are kept of models that have them, every so many windows");
-    return std::make_unique<Engine>(std::move(predictor), contents, Rules{skin, fs, std::move(back), most, steps, uncertain},
-                                    course, domain);
+    return std::make_unique<Engine>(std::move(predictor), contents,
+                                    Rules{skin, fs, std::move(back), most, steps, uncertain}, course, domain);
 }
 
 py::object said(const std::optional<Broken>& broken) {
@@ -151,18 +152,19 @@ py::tuple advance(Engine& engine, const Array& positions, const Array& momenta, 
         energies(std::vector<py::ssize_t>{measured ? frames : 0, systems});
     std::vector<double> from_x(positions.data(), positions.data() + 3 * atoms),
         from_p(momenta.data(), momenta.data() + 3 * atoms), to_x(3 * atoms), to_p(3 * atoms);
-    double *frame_x = x.mutable_data(), *frame_p = p.mutable_data(), *energy = measured ? energies.mutable_data() : nullptr;
+    double *frame_x = x.mutable_data(), *frame_p = p.mutable_data(),
+           *energy = measured ? energies.mutable_data() : nullptr;
     std::optional<Broken> broken;
     std::int64_t done = 0, at = 0, frame = 0;
     for (const std::int64_t count : counts) {
         if (done && PyErr_CheckSignals()) throw py::error_already_set();
         {
             const Computing computing;
-            broken = engine.window(from_x.data(), from_p.data(),
-                                   {number + done, count, t.data() + at, wanted.data() + at, frame_x + 3 * atoms * frame,
-                                    frame_p + 3 * atoms * frame, energy ? energy + systems * frame : nullptr, to_x.data(),
-                                    to_p.data()},
-                                   threads);
+            broken = engine.window(
+                from_x.data(), from_p.data(),
+                {number + done, count, t.data() + at, wanted.data() + at, frame_x + 3 * atoms * frame,
+                 frame_p + 3 * atoms * frame, energy ? energy + systems * frame : nullptr, to_x.data(), to_p.data()},
+                threads);
         }
         if (broken) break;
         frame += std::count_if(wanted.begin() + at, wanted.begin() + at + count, [](std::uint8_t w) { return w != 0; });
@@ -214,10 +216,10 @@ void bind_engine(py::module_& module) {
     py::class_<Engine>(module, "Engine", "See csrc/cpu/engine.hpp.")
         .def(py::init(&make_engine), py::arg("predictor"), py::kw_only(), py::arg("ptr"), py::arg("species"),
              py::arg("masses"), py::arg("cell"), py::arg("pbc"), py::arg("skin"), py::arg("fs"), py::arg("back"),
-             py::arg("most"), py::arg("steps"), py::arg("uncertain"), py::arg("method"), py::arg("pull"), py::arg("every"),
-             py::arg("needed"), py::arg("domain") = nullptr, py::keep_alive<1, 18>())
-        .def("advance", &advance, py::arg("positions"), py::arg("momenta"), py::kw_only(), py::arg("number"), py::arg("t"),
-             py::arg("counts"), py::arg("wanted"), py::arg("threads"))
+             py::arg("most"), py::arg("steps"), py::arg("uncertain"), py::arg("method"), py::arg("pull"),
+             py::arg("every"), py::arg("needed"), py::arg("domain") = nullptr, py::keep_alive<1, 18>())
+        .def("advance", &advance, py::arg("positions"), py::arg("momenta"), py::kw_only(), py::arg("number"),
+             py::arg("t"), py::arg("counts"), py::arg("wanted"), py::arg("threads"))
         .def("energies", &energies, py::arg("positions"), py::arg("momenta"), py::arg("threads"))
         .def("kept", &kept)
         .def("keep", &keep, py::arg("sums"), py::arg("seen"));

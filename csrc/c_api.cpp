@@ -206,11 +206,12 @@ struct mdtrajnet_rollout {
         if (!broken) return;
         std::string why = broken->why;
         if (why.empty())
-            why = text("atom ", broken->atom, " leaves its course by more than ",
-                       model->predictor().head().radial_cutoff,
-                       " Å in one window, or its velocity is not finite. The model left the chemistry it was trained on; "
-                       "start from a lower temperature or a relaxed geometry");
-        throw Trouble{MDTRAJNET_BROKEN, text("the trajectory of system ", broken->system, " broke: ", why),
+            why =
+                text("atom ", broken->atom, " leaves its course by more than ", model->predictor().head().radial_cutoff,
+                     " Å in one window, or its velocity is not finite. The model left the chemistry it was trained on; "
+                     "start from a lower temperature or a relaxed geometry");
+        throw Trouble{MDTRAJNET_BROKEN,
+                      text("the trajectory of system ", broken->system, " broke: ", why),
                       {broken->system, broken->atom}};
     }
 
@@ -273,8 +274,7 @@ int advance(mdtrajnet_rollout* rollout, int64_t windows, double* x, double* v, i
         try {
             const auto [next_x, next_p] = of.advance(windows, Array(t, t + times), x, p, done);
             std::copy_n(next_x.begin(), times * p.size(), frames_x);
-            for (int64_t k = 0; k < times; ++k)
-                of.velocities_of(next_p.data() + k * p.size(), frames_v + k * p.size());
+            for (int64_t k = 0; k < times; ++k) of.velocities_of(next_p.data() + k * p.size(), frames_v + k * p.size());
         } catch (...) {
             give_back();
             throw;
@@ -306,9 +306,7 @@ double mdtrajnet_own_window(const mdtrajnet_model* model) {
     return own_window(*model->it, method_of(*model->it, MDTRAJNET_BEST));
 }
 
-int mdtrajnet_has_potential(const mdtrajnet_model* model) {
-    return model->it->predictor().has_energies();
-}
+int mdtrajnet_has_potential(const mdtrajnet_model* model) { return model->it->predictor().has_energies(); }
 
 int mdtrajnet_knows(const mdtrajnet_model* model, int atomic_number) {
     const auto& known = model->it->species;
@@ -349,8 +347,8 @@ int mdtrajnet_energies(mdtrajnet_rollout* rollout, const double* positions, cons
         rollout->check_state(positions, velocities);
         const int64_t systems = rollout->engine.systems();
         Array both(2 * systems);
-        rollout->check(rollout->engine.energies(positions, rollout->momenta_of(velocities).data(),
-                                                both.data(), rollout->threads));
+        rollout->check(
+            rollout->engine.energies(positions, rollout->momenta_of(velocities).data(), both.data(), rollout->threads));
         std::copy_n(both.begin(), systems, energies);
     });
 }

@@ -61,7 +61,8 @@ class Backward : public Forward<T, false> {
     static constexpr long kTile = Base::kTile;
     using F = Field<T, false>;
 
-    Backward(const Packed<T>& p, const AttentionGraph<T>& graph, long max_rows) : Base(p, graph, max_rows, true), sums(p) {
+    Backward(const Packed<T>& p, const AttentionGraph<T>& graph, long max_rows)
+        : Base(p, graph, max_rows, true), sums(p) {
         ld_values = padded<T>(p.h * p.v);
         for (int net = 0; net < 2; ++net) {
             hidden_gradient[net] = more.take(rows * widest(p, net));
@@ -93,7 +94,8 @@ class Backward : public Forward<T, false> {
 
     void tile(long begin, long count, const AttentionState<T>& state, F query, const AttentionState<T>& increment,
               const AttentionState<T>& gradient, const EdgeSums<T>& edge_sums) {
-        this->enter(begin, count, {state.scalars, nullptr}, {state.displacement, nullptr}, {state.velocity, nullptr}, query);
+        this->enter(begin, count, {state.scalars, nullptr}, {state.displacement, nullptr}, {state.velocity, nullptr},
+                    query);
         const T* s = state.scalars + begin * p.S;
         wants_scalars = increment.scalars != nullptr;
         if (wants_scalars) enter_gradients(s, increment);
@@ -113,15 +115,16 @@ class Backward : public Forward<T, false> {
             T* q = owed + (j - begin) * p.ld_query;
             for (long k = by_neighbor_ptr[i]; k < by_neighbor_ptr[i + 1]; ++k) {
                 const long e = offset + by_neighbor[k];
-                for (long x = 0; x < p.ld_query; x += W) store(q + x, load(q + x) + load(edge_sums.query + e * p.ld_query + x));
+                for (long x = 0; x < p.ld_query; x += W)
+                    store(q + x, load(q + x) + load(edge_sums.query + e * p.ld_query + x));
                 for (long x = 0; x < 3; ++x) {
                     gradient.displacement[3 * j + x] += edge_sums.r[3 * e + x];
                     gradient.velocity[3 * j + x] += edge_sums.w[3 * e + x];
                 }
             }
         }
-        multiply<T>(p.S, {end - begin, p.c, owed, p.ld_query, p.query_back.data(), p.ld_scalars, state_sum, p.ld_scalars,
-                          nullptr, Start::kZero});
+        multiply<T>(p.S, {end - begin, p.c, owed, p.ld_query, p.query_back.data(), p.ld_scalars, state_sum,
+                          p.ld_scalars, nullptr, Start::kZero});
         for (long j = begin; j < end; ++j)
             for (long u = 0; u < p.S; ++u) gradient.scalars[j * p.S + u] += state_sum[(j - begin) * p.ld_scalars + u];
         multiply<T, true>(p.c, {p.S, end - begin, state.scalars + begin * p.S, p.S, owed, p.ld_query, sums.query.data(),
@@ -149,8 +152,9 @@ class Backward : public Forward<T, false> {
                 for (long u = 0; u < p.S; ++u)
                     for (long x = 0; x < v; ++x)
                         y[i * p.ld_scalar_atom + u * v + x] = s[i * p.S + u] * value_sum[i * ld_values + k * v + x];
-            multiply<T>(p.m + 1, {tile_count, p.S * v, y, p.ld_scalar_atom, p.scalar_atom_back.data() + k * p.S * v * ldm, ldm,
-                                  mean_gradient + k * ldm, stride, nullptr, Start::kZero});
+            multiply<T>(p.m + 1,
+                        {tile_count, p.S * v, y, p.ld_scalar_atom, p.scalar_atom_back.data() + k * p.S * v * ldm, ldm,
+                         mean_gradient + k * ldm, stride, nullptr, Start::kZero});
             for (long part = 0; part < 2; ++part)
                 multiply<T>(p.m + 1, {tile_count, v, value_sum + k * v, ld_values,
                                       p.scalar_edge_back.data() + (2 * k + part) * v * ldm, ldm,
@@ -191,7 +195,8 @@ class Backward : public Forward<T, false> {
             const T* up[2] = {increment.displacement + 3 * i, increment.velocity + 3 * i};
             for (long e = row; e < row + count; ++e) {
                 const T *u = direction.v + 3 * e, *w = velocity.v + 3 * e, d = distance.v[e], wu = along.v[e];
-                const T *y = value.v + e * p.ld_value, *fe = factor_gradient + e * ld_factors, *a = factors.v + e * 3 * h;
+                const T *y = value.v + e * p.ld_value, *fe = factor_gradient + e * ld_factors,
+                        *a = factors.v + e * 3 * h;
                 T *gy = value_gradient + e * p.ld_value, *g = geometry_gradient + 9 * e;
                 T of_d = 0, of_wu = 0, of_u[3] = {}, of_w[3] = {};
                 for (long k = 0; k < h; ++k) {
@@ -205,7 +210,8 @@ class Backward : public Forward<T, false> {
                     T sum_u = 0, sum_w = 0, sum_d = 0, sum_wu = 0;
                     for (long k = 0; k < h; ++k) {
                         const long at = z * h + k;
-                        const T in_u = y[at] + d * y[columns + at] + wu * y[3 * columns + at], in_w = y[2 * columns + at];
+                        const T in_u = y[at] + d * y[columns + at] + wu * y[3 * columns + at],
+                                in_w = y[2 * columns + at];
                         weight_gradient[k * ld_rows + e] += gu * in_u + gw * in_w;
                         sum_u += a[k] * in_u;
                         sum_w += a[k] * in_w;
@@ -241,7 +247,8 @@ class Backward : public Forward<T, false> {
                 multiply<T>(p.m, {count, 3 * h, factors.v + row * 3 * h, 3 * h, of_mean, ldm, of_hidden, ld, nullptr,
                                   Start::kAdd});
             T* total = sums.value_edge.data();
-            multiply<T, true>(8 * h, {p.m, count, x + row * ld, ld, gy, p.ld_value, total, p.ld_value, nullptr, Start::kAdd});
+            multiply<T, true>(8 * h,
+                              {p.m, count, x + row * ld, ld, gy, p.ld_value, total, p.ld_value, nullptr, Start::kAdd});
             add_rows(count, 8 * h, gy, p.ld_value, total + p.m * p.ld_value);
             // the first columns are the centre's own: take them out of the sum
             T* own_gradient = value_own_gradient.data() + c * p.ld_value_atom;
@@ -331,18 +338,20 @@ class Backward : public Forward<T, false> {
             const T* columns = key_own.v + c * p.ld_key;
             transpose(p.n, p.key_columns, columns, p.key_columns, key_back, ldn);
             const T* a = own.v + row * ld_own;
-            multiply<T>(p.n, {count, p.key_columns, a, ld_own, key_back, ldn, hidden_gradient[0] + row * ld, ld, nullptr,
-                              Start::kZero});
+            multiply<T>(p.n, {count, p.key_columns, a, ld_own, key_back, ldn, hidden_gradient[0] + row * ld, ld,
+                              nullptr, Start::kZero});
             memset(key_sum + p.n * ld_own, 0, ld_own * sizeof(T));
-            multiply<T, true>(p.key_columns, {p.n, count, x + row * ld, ld, a, ld_own, key_sum, ld_own, nullptr, Start::kZero});
+            multiply<T, true>(p.key_columns,
+                              {p.n, count, x + row * ld, ld, a, ld_own, key_sum, ld_own, nullptr, Start::kZero});
             add_rows(count, p.key_columns, a, ld_own, key_sum + p.n * ld_own);
             copy_rows(p.n + 1, p.key_columns, key_sum, ld_own, key_own_gradient.data() + c * p.ld_key, p.key_columns);
             row += count;
         }
-        multiply<T>(p.n, {group.rows, p.edge_columns, edge.v, p.ld_edge, p.key_edge_back.data(), ldn, hidden_gradient[0], ld,
-                          nullptr, Start::kAdd});
+        multiply<T>(p.n, {group.rows, p.edge_columns, edge.v, p.ld_edge, p.key_edge_back.data(), ldn,
+                          hidden_gradient[0], ld, nullptr, Start::kAdd});
         T* total = sums.key_edge.data();
-        multiply<T, true>(p.edge_columns, {p.n, group.rows, x, ld, edge.v, p.ld_edge, total, p.ld_edge, nullptr, Start::kAdd});
+        multiply<T, true>(p.edge_columns,
+                          {p.n, group.rows, x, ld, edge.v, p.ld_edge, total, p.ld_edge, nullptr, Start::kAdd});
         add_rows(group.rows, p.edge_columns, edge.v, p.ld_edge, total + p.n * p.ld_edge);
     }
 
@@ -351,14 +360,15 @@ class Backward : public Forward<T, false> {
         T *of_hidden = hidden_gradient[net], *of_input = layer_gradient[net];
         for (int k = p.size.layers[net] - 1; k >= 0; --k) {
             const Layer<T>& layer = p.layers[net][k];
-            for (long i = 0; i < group.rows * layer.ld; i += W) store(of_hidden + i, load(of_hidden + i) * load(slope[net][k] + i));
+            for (long i = 0; i < group.rows * layer.ld; i += W)
+                store(of_hidden + i, load(of_hidden + i) * load(slope[net][k] + i));
             if (k) {
                 const Layer<T>& below = p.layers[net][k - 1];
                 multiply<T, true>(layer.out, {layer.in, group.rows, hidden[net][k - 1].v, below.ld, of_hidden, layer.ld,
                                               sums.weight[net][k].data(), layer.ld, nullptr, Start::kAdd});
                 add_rows(group.rows, layer.out, of_hidden, layer.ld, sums.bias[net][k].data());
-                multiply<T>(layer.in, {group.rows, layer.out, of_hidden, layer.ld, layer.back.data(), layer.ld_back, of_input,
-                                       below.ld, nullptr, Start::kZero});
+                multiply<T>(layer.in, {group.rows, layer.out, of_hidden, layer.ld, layer.back.data(), layer.ld_back,
+                                       of_input, below.ld, nullptr, Start::kZero});
                 T* other = of_hidden;
                 of_hidden = of_input;
                 of_input = other;
@@ -434,26 +444,29 @@ class Backward : public Forward<T, false> {
                         sum += value_sum[i * ld_values + k * v + x] * scalar.v[i * p.ld_scalar_atom + u * v + x];
                     state_sum[i * p.ld_scalars + u] += sum;
                 }
-            multiply<T, true>(p.S * v, {p.m + 1, count, mean.v + k * ldm, stride, scalar_gradient + k * kTile * p.ld_scalar_atom,
-                                        p.ld_scalar_atom, sums.scalar_atom.data() + k * (p.m + 1) * p.ld_scalar_atom,
-                                        p.ld_scalar_atom, nullptr, Start::kAdd});
+            multiply<T, true>(p.S * v,
+                              {p.m + 1, count, mean.v + k * ldm, stride, scalar_gradient + k * kTile * p.ld_scalar_atom,
+                               p.ld_scalar_atom, sums.scalar_atom.data() + k * (p.m + 1) * p.ld_scalar_atom,
+                               p.ld_scalar_atom, nullptr, Start::kAdd});
             for (long part = 0; part < 2; ++part)
-                multiply<T, true>(v, {p.m + 1, count, mean.v + ((part + 1) * h + k) * ldm, stride, value_sum + k * v, ld_values,
-                                      sums.scalar_edge.data() + (2 * k + part) * (p.m + 1) * p.ld_scalar_edge,
-                                      p.ld_scalar_edge, nullptr, Start::kAdd});
+                multiply<T, true>(
+                    v, {p.m + 1, count, mean.v + ((part + 1) * h + k) * ldm, stride, value_sum + k * v, ld_values,
+                        sums.scalar_edge.data() + (2 * k + part) * (p.m + 1) * p.ld_scalar_edge, p.ld_scalar_edge,
+                        nullptr, Start::kAdd});
         }
         if (wants_scalars)
-            multiply<T, true>(p.S, {h * v, count, values.v, ld_values, upstream, p.ld_scalars, sums.out.data(), p.ld_scalars,
-                                    nullptr, Start::kAdd});
+            multiply<T, true>(p.S, {h * v, count, values.v, ld_values, upstream, p.ld_scalars, sums.out.data(),
+                                    p.ld_scalars, nullptr, Start::kAdd});
 
         const T *key = key_own_gradient.data(), *val = value_own_gradient.data();
-        multiply_rows<T>(count, p.S, p.ld_key, key, p.ld_key, p.key_atom_rows.data(), p.ld_key, state_sum, p.ld_scalars);
-        multiply_rows<T>(count, p.S, p.ld_value_atom, val, p.ld_value_atom, p.value_atom_rows.data(), p.ld_value_atom, state_sum,
+        multiply_rows<T>(count, p.S, p.ld_key, key, p.ld_key, p.key_atom_rows.data(), p.ld_key, state_sum,
                          p.ld_scalars);
-        multiply<T, true>((p.n + 1) * p.key_columns, {p.S, count, s, p.S, key, p.ld_key, sums.key_atom.data(), p.ld_key, nullptr,
-                                                      Start::kAdd});
-        multiply<T, true>((p.m + 1) * p.value_columns, {p.S, count, s, p.S, val, p.ld_value_atom, sums.value_atom.data(),
-                                                        p.ld_value_atom, nullptr, Start::kAdd});
+        multiply_rows<T>(count, p.S, p.ld_value_atom, val, p.ld_value_atom, p.value_atom_rows.data(), p.ld_value_atom,
+                         state_sum, p.ld_scalars);
+        multiply<T, true>((p.n + 1) * p.key_columns,
+                          {p.S, count, s, p.S, key, p.ld_key, sums.key_atom.data(), p.ld_key, nullptr, Start::kAdd});
+        multiply<T, true>((p.m + 1) * p.value_columns, {p.S, count, s, p.S, val, p.ld_value_atom,
+                                                        sums.value_atom.data(), p.ld_value_atom, nullptr, Start::kAdd});
         const long t = p.size.time_channels;
         for (int net = 0; net < 2; ++net) {
             const Layer<T>& layer = p.layers[net][0];
@@ -462,26 +475,26 @@ class Backward : public Forward<T, false> {
                             time_sum, ld_time, nullptr, Start::kZero});
             for (long i = 0; i < count; ++i)
                 for (long k = 0; k < t; ++k) state_sum[i * p.ld_scalars + p.S - t + k] += time_sum[i * ld_time + k];
-            multiply<T, true>(layer.out, {t, count, s + p.S - t, p.S, time_gradient[net], layer.ld, sums.time[net].data(),
-                                          layer.ld, nullptr, Start::kAdd});
+            multiply<T, true>(layer.out, {t, count, s + p.S - t, p.S, time_gradient[net], layer.ld,
+                                          sums.time[net].data(), layer.ld, nullptr, Start::kAdd});
             add_rows(count, layer.out, time_gradient[net], layer.ld, sums.bias[net][0].data());
         }
         copy_rows(count, p.S, state_sum, p.ld_scalars, gradient.scalars + tile_begin * p.S, p.S);
     }
 
     using Base::along, Base::basis, Base::centre, Base::cut, Base::direction, Base::distance, Base::edge, Base::factors,
-        Base::graph, Base::hidden, Base::inverse_step, Base::key_own, Base::ld_basis, Base::ld_own, Base::ld_rows, Base::ldm,
-        Base::ldn, Base::mean, Base::neighbor, Base::own, Base::p, Base::queried, Base::rows, Base::scalar, Base::slope,
-        Base::speed, Base::tile_begin, Base::tile_count, Base::value, Base::value_own, Base::values, Base::velocity,
-        Base::wants_scalars, Base::weight;
+        Base::graph, Base::hidden, Base::inverse_step, Base::key_own, Base::ld_basis, Base::ld_own, Base::ld_rows,
+        Base::ldm, Base::ldn, Base::mean, Base::neighbor, Base::own, Base::p, Base::queried, Base::rows, Base::scalar,
+        Base::slope, Base::speed, Base::tile_begin, Base::tile_count, Base::value, Base::value_own, Base::values,
+        Base::velocity, Base::wants_scalars, Base::weight;
 
     Scratch<T> more;
     long ld_values, ld_factors;
     // edges of the group
     T *hidden_gradient[2], *layer_gradient[2], *basis_gradient, *weight_gradient, *factor_gradient, *value_gradient;
-    T* geometry_gradient;  // d, w.u, w.w, u, w
-    T* mean_columns;       // a centre's mean_gradient, transposed
-    T *value_back, *key_back, *key_sum;  // columns of one centre: transposed, and their gradient
+    T* geometry_gradient;                            // d, w.u, w.w, u, w
+    T* mean_columns;                                 // a centre's mean_gradient, transposed
+    T *value_back, *key_back, *key_sum;              // columns of one centre: transposed, and their gradient
     Buffer<T> key_own_gradient, value_own_gradient;  // zero beyond the columns
     // atoms of the tile
     T *time_gradient[2], *mean_gradient, *value_sum, *scalar_gradient, *upstream, *state_sum, *time_sum;
@@ -490,7 +503,8 @@ class Backward : public Forward<T, false> {
 
 // out [rows, columns] = the sum over threads of row-padded sums.
 template <class T, class Get>
-void collect(long rows, long columns, long ld, const std::unique_ptr<Backward<T>>* workers, int threads, T* out, Get sums) {
+void collect(long rows, long columns, long ld, const std::unique_ptr<Backward<T>>* workers, int threads, T* out,
+             Get sums) {
     for (int t = 0; t < threads; ++t) {
         const T* from = sums(workers[t]->sums);
         for (long i = 0; i < rows; ++i)
@@ -530,9 +544,12 @@ void collect_all(const Packed<T>& p, const std::unique_ptr<Backward<T>>* workers
     rows(p.S, key, p.ld_key, out.key_atom, [](const Sums& s) { return s.key_atom.data(); });
     rows(p.n + 1, p.edge_columns, p.ld_edge, out.key_edge, [](const Sums& s) { return s.key_edge.data(); });
     rows(p.S, value, p.ld_value_atom, out.value_atom, [](const Sums& s) { return s.value_atom.data(); });
-    rows(p.m + 1, 6 * p.h, p.ld_value, out.value_edge, [&](const Sums& s) { return s.value_edge.data() + p.value_columns; });
-    rows(p.h * (p.m + 1), p.S * p.v, p.ld_scalar_atom, out.scalar_atom, [](const Sums& s) { return s.scalar_atom.data(); });
-    rows(p.h * 2 * (p.m + 1), p.v, p.ld_scalar_edge, out.scalar_edge, [](const Sums& s) { return s.scalar_edge.data(); });
+    rows(p.m + 1, 6 * p.h, p.ld_value, out.value_edge,
+         [&](const Sums& s) { return s.value_edge.data() + p.value_columns; });
+    rows(p.h * (p.m + 1), p.S * p.v, p.ld_scalar_atom, out.scalar_atom,
+         [](const Sums& s) { return s.scalar_atom.data(); });
+    rows(p.h * 2 * (p.m + 1), p.v, p.ld_scalar_edge, out.scalar_edge,
+         [](const Sums& s) { return s.scalar_edge.data(); });
     rows(p.h * p.v, p.S, p.ld_scalars, out.out, [](const Sums& s) { return s.out.data(); });
 }
 
@@ -546,9 +563,9 @@ void sort_by_neighbor(const AttentionGraph<T>& graph, int64_t* ptr, int64_t* edg
 }
 
 template <class T>
-void backward(const void* packed, const AttentionGraph<T>& graph, int64_t times, const AttentionState<T>& state, const AttentionState<T>& increment_gradient,
-              const AttentionState<T>& state_gradient, const AttentionWeights<T>& weight_gradient,
-              const AttentionEdgeGradients<T>& edge_gradient, int threads) {
+void backward(const void* packed, const AttentionGraph<T>& graph, int64_t times, const AttentionState<T>& state,
+              const AttentionState<T>& increment_gradient, const AttentionState<T>& state_gradient,
+              const AttentionWeights<T>& weight_gradient, const AttentionEdgeGradients<T>& edge_gradient, int threads) {
     const Packed<T>& p = *static_cast<const Packed<T>*>(packed);
     constexpr long kTile = Backward<T>::kTile;
     const long atoms = graph.atoms * times, edges = graph.row_ptr[graph.atoms], tiles = (atoms + kTile - 1) / kTile;

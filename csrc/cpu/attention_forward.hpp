@@ -16,8 +16,8 @@
 namespace {
 
 using mdtrajnet::AttentionGraph;
-using mdtrajnet::SharedGraph;
 using mdtrajnet::AttentionState;
+using mdtrajnet::SharedGraph;
 
 constexpr long kGroupRows = 64;  // edges of a group, unless one centre has more
 
@@ -88,8 +88,8 @@ inline Dual<T> lane(const Dual<Vec<T>>& x, long k) {
 
 // c = start + a b with the tangent; an operand without one (t null) is constant.
 template <bool Transposed = false, class T, bool D>
-void product(long columns, long rows, long depth, Field<T, D> a, long lda, Field<T, D> b, long ldb, Field<T, D> c, long ldc,
-             Start start = Start::kZero, Field<T, D> bias = {nullptr, nullptr}) {
+void product(long columns, long rows, long depth, Field<T, D> a, long lda, Field<T, D> b, long ldb, Field<T, D> c,
+             long ldc, Start start = Start::kZero, Field<T, D> bias = {nullptr, nullptr}) {
     multiply<T, Transposed>(columns, {rows, depth, a.v, lda, b.v, ldb, c.v, ldc, bias.v, start});
     if constexpr (D) {
         if (start == Start::kBias && !bias.t) start = Start::kZero;
@@ -131,7 +131,8 @@ class Arena {
         constexpr long kAligned = 64 / sizeof(T);
         size = (size + kAligned - 1) / kAligned * kAligned + kLanes<T>;  // room at the end, as a Buffer has
         size = (size + kAligned - 1) / kAligned * kAligned;
-        while (here_.chunk < kChunks && sizes_[here_.chunk] && here_.used + size > sizes_[here_.chunk]) ++here_.chunk, here_.used = 0;
+        while (here_.chunk < kChunks && sizes_[here_.chunk] && here_.used + size > sizes_[here_.chunk])
+            ++here_.chunk, here_.used = 0;
         if (here_.chunk == kChunks) abort();
         long& room = sizes_[here_.chunk];
         if (!room) {
@@ -261,7 +262,8 @@ class Forward {
         for (int net = 0; net < 2; ++net) {
             const Layer<T>& layer = p.layers[net][0];
             product(layer.out, count, p.size.time_channels, s + (p.S - p.size.time_channels), p.S,
-                    constant<T, D>(layer.time), layer.ld, time[net], layer.ld, Start::kBias, constant<T, D>(layer.bias));
+                    constant<T, D>(layer.time), layer.ld, time[net], layer.ld, Start::kBias,
+                    constant<T, D>(layer.bias));
         }
     }
 
@@ -561,8 +563,8 @@ class Forward {
     void leave(F s, F out_scalars, F out_displacement, F out_velocity) {
         if (wants_scalars) {
             for (long k = 0; k < p.h; ++k) contract(k, s);
-            product(p.S, tile_count, p.h * p.v, values, padded<T>(p.h * p.v), constant<T, D>(p.out), p.ld_scalars, result,
-                    p.ld_scalars);
+            product(p.S, tile_count, p.h * p.v, values, padded<T>(p.h * p.v), constant<T, D>(p.out), p.ld_scalars,
+                    result, p.ld_scalars);
             for (long i = 0; i < tile_count; ++i)
                 for (long u = 0; u < p.S; ++u)
                     put(out_scalars, (tile_begin + i) * p.S + u, get(result, i * p.ld_scalars + u));
@@ -587,7 +589,7 @@ class Forward {
     Buffer<T> centre;
     Buffer<int64_t> index;
     int64_t* neighbor;
-    F key_own, value_own, time[2];  // atoms of the tile
+    F key_own, value_own, time[2];                              // atoms of the tile
     F basis, distance, along, speed, direction, velocity, cut;  // edges of the group
     F hidden[2][kMaxLayers];
     T* slope[2][kMaxLayers];
@@ -618,7 +620,8 @@ void forward_all(const Packed<T>& p, const AttentionGraph<T>& graph, long atoms,
     const F out_scalars{out.scalars, out_tangent.scalars}, out_displacement{out.displacement, out_tangent.displacement},
         out_velocity{out.velocity, out_tangent.velocity};
     Buffer<T> queries[2];
-    const F query{queries[0].resize(atoms * p.ld_query, false), D ? queries[1].resize(atoms * p.ld_query, false) : nullptr};
+    const F query{queries[0].resize(atoms * p.ld_query, false),
+                  D ? queries[1].resize(atoms * p.ld_query, false) : nullptr};
     const long tiles = (atoms + kTile - 1) / kTile, rows = largest_group(graph);
     if (threads > tiles) threads = static_cast<int>(tiles);
     parallel(threads, [&](auto& guard) {

@@ -52,23 +52,23 @@ class Buffer {
 
 template <class T>
 struct Layer {
-    long in, out, ld;   // ld: out in whole vectors
-    Buffer<T> weight;   // [in, ld]; of a first layer only the distance part
-    Buffer<T> time;     // [time_channels, ld], a first layer's rest
-    Buffer<T> bias;     // [ld]
-    long ld_back;       // in, in whole vectors
-    Buffer<T> back;     // [out, ld_back]: the weight as it came, for gradients
+    long in, out, ld;  // ld: out in whole vectors
+    Buffer<T> weight;  // [in, ld]; of a first layer only the distance part
+    Buffer<T> time;    // [time_channels, ld], a first layer's rest
+    Buffer<T> bias;    // [ld]
+    long ld_back;      // in, in whole vectors
+    Buffer<T> back;    // [out, ld_back]: the weight as it came, for gradients
 };
 
 template <class T>
 struct Packed {
     AttentionSizes size;
-    long S, h, c, v, n, m;       // c = c0 h, v = v0; n, m without the constant unit
-    long ld_scalars, ld_query;   // row lengths in whole vectors
-    long key_columns, ld_key;    // columns of an atom; row length of key_atom, all rows of an atom in one
+    long S, h, c, v, n, m;      // c = c0 h, v = v0; n, m without the constant unit
+    long ld_scalars, ld_query;  // row lengths in whole vectors
+    long key_columns, ld_key;   // columns of an atom; row length of key_atom, all rows of an atom in one
     long edge_columns, ld_edge;
     long value_columns, ld_value_atom;  // 2 h
-    long ld_value;               // own and shared columns side by side: 8 h in whole vectors
+    long ld_value;                      // own and shared columns side by side: 8 h in whole vectors
     long ld_scalar_atom, ld_scalar_edge;
     Layer<T> layers[2][kMaxLayers];
     Buffer<T> query, key_edge, value_edge, scalar_edge, out;
@@ -94,7 +94,8 @@ template <class T, long Side, long... Lane>
 inline void swap_squares(Vec<T> (&x)[kLanes<T>], Lanes<Lane...> lanes) {
     using I = typename Simd<T>::I;
     constexpr long W = kLanes<T>;
-    constexpr I low = {((Lane & Side) ? W + Lane - Side : Lane)...}, high = {((Lane & Side) ? W + Lane : Lane + Side)...};
+    constexpr I low = {((Lane & Side) ? W + Lane - Side : Lane)...},
+                high = {((Lane & Side) ? W + Lane : Lane + Side)...};
 #pragma GCC unroll 16
     for (long i = 0; i < W; ++i) {
         if (i & Side) continue;
@@ -159,7 +160,8 @@ void* pack(const AttentionSizes& size, const AttentionWeights<T>& w, bool gradie
             copy_rows(1, layer.out, w.layer_bias[net][k], 0, layer.bias.resize(layer.ld), 0);
             if (gradients) {
                 layer.ld_back = padded<T>(layer.in + time);
-                copy_rows(layer.out, stride, weight, stride, layer.back.resize(layer.out * layer.ld_back), layer.ld_back);
+                copy_rows(layer.out, stride, weight, stride, layer.back.resize(layer.out * layer.ld_back),
+                          layer.ld_back);
             }
         }
     copy_rows(S, c, w.query, c, p.query.resize(S * p.ld_query), p.ld_query);

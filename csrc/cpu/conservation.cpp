@@ -128,8 +128,7 @@ bool turn(std::vector<Particle>& particles, const Vector& wanted, double t, int 
         for (int i = 0; i < 3; ++i)  // symmetric but for rounding
             for (int j = 0; j < i; ++j) inertia[i][j] = inertia[j][i] = 0.5 * (inertia[i][j] + inertia[j][i]);
         const Vector omega = pseudo_inverse(inertia) * lost;
-        const Matrix turned =
-            rotation(omega[0] * by_angle[0] + omega[1] * by_angle[1] + omega[2] * by_angle[2]);
+        const Matrix turned = rotation(omega[0] * by_angle[0] + omega[1] * by_angle[1] + omega[2] * by_angle[2]);
         for (Particle& p : particles) {
             p.r = turned * p.r;
             p.v = turned * p.v + cross(omega, p.r);
@@ -172,8 +171,7 @@ void conserve_component(const Motion& m, const int64_t* begin, const int64_t* en
         const Vector centre = mean([&](int64_t i) { return position(i) + load(moved + 3 * i); });
         for (int64_t n = 0; n < end - begin; ++n) {
             const int64_t i = begin[n];
-            particles[n] = {m.masses[i], position(i) + load(moved + 3 * i) - centre,
-                            load(velocity + 3 * i) - drift};
+            particles[n] = {m.masses[i], position(i) + load(moved + 3 * i) - centre, load(velocity + 3 * i) - drift};
         }
         if (!turn(particles, wanted, m.t[k], steps)) continue;
         for (int64_t n = 0; n < end - begin; ++n) {

@@ -17,7 +17,8 @@ void Domain::tell(int pieces, const int64_t* bytes, At at, void* context) {
     in_.resize(row * ghosts());
     unsigned char* to = out_.data();
     for (const int64_t atom : told_)
-        for (int piece = 0; piece < pieces; to += bytes[piece++]) std::memcpy(to, at(context, atom, piece), bytes[piece]);
+        for (int piece = 0; piece < pieces; to += bytes[piece++])
+            std::memcpy(to, at(context, atom, piece), bytes[piece]);
     begin_swap(out_.data(), static_cast<int64_t>(told_.size()), in_.data(), ghosts(), row);
 }
 
@@ -25,14 +26,16 @@ void Domain::hear(int pieces, const int64_t* bytes, At at, void* context) {
     end_swap();
     const unsigned char* from = in_.data();
     for (int64_t ghost = own(); ghost < own() + ghosts(); ++ghost)
-        for (int piece = 0; piece < pieces; from += bytes[piece++]) std::memcpy(at(context, ghost, piece), from, bytes[piece]);
+        for (int piece = 0; piece < pieces; from += bytes[piece++])
+            std::memcpy(at(context, ghost, piece), from, bytes[piece]);
 }
 
 int64_t Domain::outer_first(const int64_t* row_ptr, const int64_t* neighbor, int64_t group, const int64_t*& order) {
     std::vector<char> outer((own() + group - 1) / group);
     for (const int64_t atom : told_) outer[atom / group] = true;
     for (int64_t i = 0; i < own(); ++i)
-        for (int64_t e = row_ptr[i]; e < row_ptr[i + 1] && !outer[i / group]; ++e) outer[i / group] = neighbor[e] >= own();
+        for (int64_t e = row_ptr[i]; e < row_ptr[i + 1] && !outer[i / group]; ++e)
+            outer[i / group] = neighbor[e] >= own();
     order_.resize(outer.size());
     std::iota(order_.begin(), order_.end(), 0);
     order = order_.data();
@@ -63,7 +66,9 @@ Components Domain::components(const int64_t* row_ptr, const std::int32_t* neighb
     while (any(changed)) {
         for (int64_t i = 0; i < own(); ++i) seen[i] = least[found.label[i]];
         const int64_t bytes = sizeof(int64_t);
-        refresh(1, &bytes, [](void* of, int64_t atom, int) -> void* { return static_cast<int64_t*>(of) + atom; }, seen.data());
+        refresh(
+            1, &bytes, [](void* of, int64_t atom, int) -> void* { return static_cast<int64_t*>(of) + atom; },
+            seen.data());
         changed = false;
         for (int64_t i = own(); i < all; ++i) {
             int64_t& here = least[found.label[i]];
@@ -85,9 +90,11 @@ Components Domain::components(const int64_t* row_ptr, const std::int32_t* neighb
 void Domain::sum_shared(const Components& components, double* rows, int64_t width) {
     const auto count = static_cast<int64_t>(components.shared.size());
     std::vector<double> shared(count * width);
-    for (int64_t k = 0; k < count; ++k) std::copy_n(rows + components.shared[k] * width, width, shared.data() + k * width);
+    for (int64_t k = 0; k < count; ++k)
+        std::copy_n(rows + components.shared[k] * width, width, shared.data() + k * width);
     sum_named(components.name.data(), shared.data(), count, width);
-    for (int64_t k = 0; k < count; ++k) std::copy_n(shared.data() + k * width, width, rows + components.shared[k] * width);
+    for (int64_t k = 0; k < count; ++k)
+        std::copy_n(shared.data() + k * width, width, rows + components.shared[k] * width);
 }
 
 }  // namespace mdtrajnet

@@ -14,7 +14,7 @@ namespace mdtrajnet {
 
 // Which atoms hang together, as far as one process knows and what it shares.
 struct Components {
-    std::vector<std::int64_t> label;   // [atoms, then ghosts], 0 .. count - 1
+    std::vector<std::int64_t> label;  // [atoms, then ghosts], 0 .. count - 1
     std::int64_t count = 0;
     std::vector<std::int64_t> shared;  // those of which there may be atoms elsewhere
     std::vector<std::int64_t> name;    // of each of these: the same in all processes

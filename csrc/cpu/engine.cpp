@@ -18,8 +18,8 @@ constexpr int64_t kGroup = 128;
 
 // NO_ENERGY of mdtrajnet_fast/md/window.py.
 constexpr const char* kNoEnergy =
-    "its potential energy is not finite. The model left the chemistry it was trained on; start from a lower temperature or a "
-    "relaxed geometry";
+    "its potential energy is not finite. The model left the chemistry it was trained on; start from a lower "
+    "temperature or a relaxed geometry";
 
 void sum_to(double* to, double factor, const double* x, int64_t count) {
     for (int64_t n = 0; n < count; ++n) to[n] += factor * x[n];
@@ -27,8 +27,8 @@ void sum_to(double* to, double factor, const double* x, int64_t count) {
 
 // What a window does about the energies to keep at its end: nothing, measure them, or draw to a goal.
 struct Goal {
-    double* measured = nullptr;                        // [2][systems] eV, total and relative kinetic
-    const double *total = nullptr, *near = nullptr;    // [systems] eV, and the differences up to which the pull is weak
+    double* measured = nullptr;                      // [2][systems] eV, total and relative kinetic
+    const double *total = nullptr, *near = nullptr;  // [systems] eV, and the differences up to which the pull is weak
 };
 
 }  // namespace
@@ -57,8 +57,8 @@ class Engine::Group {
     }
 
     // The group's share of a window of all `total` atoms and `all` systems.  Throws Broken.
-    void window(const double* positions, const double* momenta, const Window& of, const Goal& goal, int64_t total, int64_t all,
-                int threads) {
+    void window(const double* positions, const double* momenta, const Window& of, const Goal& goal, int64_t total,
+                int64_t all, int threads) {
         threads_ = threads;
         start(positions, momenta);
         goal_ = {};
@@ -72,7 +72,8 @@ class Engine::Group {
         }
         together([&] {
             for (std::size_t n = 0; n < path_.moved.size(); ++n)
-                if (!std::isfinite(path_.moved[n] + path_.velocity[n])) throw broke_at(static_cast<int64_t>(n) / 3 % atoms);
+                if (!std::isfinite(path_.moved[n] + path_.velocity[n]))
+                    throw broke_at(static_cast<int64_t>(n) / 3 % atoms);
         });
         for (int64_t k = 0, frame = 0; k < of.times; ++k) {
             if (of.wanted[k]) {
@@ -226,8 +227,8 @@ class Engine::Group {
         sum_to(x.data(), time, v.data(), 3 * atoms);
         Array moved(3 * atoms);
         for (int64_t n = 0; n < 3 * atoms; ++n) moved[n] = x[n] - x_[n];
-        const Motion motion{atoms, x_.data(), v_.data(), masses_.data(), nullptr, isolated_.get(), 1, &late, moved.data(),
-                            v.data()};
+        const Motion motion{atoms,           x_.data(), v_.data(), masses_.data(), nullptr,
+                            isolated_.get(), 1,         &late,     moved.data(),   v.data()};
         check_course(motion, true);
     }
 
@@ -284,8 +285,9 @@ class Engine::Group {
         predictor_.real() ? slopes<double>(role, x, a) : slopes<float>(role, x, a);
         a.resize(3 * atoms);
         for (int64_t n = 0; n < 3 * atoms; ++n) a[n] *= -rules_.fs * rules_.fs / masses_[n / 3];
-        internal_velocities({atoms, x.data(), nullptr, masses_.data(), here_.label.data(), isolated_.get(), 1, nullptr, nullptr,
-                             a.data(), domain_, &here_}, x.data());
+        internal_velocities({atoms, x.data(), nullptr, masses_.data(), here_.label.data(), isolated_.get(), 1, nullptr,
+                             nullptr, a.data(), domain_, &here_},
+                            x.data());
         return a;
     }
 
@@ -335,8 +337,9 @@ class Engine::Group {
 
     Motion motion_of(const Array& x, const Array& v, const Components& components, int64_t times, const double* t,
                      Path& path) const {
-        return {atoms, x.data(), v.data(), masses_.data(), components.label.data(), isolated_.get(), times, t,
-                path.moved.data(), path.velocity.data(), domain_, &components};
+        return {atoms,           x.data(),   v.data(), masses_.data(),    components.label.data(),
+                isolated_.get(), times,      t,        path.moved.data(), path.velocity.data(),
+                domain_,         &components};
     }
 
     // Atoms with the ghosts.
@@ -344,8 +347,9 @@ class Engine::Group {
 
     // The systems, or what a process sees of one: with the ghosts, which were refreshed at x.
     Systems systems_at(const Array& x) const {
-        return {domain_ ? seen_x_.data() : x.data(), all(), ptr_.data(), systems, cells_.empty() ? nullptr : cells_.data(),
-                pbc_.empty() ? nullptr : pbc_.data()};
+        return {
+            domain_ ? seen_x_.data() : x.data(), all(), ptr_.data(), systems, cells_.empty() ? nullptr : cells_.data(),
+            pbc_.empty() ? nullptr : pbc_.data()};
     }
 
     void find_neighbors(const Array& x) {
@@ -424,8 +428,9 @@ class Engine::Group {
         for (int64_t s = 0; s < systems; ++s) {
             const int64_t ptr[2] = {0, ptr_[s + 1] - ptr_[s]};
             std::vector<int64_t> row_ptr(ptr[1] + 1);
-            const Systems alone{there.positions + 3 * ptr_[s], ptr[1], ptr, 1, there.cells ? there.cells + 9 * s : nullptr,
-                                there.pbc ? there.pbc + 3 * s : nullptr};
+            const Systems alone{
+                there.positions + 3 * ptr_[s],          ptr[1], ptr, 1, there.cells ? there.cells + 9 * s : nullptr,
+                there.pbc ? there.pbc + 3 * s : nullptr};
             try {
                 NeighborSearch(alone, predictor_.head().radial_cutoff, 1, row_ptr.data());
             } catch (const std::invalid_argument& error) {
@@ -444,7 +449,8 @@ class Engine::Group {
         edges.r.resize(3 * near_.size());
         if (v) edges.w.resize(3 * near_.size());
         T* w = v ? edges.w.data() : nullptr;
-        edge_vectors<T>(systems_at(x), v ? v->data() : nullptr, row_ptr_.data(), near_.data(), shift_.data(), edges.r.data(), w);
+        edge_vectors<T>(systems_at(x), v ? v->data() : nullptr, row_ptr_.data(), near_.data(), shift_.data(),
+                        edges.r.data(), w);
         return {{all(), row_ptr_.data(), neighbor_.data(), edges.r.data(), w}, all() - atoms, domain_};
     }
 
@@ -455,8 +461,9 @@ class Engine::Group {
         const SharedGraph<T> of = graph(x, &seen_v, edges);
         const std::vector<T> masses(masses_.begin(), masses_.end()), velocities(seen_v.begin(), seen_v.end());
         path.resize(3 * all() * times);
-        predictor_.motion<T>(of, {species_.data(), masses.data(), velocities.data(), here_.label.data(), here_.count, &here_},
-                             times, t, path.moved.data(), path.velocity.data(), useful_threads(threads_, times * rows()));
+        predictor_.motion<T>(
+            of, {species_.data(), masses.data(), velocities.data(), here_.label.data(), here_.count, &here_}, times, t,
+            path.moved.data(), path.velocity.data(), useful_threads(threads_, times * rows()));
         for (int64_t k = 1; k < times && domain_; ++k)  // without the ghosts
             for (Array* of : {&path.moved, &path.velocity})
                 std::copy_n(of->begin() + 3 * k * all(), 3 * atoms, of->begin() + 3 * k * atoms);
@@ -467,7 +474,8 @@ class Engine::Group {
     void add_potential(const Array& x, Array& energy) const {
         Edges<T> edges;
         std::vector<T> atomic(all());
-        predictor_.energies<T>(graph<T>(x, nullptr, edges), species_.data(), atomic.data(), useful_threads(threads_, rows()));
+        predictor_.energies<T>(graph<T>(x, nullptr, edges), species_.data(), atomic.data(),
+                               useful_threads(threads_, rows()));
         for (int64_t s = 0; s < systems; ++s)
             for (int64_t i = ptr_[s]; i < end_of(s); ++i) energy[s] += static_cast<double>(atomic[i]);
         sum(energy);
@@ -527,7 +535,8 @@ class Engine::Group {
     void keep_energy(int64_t times, const double* t, Path& path) {
         if (!goal_.total && !goal_.measured) return;
         const int64_t numbers = 3 * atoms;
-        const double *moved = path.moved.data() + (times - 1) * numbers, *v = path.velocity.data() + (times - 1) * numbers;
+        const double *moved = path.moved.data() + (times - 1) * numbers,
+                     *v = path.velocity.data() + (times - 1) * numbers;
         Array x = x_;
         sum_to(x.data(), 1, moved, numbers);
         const Array& energy = potential(x);
@@ -565,14 +574,15 @@ class Engine::Group {
     std::unique_ptr<bool[]> isolated_;
     int threads_ = 1;
 
-    Goal goal_;                    // of the group's systems
-    Array x_, v_, energies_;       // the start of the window; [2][systems] at its end
-    Array energy_at_, energy_;     // the x of the last potential energies, and these
+    Goal goal_;                 // of the group's systems
+    Array x_, v_, energies_;    // the start of the window; [2][systems] at its end
+    Array energy_at_, energy_;  // the x of the last potential energies, and these
     Path path_, end_, seen_;
-    Array met_at_, seen_x_;        // positions when the ghosts were found; with those of ghosts, where neighbours were looked for
+    Array met_at_;                             // positions when the ghosts were found
+    Array seen_x_;                             // with those of ghosts, where neighbours were looked for
     std::vector<int64_t> row_ptr_, neighbor_;  // where neighbours were looked for last
     std::vector<std::int32_t> near_, shift_;
-    Components here_, at_start_;   // there, and at the start of the window
+    Components here_, at_start_;     // there, and at the start of the window
     KeptAcceleration kept_[kRoles];  // by role
 };
 
@@ -611,7 +621,8 @@ std::optional<Broken> Engine::each(int threads, const std::function<void(Group&,
     return std::nullopt;
 }
 
-std::optional<Broken> Engine::window(const double* positions, const double* momenta, const Window& window, int threads) {
+std::optional<Broken> Engine::window(const double* positions, const double* momenta, const Window& window,
+                                     int threads) {
     Array measured(2 * systems_), total(systems_), near(systems_);
     if (course_.needed && !kept_.seen) {
         if (auto broken = energies(positions, momenta, measured.data(), threads)) return broken;
@@ -629,9 +640,8 @@ std::optional<Broken> Engine::window(const double* positions, const double* mome
             goal.total = total.data(), goal.near = near.data();
         }
     }
-    auto broken = each(threads, [&](Group& group, int own) {
-        group.window(positions, momenta, window, goal, atoms_, systems_, own);
-    });
+    auto broken = each(
+        threads, [&](Group& group, int own) { group.window(positions, momenta, window, goal, atoms_, systems_, own); });
     if (goal.measured && !broken) add(measured);
     return broken;
 }

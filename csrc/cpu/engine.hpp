@@ -19,12 +19,12 @@ namespace mdtrajnet {
 
 // The arithmetic that all models share.
 struct Rules {
-    double skin;              // of the neighbour list, Å
-    double fs;                // ASE's unit of momentum has velocities of Å in 1 / fs of its unit of time
-    std::vector<double> back; // weights of the predictions that a reversible window ends with
-    double most;              // by which internal velocities are scaled in one window
-    int steps;                // Newton steps on an angular momentum, at most
-    double uncertain;         // part of the kinetic energy by which the total energy may seem off
+    double skin;               // of the neighbour list, Å
+    double fs;                 // ASE's unit of momentum has velocities of Å in 1 / fs of its unit of time
+    std::vector<double> back;  // weights of the predictions that a reversible window ends with
+    double most;               // by which internal velocities are scaled in one window
+    int steps;                 // Newton steps on an angular momentum, at most
+    double uncertain;          // part of the kinetic energy by which the total energy may seem off
 };
 
 // The systems and their atoms, one after another.
@@ -39,9 +39,9 @@ enum class Method { kPlain, kReversible, kSymplectic };
 // How the windows of a rollout come about; symplectic ones need a model with window potentials.
 struct Course {
     Method method;
-    double pull;              // of the energy to keep, at the end of every so many windows; infinite: all the way
+    double pull;  // of the energy to keep, at the end of every so many windows; infinite: all the way
     std::int64_t every;
-    std::int64_t needed;      // energies whose mean is kept, of the start and then of such ends; 0: none is kept
+    std::int64_t needed;  // energies whose mean is kept, of the start and then of such ends; 0: none is kept
 };
 
 // What is known of the energies to keep.
@@ -54,11 +54,11 @@ struct Kept {
 struct Window {
     std::int64_t number;  // counted from the start of the rollout
     std::int64_t times;
-    const double* t;              // [times] fs after its start
-    const std::uint8_t* wanted;   // [times]
-    double* positions;            // [wanted][atoms][3] Å
-    double* momenta;              // [wanted][atoms][3], ASE units
-    double* energies;             // or null: potential energies [wanted][systems] eV
+    const double* t;                      // [times] fs after its start
+    const std::uint8_t* wanted;           // [times]
+    double* positions;                    // [wanted][atoms][3] Å
+    double* momenta;                      // [wanted][atoms][3], ASE units
+    double* energies;                     // or null: potential energies [wanted][systems] eV
     double *end_positions, *end_momenta;  // [atoms][3]
 };
 
@@ -72,8 +72,8 @@ struct Broken {
 class Engine {
   public:
     // domain: where the contents are a process's share of one periodic system; it outlives the engine.
-    Engine(std::shared_ptr<const Predictor> predictor, const Contents& contents, const Rules& rules, const Course& course,
-           Domain* domain = nullptr);
+    Engine(std::shared_ptr<const Predictor> predictor, const Contents& contents, const Rules& rules,
+           const Course& course, Domain* domain = nullptr);
     ~Engine();
 
     std::int64_t atoms() const { return atoms_; }

@@ -192,7 +192,8 @@ void fold(const FoldSizes& size, const BlockPaths<T>& w, const FoldedPaths<T>& t
 }
 
 template <class T>
-void fold_backward(const FoldSizes& size, const BlockPaths<T>& w, const FoldedPaths<T>& gradient, const BlockPaths<T>& to) {
+void fold_backward(const FoldSizes& size, const BlockPaths<T>& w, const FoldedPaths<T>& gradient,
+                   const BlockPaths<T>& to) {
     const Layout l(size);
     const long S = l.S, h = l.h;
     EdgePaths<T> edge(h);
@@ -251,7 +252,9 @@ void fold_backward(const FoldSizes& size, const BlockPaths<T>& w, const FoldedPa
 
 template void fold(const FoldSizes&, const BlockPaths<float>&, const FoldedPaths<float>&);
 template void fold(const FoldSizes&, const BlockPaths<double>&, const FoldedPaths<double>&);
-template void fold_backward(const FoldSizes&, const BlockPaths<float>&, const FoldedPaths<float>&, const BlockPaths<float>&);
-template void fold_backward(const FoldSizes&, const BlockPaths<double>&, const FoldedPaths<double>&, const BlockPaths<double>&);
+template void fold_backward(const FoldSizes&, const BlockPaths<float>&, const FoldedPaths<float>&,
+                            const BlockPaths<float>&);
+template void fold_backward(const FoldSizes&, const BlockPaths<double>&, const FoldedPaths<double>&,
+                            const BlockPaths<double>&);
 
 }  // namespace mdtrajnet

@@ -5,7 +5,7 @@
 namespace mdtrajnet {
 
 struct FoldSizes {
-    long scalars;             // S
+    long scalars;  // S
     long heads;
     long rows[2];             // n, m: of key and value, hidden units plus one
     long scalar_channels[2];  // c0, v0 of a head

@@ -11,7 +11,12 @@ enum class Start { kZero, kBias, kAdd };  // what a product is added to: nothing
 
 // Registers hold kRows<C> rows of C vectors of the result, and leave room for the operands.
 template <int C>
-constexpr int kRows = kVectorRegisters == 32 ? (C == 3 ? 8 : C == 2 ? 12 : 14) : (C == 3 ? 4 : C == 2 ? 6 : 8);
+constexpr int kRows = kVectorRegisters == 32 ? (C == 3   ? 8
+                                                : C == 2 ? 12
+                                                         : 14)
+                                             : (C == 3   ? 4
+                                                : C == 2 ? 6
+                                                         : 8);
 
 // Whether registers just suffice for one row more, which would wait for itself if it were left alone.
 template <int C>

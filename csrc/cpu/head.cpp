@@ -119,7 +119,7 @@ template void first_scalars(const HeadSizes&, const double*, int64_t, const int6
                             double*);
 template void add_motion(const HeadSizes&, const SharedGraph<float>&, const HeadAtoms<float>&, int64_t, const double*,
                          float*, float*, double, double*, double*, int);
-template void add_motion(const HeadSizes&, const SharedGraph<double>&, const HeadAtoms<double>&, int64_t,
-                         const double*, double*, double*, double, double*, double*, int);
+template void add_motion(const HeadSizes&, const SharedGraph<double>&, const HeadAtoms<double>&, int64_t, const double*,
+                         double*, double*, double, double*, double*, int);
 
 }  // namespace mdtrajnet

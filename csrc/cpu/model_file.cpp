@@ -35,7 +35,9 @@ std::uint32_t crc32(const char* bytes, std::size_t count) {
 }
 
 template <class T>
-constexpr const char* kType = sizeof(T) == 4 ? "<f4" : std::is_integral_v<T> ? "<i8" : "<f8";
+constexpr const char* kType = sizeof(T) == 4          ? "<f4"
+                              : std::is_integral_v<T> ? "<i8"
+                                                      : "<f8";
 
 }  // namespace
 
@@ -103,8 +105,11 @@ T* ModelFile::array(const std::string& name, int64_t count) const {
 
 Model::Model(const std::string& path) : file_(path) {
     species = file_.all<int64_t>("species");
-    rules = {file_.one<double>("skin"), file_.one<double>("fs"), file_.all<double>("back"),
-             file_.one<double>("most_scaled"), static_cast<int>(file_.one<int64_t>("newton_steps")),
+    rules = {file_.one<double>("skin"),
+             file_.one<double>("fs"),
+             file_.all<double>("back"),
+             file_.one<double>("most_scaled"),
+             static_cast<int>(file_.one<int64_t>("newton_steps")),
              file_.one<double>("uncertain")};
     window = file_.one<double>("window");
     symplectic = file_.one<double>("symplectic_window");
@@ -180,8 +185,8 @@ PredictorParts Model::parts() const {
         }
     }
     parts.running = is("running");
-    parts.head = {species_channels, z.time_channels, cutoff, file_.one<double>("time_cutoff"), is("conserving"),
-                  is("readout"),    known};
+    parts.head = {species_channels, z.time_channels, cutoff, file_.one<double>("time_cutoff"),
+                  is("conserving"), is("readout"),   known};
 
     const auto padded = [](int64_t x) {
         constexpr int64_t whole = 64 / sizeof(T);
@@ -193,19 +198,18 @@ PredictorParts Model::parts() const {
         const long radial = size(sizes[0]), products = size(sizes[1]), hidden = size(sizes[2]);
         parts.potential = {known, radial, products, hidden, cutoff};
         const int64_t basis = known * radial, features = basis + 3 * products, row = padded(hidden);
-        const int64_t counts[] = {3 * basis * 2 * padded(products), known * features, features * row, known * row,
-                                  hidden * row, row, row};
+        const int64_t counts[] = {
+            3 * basis * 2 * padded(products), known * features, features * row, known * row, hidden * row, row, row};
         for (std::size_t k = 0; k < std::size(counts); ++k)
             parts.potential_weights[k] = file_.array<T>("potential." + std::to_string(k), counts[k]);
     }
 
     sizes = file_.array<int64_t>("window_potentials", 5);
     const bool kicks = sizes[0] != 0;
-    if (!members && !kicks)
-        file_.refuse("has neither a network nor window potentials: export it again");
+    if (!members && !kicks) file_.refuse("has neither a network nor window potentials: export it again");
     if (kicks) {
-        const long layers = size(sizes[0]), radial = size(sizes[1]), channels = size(sizes[2]), products = size(sizes[3]),
-                   hidden = size(sizes[4]);
+        const long layers = size(sizes[0]), radial = size(sizes[1]), channels = size(sizes[2]),
+                   products = size(sizes[3]), hidden = size(sizes[4]);
         parts.window_potentials = {kRoles, {known, layers, radial, channels, products, hidden, cutoff}, {}};
         const int64_t c = padded(channels), p = padded(products), h = padded(hidden), features = c + 4 * p;
         const int64_t onward = layers - 1;
@@ -218,7 +222,8 @@ PredictorParts Model::parts() const {
                                   kRoles * layers * h};
         for (std::size_t k = 0; k < std::size(counts); ++k)
             if (counts[k])
-                parts.window_potentials.weights[k] = file_.array<T>("window_potentials." + std::to_string(k), counts[k]);
+                parts.window_potentials.weights[k] =
+                    file_.array<T>("window_potentials." + std::to_string(k), counts[k]);
     }
     return parts;
 }

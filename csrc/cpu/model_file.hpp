@@ -20,7 +20,9 @@ class ModelFile {
     template <class T>
     std::vector<T> all(const std::string& name) const;
     template <class T>
-    T one(const std::string& name) const { return *array<T>(name, 1); }
+    T one(const std::string& name) const {
+        return *array<T>(name, 1);
+    }
     template <class T>
     T* array(const std::string& name, std::int64_t count) const;
     bool is(const std::string& name, const char* type) const;
@@ -52,12 +54,12 @@ class Model {
 
     std::vector<std::int64_t> species;  // atomic numbers, in the order of the embedding
     Rules rules;
-    double window;       // its own, fs
-    double symplectic;   // that of its window potentials, fs; 0 without them
-    double farthest;     // coordinates that are still sensible, Å
-    double energy_rate;  // the default of reversible windows, 1/fs
+    double window;                                           // its own, fs
+    double symplectic;                                       // that of its window potentials, fs; 0 without them
+    double farthest;                                         // coordinates that are still sensible, Å
+    double energy_rate;                                      // the default of reversible windows, 1/fs
     double symplectic_energy_rate, symplectic_energy_every;  // that of symplectic ones; fs from one pull to the next
-    double settling;     // fs from the start, over which the energy to keep is a mean
+    double settling;  // fs from the start, over which the energy to keep is a mean
 
   private:
     template <class T>

@@ -199,24 +199,24 @@ struct Segment {
 }  // namespace
 
 struct NeighborSearch::System {
-    int64_t index, count;      // of this system, and how many there are: for messages
-    int64_t first;             // its first atom
+    int64_t index, count;  // of this system, and how many there are: for messages
+    int64_t first;         // its first atom
     int32_t atoms;
-    const double* positions;   // of its first atom
+    const double* positions;  // of its first atom
     double cutoff;
     Lattice lattice;
 
-    double rounding = 0;                     // bound on the error of a distance between wrapped atoms, Å
-    bool wrapped = false;                    // some atom lies outside the cell
-    std::vector<int32_t> wrap;               // [atoms][3]: position = wrapped position + wrap . cell
+    double rounding = 0;        // bound on the error of a distance between wrapped atoms, Å
+    bool wrapped = false;       // some atom lies outside the cell
+    std::vector<int32_t> wrap;  // [atoms][3]: position = wrapped position + wrap . cell
     int64_t bins[3] = {1, 1, 1};
-    int64_t reach[3] = {0, 0, 0};            // how many bins the cutoff spans
-    int64_t images[3] = {0, 0, 0};           // how many periodic images it spans
-    std::vector<double> x, y, z;             // wrapped positions, sorted by bin
-    std::vector<int32_t> order, bin_start;   // the atom at each place; where each bin starts
-    std::vector<Hits> hits;                  // one per thread
-    std::vector<const Hit*> hits_of;         // [atoms], into `hits`
-    const int64_t* row_ptr = nullptr;        // of its first atom
+    int64_t reach[3] = {0, 0, 0};           // how many bins the cutoff spans
+    int64_t images[3] = {0, 0, 0};          // how many periodic images it spans
+    std::vector<double> x, y, z;            // wrapped positions, sorted by bin
+    std::vector<int32_t> order, bin_start;  // the atom at each place; where each bin starts
+    std::vector<Hits> hits;                 // one per thread
+    std::vector<const Hit*> hits_of;        // [atoms], into `hits`
+    const int64_t* row_ptr = nullptr;       // of its first atom
 
     System(const Systems& systems, int64_t system, double cutoff_)
         : index(system), count(systems.count), first(systems.ptr[system]),
@@ -277,7 +277,8 @@ void NeighborSearch::System::choose_bins(const double* extent) {
             reach[k] = static_cast<int64_t>(std::min(std::ceil(range / width), 1e9));
             images[k] = (reach[k] + bins[k] - 1) / bins[k];
         } else {
-            reach[k] = bins[k] == 1 ? 0 : std::min<int64_t>(bins[k] - 1, static_cast<int64_t>(std::ceil(range / width)));
+            reach[k] =
+                bins[k] == 1 ? 0 : std::min<int64_t>(bins[k] - 1, static_cast<int64_t>(std::ceil(range / width)));
         }
         all_images *= 2.0 * images[k] + 1;
     }
@@ -422,8 +423,7 @@ int64_t NeighborSearch::System::search(int32_t place, const Segment& segment, Hi
             double translation[3];
             lattice.translation(shift, translation);
             const double exact = distance2(positions + 3 * i, positions + 3 * j, translation);
-            if (exact < kCoincident * kCoincident)
-                refuse_coincident(first + i, first + j, shift, exact, index, count);
+            if (exact < kCoincident * kCoincident) refuse_coincident(first + i, first + j, shift, exact, index, count);
             if (exact > limit) continue;
         }
         out[kept++] = out[k];
@@ -548,7 +548,7 @@ void NeighborSearch::System::fill(int threads, int32_t* neighbor, int32_t* shift
         for (int64_t i = int64_t(atoms) * t / threads; i < int64_t(atoms) * (t + 1) / threads; ++i) {
             const int64_t n = row_ptr[i + 1] - row_ptr[i];
             const Hit* sorted = sort_hits(hits_of[i], row, other, n);
-            int32_t *__restrict to = neighbor + row_ptr[i], *__restrict to_shift = shift + 3 * row_ptr[i];
+            int32_t* __restrict to = neighbor + row_ptr[i], * __restrict to_shift = shift + 3 * row_ptr[i];
             for (int64_t k = 0; k < n; ++k) {
                 to[k] = base + sorted[k].atom;
                 for (int d = 0; d < 3; ++d) to_shift[3 * k + d] = image[3 * sorted[k].image + d];
@@ -753,7 +753,8 @@ void edge_vectors(const Systems& systems, const double* velocities, const int64_
                 for (int x = 0; x < 3; ++x) {
                     double away = systems.positions[3 * j + x] - systems.positions[3 * i + x];
                     if (cell)
-                        away += shift[3 * e] * cell[x] + shift[3 * e + 1] * cell[3 + x] + shift[3 * e + 2] * cell[6 + x];
+                        away +=
+                            shift[3 * e] * cell[x] + shift[3 * e + 1] * cell[3 + x] + shift[3 * e + 2] * cell[6 + x];
                     r[3 * e + x] = static_cast<T>(away);
                     if (w) w[3 * e + x] = static_cast<T>(velocities[3 * j + x] - velocities[3 * i + x]);
                 }
@@ -761,7 +762,8 @@ void edge_vectors(const Systems& systems, const double* velocities, const int64_
     }
 }
 
-template void edge_vectors(const Systems&, const double*, const int64_t*, const int32_t*, const int32_t*, float*, float*);
+template void edge_vectors(const Systems&, const double*, const int64_t*, const int32_t*, const int32_t*, float*,
+                           float*);
 template void edge_vectors(const Systems&, const double*, const int64_t*, const int32_t*, const int32_t*, double*,
                            double*);
 

@@ -19,12 +19,12 @@ namespace mdtrajnet {
 constexpr double kCoincident = 1e-6;
 
 struct Systems {
-    const double* positions;           // [atoms][3], Å
+    const double* positions;  // [atoms][3], Å
     std::int64_t atoms;
-    const std::int64_t* ptr;           // [count + 1]: the atoms of system s are ptr[s] .. ptr[s+1]
+    const std::int64_t* ptr;  // [count + 1]: the atoms of system s are ptr[s] .. ptr[s+1]
     std::int64_t count;
-    const double* cells = nullptr;     // [count][3][3], rows are lattice vectors; null: none is periodic
-    const std::uint8_t* pbc = nullptr; // [count][3]; null: none is periodic
+    const double* cells = nullptr;      // [count][3][3], rows are lattice vectors; null: none is periodic
+    const std::uint8_t* pbc = nullptr;  // [count][3]; null: none is periodic
 };
 
 // The search comes in two steps because the caller allocates the edges once their number is known.
@@ -69,7 +69,7 @@ class VerletList {
     std::vector<double> positions_, cells_;  // at the last build, as are ptr and pbc
     std::vector<std::int64_t> ptr_;
     std::vector<std::uint8_t> pbc_;
-    std::vector<std::int64_t> row_ptr_;      // the candidates, and those within the cutoff at the last update
+    std::vector<std::int64_t> row_ptr_;  // the candidates, and those within the cutoff at the last update
     std::vector<std::int32_t> neighbor_, shift_;
     std::vector<std::uint8_t> keep_;
     const std::int64_t* kept_row_ptr_ = nullptr;

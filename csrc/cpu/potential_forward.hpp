@@ -38,11 +38,8 @@ struct AtomGroup {
     Buffer<T> radial, density, mapped, feature, layer, second;
 
     explicit AtomGroup(const PotentialSizes& z)
-        : basis(z.species * z.radial),
-          used(basis + 3 * z.products),
-          products(row_length<T>(z.products)),
-          features(row_length<T>(used)),
-          hidden(row_length<T>(z.hidden)) {
+        : basis(z.species * z.radial), used(basis + 3 * z.products), products(row_length<T>(z.products)),
+          features(row_length<T>(used)), hidden(row_length<T>(z.hidden)) {
         radial.resize(row_length<T>(z.radial));
         density.resize(kAtoms * kHarmonics * basis);
         mapped.resize(kAtoms * 6 * 2 * products);
@@ -68,8 +65,9 @@ void densities(const PotentialSizes& z, const AttentionGraph<T>& graph, const in
             const T d = square_root(r[0] * r[0] + r[1] * r[1] + r[2] * r[2]);
             const T x = r[0] / d, y = r[1] / d, w = r[2] / d;
             const T third = T(1.0 / 3), mixed = T(1.41421356237309504880);
-            const T harmonic[kHarmonics] = {T(1),          x,         y,         w,         x * x - third, y * y - third,
-                                            w * w - third, mixed * x * y, mixed * x * w, mixed * y * w};
+            const T harmonic[kHarmonics] = {
+                T(1),         x, y, w, x * x - third, y * y - third, w * w - third, mixed * x * y, mixed * x * w,
+                mixed * y * w};
             const T size = envelope(d, cutoff) / T(1.12);
             for (long n = 0; n < z.radial; n += W) {
                 Vec<T> away;
@@ -138,8 +136,8 @@ void potential(const PotentialSizes& z, const PotentialWeights<T>& weights, cons
             Vec<T> sum{};
             for (long n = 0; n < m.hidden; n += W) {
                 const long at = i * m.hidden + n;
-                sum += (load<T>(m.layer.data() + at) + silu<T>(load<T>(m.second.data() + at))) *
-                       load<T>(weights.last + n);
+                sum +=
+                    (load<T>(m.layer.data() + at) + silu<T>(load<T>(m.second.data() + at))) * load<T>(weights.last + n);
             }
             energy[begin + i] = lane_sum<T>(sum);
         }

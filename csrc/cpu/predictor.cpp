@@ -57,7 +57,8 @@ void refresh(const SharedGraph<T>& graph, int64_t times, int parts, const Attent
 }
 
 template <class T>
-void* pack(const AttentionKernels& kernels, const AttentionSizes& size, const AttentionWeights<T>& weights, bool gradients) {
+void* pack(const AttentionKernels& kernels, const AttentionSizes& size, const AttentionWeights<T>& weights,
+           bool gradients) {
     return functions_of<T>(kernels).pack(size, weights, gradients);
 }
 
@@ -147,8 +148,8 @@ void Predictor::motion(const SharedGraph<T>& graph, const HeadAtoms<T>& atoms, i
             s[k] = scalars[k].data(), x[k] = dx[k].data(), v[k] = dv[k].data();
         }
         for (std::size_t m = 0; m < parts_.members.size(); ++m) {
-            first_scalars<T>(head, static_cast<const T*>(parts_.embeddings[m]), graph.atoms, atoms.species, count, t + begin,
-                             s[0], s[1]);
+            first_scalars<T>(head, static_cast<const T*>(parts_.embeddings[m]), graph.atoms, atoms.species, count,
+                             t + begin, s[0], s[1]);
             attention_stack<T>(parts_.members[m], parts_.running, graph, count, parts, s, x, v, threads);
             add_motion<T>(head, graph, atoms, count, t + begin, x[0], head.readout ? v[0] : x[1],
                           1.0 / static_cast<double>(parts_.members.size()), moved + begin * numbers,
@@ -197,14 +198,14 @@ int useful_threads(int threads, int64_t rows) {
     return static_cast<int>(std::max<int64_t>(1, std::min<int64_t>(threads, rows / kRowsOfThread)));
 }
 
-#define MDTRAJNET_FOR(T)                                                                                                \
-    template Block::Block(const AttentionSizes&, const AttentionWeights<T>&, bool);                                    \
-    template void attention_stack(const Blocks&, bool, const SharedGraph<T>&, int64_t, int, const T* const*,        \
-                                  T* const*, T* const*, int);                                                          \
-    template void Predictor::motion(const SharedGraph<T>&, const HeadAtoms<T>&, int64_t, const double*, double*,    \
-                                    double*, int) const;                                                               \
-    template void Predictor::energies(const SharedGraph<T>&, const int64_t*, T*, int) const;                        \
-    template void Predictor::slopes(const SharedGraph<T>&, const int64_t*, int, T*, double*, int) const;            \
+#define MDTRAJNET_FOR(T)                                                                                         \
+    template Block::Block(const AttentionSizes&, const AttentionWeights<T>&, bool);                              \
+    template void attention_stack(const Blocks&, bool, const SharedGraph<T>&, int64_t, int, const T* const*,     \
+                                  T* const*, T* const*, int);                                                    \
+    template void Predictor::motion(const SharedGraph<T>&, const HeadAtoms<T>&, int64_t, const double*, double*, \
+                                    double*, int) const;                                                         \
+    template void Predictor::energies(const SharedGraph<T>&, const int64_t*, T*, int) const;                     \
+    template void Predictor::slopes(const SharedGraph<T>&, const int64_t*, int, T*, double*, int) const;         \
     template void Predictor::charges(const SharedGraph<T>&, const int64_t*, T*, int) const;
 MDTRAJNET_FOR(float)
 MDTRAJNET_FOR(double)

@@ -27,12 +27,8 @@ struct WindowRows {
     long entry;     // what a layer begins with: channels that neighbours see, then the bias of its first hidden layer
 
     explicit WindowRows(const WindowPotentialSizes& z)
-        : radial(row_length<T>(z.radial)),
-          channels(row_length<T>(z.channels)),
-          products(row_length<T>(z.products)),
-          hidden(row_length<T>(z.hidden)),
-          features(channels + 4 * products),
-          entry(channels + hidden) {}
+        : radial(row_length<T>(z.radial)), channels(row_length<T>(z.channels)), products(row_length<T>(z.products)),
+          hidden(row_length<T>(z.hidden)), features(channels + 4 * products), entry(channels + hidden) {}
 };
 
 // What threads share: of each layer and each atom what its gradient needs.
@@ -198,8 +194,7 @@ class WindowLayers {
     void backward(long layer, long group) {
         take(group);
         const bool is_last = layer + 1 == z.layers;
-        for (long i = 0; i < count; ++i)
-            memcpy(known.data() + i * row.hidden, last_of(layer), row.hidden * sizeof(T));
+        for (long i = 0; i < count; ++i) memcpy(known.data() + i * row.hidden, last_of(layer), row.hidden * sizeof(T));
         if (!is_last) {
             const T* onward = w.onward_back + layer * row.entry * row.hidden;
             multiply<T>(row.hidden, {count, z.channels, seen.data(), row.channels, onward, row.hidden, known.data(),
@@ -371,10 +366,10 @@ class WindowLayers {
             memcpy(to + i * row.channels, feature.data() + i * row.features, row.channels * sizeof(T));
         for (int l = 0; l < 3; ++l) {
             const long width = kMaps[l] * row.products, each = kFirst[l + 1] - kFirst[l];
-            multiply<T>(row.channels, {each * count, width, mapped_of(l), width,
-                                       maps + kFirstMap[l] * row.products * row.channels, row.channels,
-                                       to + kFirst[l] * count * row.channels, row.channels, nullptr,
-                                       l ? Start::kZero : Start::kAdd});
+            multiply<T>(row.channels,
+                        {each * count, width, mapped_of(l), width, maps + kFirstMap[l] * row.products * row.channels,
+                         row.channels, to + kFirst[l] * count * row.channels, row.channels, nullptr,
+                         l ? Start::kZero : Start::kAdd});
         }
     }
 
@@ -472,14 +467,14 @@ class WindowLayers {
     const int role;
     const WindowMemory<T>& m;
     const WindowRows<T> row;
-    long begin = 0, count = 0;       // of the group
-    Buffer<T> number;                // 0, 1, 2, ...: of the Gaussians
+    long begin = 0, count = 0;  // of the group
+    Buffer<T> number;           // 0, 1, 2, ...: of the Gaussians
     Direction<T> directions[kEdges];
-    Buffer<T> basis, radial;         // [edges][.]: values, then slopes
-    Buffer<T> mapped, feature;       // [atoms of the group][.], or their gradients
-    Buffer<T> known, other;          // hidden layers, or their gradients
-    Buffer<T> last_slope;            // of the last layer, as WindowMemory has those of the others
-    Buffer<T> seen;                  // the gradient of what neighbours see
+    Buffer<T> basis, radial;    // [edges][.]: values, then slopes
+    Buffer<T> mapped, feature;  // [atoms of the group][.], or their gradients
+    Buffer<T> known, other;     // hidden layers, or their gradients
+    Buffer<T> last_slope;       // of the last layer, as WindowMemory has those of the others
+    Buffer<T> seen;             // the gradient of what neighbours see
 };
 
 template <class T>

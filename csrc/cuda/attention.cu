@@ -29,7 +29,9 @@ __global__ void __launch_bounds__(kThreads) fill(float* to, long count, Entry en
 }
 
 // A row of the hidden layer in the source, the constant unit last: -1 for padding.
-__device__ int source_unit(int unit, int units, int padded) { return unit < units ? unit : unit == padded ? units : -1; }
+__device__ int source_unit(int unit, int units, int padded) {
+    return unit < units ? unit : unit == padded ? units : -1;
+}
 
 struct QueryEntry {  // [S + 1][passes][8][4]; the last row, of the constant 1, is zero
     Layout l;
@@ -160,7 +162,7 @@ struct OutEntry {  // [h][V][S]
 constexpr int kRows = 64, kWide = 128, kDepth = 32, kStrips = 8;
 
 __global__ void __launch_bounds__(kThreads, 2)
-columns(const float* x, long rows, int S, float constant, const float* weight, int N, float* y) {
+    columns(const float* x, long rows, int S, float constant, const float* weight, int N, float* y) {
     __shared__ __align__(16) float xs[kDepth][kRows + 4];
     __shared__ __align__(16) float ws[kDepth][kWide];
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, row = warp * 8;
@@ -213,7 +215,7 @@ static_assert(kThreads == kAtoms / 2 * kUnits, "a thread loads one unit of two a
 
 template <bool D>
 __global__ void __launch_bounds__(kThreads, 2)
-combine(Both means, Both scalars, const float* packed, long count, Layout l, Both values) {
+    combine(Both means, Both scalars, const float* packed, long count, Layout l, Both values) {
     constexpr int parts = D ? 2 : 1;
     __shared__ __align__(16) float xs[parts][3][kUnits][kAtoms + 4];
     __shared__ __align__(16) float ws[kUnits][kGroups * 8];
@@ -307,7 +309,7 @@ combine(Both means, Both scalars, const float* packed, long count, Layout l, Bot
 // out = base + values . weight, [rows][S], a thread each.
 template <bool D>
 __global__ void __launch_bounds__(kThreads)
-finish(Both values, const float* weight, long count, Layout l, Both base, Both out) {
+    finish(Both values, const float* weight, long count, Layout l, Both base, Both out) {
     const long k = long(blockIdx.x) * kThreads + threadIdx.x;
     if (k >= count * l.S) return;
     const int u = int(k % l.S), depth = l.h * l.V;
@@ -349,16 +351,17 @@ struct State {
 };
 
 struct Workspace {
-    Both queries, logits;           // of all rows and edges
-    Both own, means, values;        // of a slice
-    State states[2];                // of a stack
+    Both queries, logits;     // of all rows and edges
+    Both own, means, values;  // of a slice
+    State states[2];          // of a stack
 };
 
 size_t divide(void* memory, const Layout& l, const AttentionRows& rows, bool tangent, bool stack, Workspace& w) {
     Pieces pieces(memory, tangent);
     const long all = rows.graph.atoms * rows.times, slice = std::min<long>(all, kSlice);
     // first, for they pass from block to block, whatever the sizes of the rest
-    for (int k = 0; k < 2 && stack; ++k) w.states[k] = {pieces.take(all * l.S), pieces.take(all * 3), pieces.take(all * 3)};
+    for (int k = 0; k < 2 && stack; ++k)
+        w.states[k] = {pieces.take(all * l.S), pieces.take(all * 3), pieces.take(all * 3)};
     w.queries = pieces.take(all * l.queries);
     w.logits = pieces.take(rows.edges * rows.times * l.head_blocks * kHeads);
     w.own = pieces.take(slice * l.own);
@@ -436,10 +439,10 @@ void run_block(const AttentionBlock& block, const AttentionRows& rows, const Sta
         launch_logits(call, tile, tangent, stream);
         launch_values(call, tile, tangent, stream);
         if (!out.scalars.v) continue;
-        launch(tangent ? combine<true> : combine<false>, dim3(blocks_of(count, kAtoms), unsigned(l.h)), dim3(kThreads), 0,
-               stream, w.means, scalars, block.packed + l.combine, count, l, w.values);
-        launch(tangent ? finish<true> : finish<false>, dim3(blocks_of(count * l.S, kThreads)), dim3(kThreads), 0, stream,
-               w.values, block.packed + l.out, count, l, offset(base.scalars, first * l.S),
+        launch(tangent ? combine<true> : combine<false>, dim3(blocks_of(count, kAtoms), unsigned(l.h)), dim3(kThreads),
+               0, stream, w.means, scalars, block.packed + l.combine, count, l, w.values);
+        launch(tangent ? finish<true> : finish<false>, dim3(blocks_of(count * l.S, kThreads)), dim3(kThreads), 0,
+               stream, w.values, block.packed + l.out, count, l, offset(base.scalars, first * l.S),
                offset(out.scalars, first * l.S));
     }
 }
@@ -468,7 +471,9 @@ void clear(Both x, long floats, cudaStream_t stream) {
 
 }  // namespace
 
-std::size_t packed_attention_bytes(const AttentionSizes& size) { return size_t(checked_layout(size).size) * sizeof(float); }
+std::size_t packed_attention_bytes(const AttentionSizes& size) {
+    return size_t(checked_layout(size).size) * sizeof(float);
+}
 
 void pack_attention(const AttentionSizes& size, const AttentionWeights<float>& w, float* packed, Stream stream) {
     const Layout l = checked_layout(size);

@@ -32,14 +32,14 @@ constexpr int round_up(long x, int to) { return int((x + to - 1) / to * to); }
 
 // Sizes, and offsets in floats.
 struct Layout {
-    int S, T, B, h, c, v;        // as AttentionSizes has them; c, v: channels of a head
-    int n, m;                    // hidden units of key and value
-    int N, M;                    // the same in whole chunks
+    int S, T, B, h, c, v;  // as AttentionSizes has them; c, v: channels of a head
+    int n, m;              // hidden units of key and value
+    int N, M;              // the same in whole chunks
     int head_blocks, channel_blocks, passes;
     // rows of an atom: queries [passes][8 channels][4 heads]; own columns
     int queries, own, own_value, own_key_offset, own_value_offset;
-    int ld_mean;                 // row of one mean: M, the constant unit, zeros
-    int V, groups;               // v in eights; groups of 8 columns of `combine`: (S + 2) x V / 8
+    int ld_mean;    // row of one mean: M, the constant unit, zeros
+    int V, groups;  // v in eights; groups of 8 columns of `combine`: (S + 2) x V / 8
     // packed weights
     long query, columns, key_layer, key_shared, value_layer, value_shared, combine, out, size;
 };

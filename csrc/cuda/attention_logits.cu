@@ -15,8 +15,21 @@ template <int R>
 __device__ void start(float (&y)[R][kColumns], const float* own, const float* shared) {
     const int j = lane_index() % 8;
     const float4 s = load4(own + 4 * j), r = load4(shared + 4 * j), w = load4(shared + 32 + 4 * j);
-    const float first[kColumns] = {s.x, s.y, s.z, s.w, own[32 + j], r.x, r.y, r.z, r.w, w.x, w.y, w.z, w.w,
-                                   shared[64 + 2 * j], shared[64 + 2 * j + 1]};
+    const float first[kColumns] = {s.x,
+                                   s.y,
+                                   s.z,
+                                   s.w,
+                                   own[32 + j],
+                                   r.x,
+                                   r.y,
+                                   r.z,
+                                   r.w,
+                                   w.x,
+                                   w.y,
+                                   w.z,
+                                   w.w,
+                                   shared[64 + 2 * j],
+                                   shared[64 + 2 * j + 1]};
 #pragma unroll
     for (int k = 0; k < R; ++k) {
 #pragma unroll
@@ -98,8 +111,7 @@ __device__ void sum_group(float (&x)[kCount]) {
 // What the columns of one pass add to the logits: [row of the group][head] of the lane's channel.
 template <int R, bool D>
 __device__ void contract(const float (&y)[R][kColumns], const float (&yt)[D ? R : 1][kColumns], const EdgeCall& call,
-                         int pass, const Tile<R, D>& tile, float (&sum)[4 * R],
-                         float (&sum_t)[D ? 4 * R : 1]) {
+                         int pass, const Tile<R, D>& tile, float (&sum)[4 * R], float (&sum_t)[D ? 4 * R : 1]) {
     const int j = lane_index() % 8, group = lane_index() / 8;
 #pragma unroll
     for (int r = 0; r < R; ++r) {
@@ -205,9 +217,8 @@ void launch_rows(const EdgeCall& call, [[maybe_unused]] Rows rows, bool tangent,
 }  // namespace
 
 void launch_logits(const EdgeCall& call, Rows rows, bool tangent, Stream stream) {
-    with_shape(call.layout, [&](auto shape) {
-        launch_rows<typename decltype(shape)::type>(call, rows, tangent, stream);
-    });
+    with_shape(call.layout,
+               [&](auto shape) { launch_rows<typename decltype(shape)::type>(call, rows, tangent, stream); });
 }
 
 }  // namespace mdtrajnet::cuda

@@ -114,8 +114,7 @@ __device__ inline float warp_max(float x) {
 
 // Weights into shared memory, by the whole block; counts are multiples of 4.
 __device__ inline void stage(float* to, const float* from, int count) {
-    for (int k = 4 * threadIdx.x; k < count; k += 4 * kThreads)
-        *reinterpret_cast<float4*>(to + k) = load4(from + k);
+    for (int k = 4 * threadIdx.x; k < count; k += 4 * kThreads) *reinterpret_cast<float4*>(to + k) = load4(from + k);
 }
 
 // A centre and its edges.  Unsigned: made 64 bits wide, nothing of it takes a second register.
@@ -151,7 +150,9 @@ struct Tile {
     int* neighbor;  // [rows] of the state
     float* rest;    // the caller's
 
-    __host__ __device__ static constexpr int floats(int B) { return parts * (kChunk * ld + (B + kFeatures) * rows) + rows; }
+    __host__ __device__ static constexpr int floats(int B) {
+        return parts * (kChunk * ld + (B + kFeatures) * rows) + rows;
+    }
 
     __device__ Tile(float* memory, int B) {
         const auto take = [&memory](int count) {

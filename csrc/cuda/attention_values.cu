@@ -288,9 +288,8 @@ void launch_rows(const EdgeCall& call, [[maybe_unused]] Rows rows, bool tangent,
 }  // namespace
 
 void launch_values(const EdgeCall& call, Rows rows, bool tangent, Stream stream) {
-    with_shape(call.layout, [&](auto shape) {
-        launch_rows<typename decltype(shape)::type>(call, rows, tangent, stream);
-    });
+    with_shape(call.layout,
+               [&](auto shape) { launch_rows<typename decltype(shape)::type>(call, rows, tangent, stream); });
 }
 
 }  // namespace mdtrajnet::cuda

@@ -31,8 +31,8 @@ CudaDevices cuda_devices() {
 }
 
 std::string nvcc_version() {
-    return MDTRAJNET_STRING(__CUDACC_VER_MAJOR__) "." MDTRAJNET_STRING(
-        __CUDACC_VER_MINOR__) "." MDTRAJNET_STRING(__CUDACC_VER_BUILD__);
+    return MDTRAJNET_STRING(__CUDACC_VER_MAJOR__) "." MDTRAJNET_STRING(__CUDACC_VER_MINOR__) "." MDTRAJNET_STRING(
+        __CUDACC_VER_BUILD__);
 }
 
 std::string cuda_archs() { return MDTRAJNET_STRING(__CUDA_ARCH_LIST__); }

@@ -28,22 +28,22 @@ using std::uint8_t;
 using Bits = unsigned long long;
 
 constexpr unsigned kAll = 0xffffffffu;
-constexpr int kThreads = 128;          // of a block
+constexpr int kThreads = 128;  // of a block
 constexpr int kWarps = kThreads / 32;
 constexpr int kScanThreads = 256, kScanItems = 4, kTile = kScanThreads * kScanItems;
-constexpr int kShortRow = 128;         // rows up to this length are sorted in shared memory
-constexpr int kLanesPerRow = 8;        // of edge_vectors
+constexpr int kShortRow = 128;   // rows up to this length are sorted in shared memory
+constexpr int kLanesPerRow = 8;  // of edge_vectors
 constexpr int kMeasures = 8;
 constexpr double kInfinity = std::numeric_limits<double>::infinity();
 
 // One system.  A direction k that is not periodic has a unit vector perpendicular to the periodic ones.
 struct Grid {
     double vector[3][3];
-    double inverse[3][3];         // fractional[k] = inverse[k] . position
-    double height[3];             // between opposite faces
+    double inverse[3][3];  // fractional[k] = inverse[k] . position
+    double height[3];      // between opposite faces
     int32_t periodic[3];
-    Bits measured[kMeasures];     // keys of the largest -fractional[3], fractional[3], |coordinate| and wrap, Å
-    double origin[3], scale[3];   // bin[k] = (fractional[k] - origin[k]) * scale[k]
+    Bits measured[kMeasures];    // keys of the largest -fractional[3], fractional[3], |coordinate| and wrap, Å
+    double origin[3], scale[3];  // bin[k] = (fractional[k] - origin[k]) * scale[k]
     int32_t bins[3], reach[3], images[3];
 };
 
@@ -267,8 +267,8 @@ __global__ void __launch_bounds__(kThreads) measure(Systems systems, Workspace w
     if (!sound) status->refused = 1;
 
     const bool together = __all_sync(kAll, s == __shfl_sync(kAll, s, 0));
-    const double values[kMeasures] = {-f[0], -f[1], -f[2], f[0], f[1], f[2],
-                                      largest(fabs(r[0]), fabs(r[1]), fabs(r[2])), moved};
+    const double values[kMeasures] = {
+        -f[0], -f[1], -f[2], f[0], f[1], f[2], largest(fabs(r[0]), fabs(r[1]), fabs(r[2])), moved};
 #pragma unroll
     for (int k = 0; k < kMeasures; ++k) {
         double v = values[k];
@@ -279,7 +279,7 @@ __global__ void __launch_bounds__(kThreads) measure(Systems systems, Workspace w
 }
 
 __global__ void __launch_bounds__(kThreads)
-bins(Systems systems, double cutoff, Grid* grid, Status* status, const int32_t* gate) {
+    bins(Systems systems, double cutoff, Grid* grid, Status* status, const int32_t* gate) {
     const int64_t s = thread_index();
     if (closed(gate) || s >= systems.count || status->refused) return;
     const double atoms = static_cast<double>(systems.ptr[s + 1] - systems.ptr[s]);
@@ -328,7 +328,7 @@ bins(Systems systems, double cutoff, Grid* grid, Status* status, const int32_t* 
 // ---- Counting sort by bin.  The order within a bin is left to chance: rows are sorted in the end.
 
 __global__ void __launch_bounds__(kThreads)
-count_bins(Systems systems, Workspace w, const Status* status, const int32_t* gate) {
+    count_bins(Systems systems, Workspace w, const Status* status, const int32_t* gate) {
     const int64_t i = thread_index();
     if (closed(gate) || i >= systems.atoms || status->refused) return;
     const Grid& g = w.grid[w.system[i]];
@@ -346,7 +346,7 @@ count_bins(Systems systems, Workspace w, const Status* status, const int32_t* ga
 }
 
 __global__ void __launch_bounds__(kThreads)
-scatter(Systems systems, Workspace w, const Status* status, const int32_t* gate) {
+    scatter(Systems systems, Workspace w, const Status* status, const int32_t* gate) {
     const int64_t i = thread_index();
     if (closed(gate) || i >= systems.atoms || status->refused) return;
     const int4 wrap = w.wrap[i];
@@ -379,7 +379,7 @@ __device__ int64_t scan_block(int64_t value, int64_t& total) {
 }
 
 __global__ void __launch_bounds__(kScanThreads)
-sum_tiles(const int32_t* count, int64_t items, int64_t* sums, const int32_t* gate) {
+    sum_tiles(const int32_t* count, int64_t items, int64_t* sums, const int32_t* gate) {
     if (closed(gate)) return;
     const int64_t from = int64_t(blockIdx.x) * kTile + threadIdx.x * kScanItems;
     int64_t sum = 0, total;
@@ -390,7 +390,7 @@ sum_tiles(const int32_t* count, int64_t items, int64_t* sums, const int32_t* gat
 
 // One block.  The total goes behind the last sum and, where there is a status, into it.
 __global__ void __launch_bounds__(kScanThreads)
-scan_tiles(int64_t tiles, int64_t* sums, int64_t capacity, Status* status, const int32_t* gate) {
+    scan_tiles(int64_t tiles, int64_t* sums, int64_t capacity, Status* status, const int32_t* gate) {
     if (closed(gate)) return;
     int64_t carry = 0;
     for (int64_t from = 0; from < tiles; from += kScanThreads) {
@@ -409,9 +409,8 @@ scan_tiles(int64_t tiles, int64_t* sums, int64_t capacity, Status* status, const
 
 // All zeros where the status is not good.
 template <class T>
-__global__ void __launch_bounds__(kScanThreads)
-scan_items(const int32_t* count, int64_t items, const int64_t* sums, T* out, const Status* status,
-           const int32_t* gate) {
+__global__ void __launch_bounds__(kScanThreads) scan_items(const int32_t* count, int64_t items, const int64_t* sums,
+                                                           T* out, const Status* status, const int32_t* gate) {
     if (closed(gate)) return;
     const bool empty = status && !usable(*status);
     const int64_t from = int64_t(blockIdx.x) * kTile + threadIdx.x * kScanItems;
@@ -483,7 +482,7 @@ __device__ void visit_around(const Systems& systems, const Workspace& w, int64_t
 }
 
 __global__ void __launch_bounds__(kThreads)
-count_rows(Systems systems, Workspace w, double limit, Status* status, const int32_t* gate) {
+    count_rows(Systems systems, Workspace w, double limit, Status* status, const int32_t* gate) {
     const int64_t place = warp_index();
     // Another warp may be refusing right now: all lanes must see the same.
     if (closed(gate) || place >= systems.atoms || __any_sync(kAll, status->refused)) return;
@@ -533,8 +532,8 @@ __device__ void sort_row(const Row& row, int32_t n) {
 }
 
 __global__ void __launch_bounds__(kThreads)
-fill_rows(Systems systems, Workspace w, double limit, const int64_t* row_ptr, int32_t* neighbor, int32_t* shift,
-          const Status* status, const int32_t* gate) {
+    fill_rows(Systems systems, Workspace w, double limit, const int64_t* row_ptr, int32_t* neighbor, int32_t* shift,
+              const Status* status, const int32_t* gate) {
     __shared__ Bits held[kWarps][kShortRow];
     const int64_t place = warp_index();
     if (closed(gate) || place >= systems.atoms || !usable(*status)) return;
@@ -549,8 +548,8 @@ fill_rows(Systems systems, Workspace w, double limit, const int64_t* row_ptr, in
     visit_around(systems, w, place, limit, [&](bool near, double, int64_t other, const int32_t* image) {
         const unsigned lanes = __ballot_sync(kAll, near);
         if (near) {
-            const int32_t id = ((image[0] + g.images[0]) * count[1] + image[1] + g.images[1]) * count[2] + image[2] +
-                               g.images[2];
+            const int32_t id =
+                ((image[0] + g.images[0]) * count[1] + image[1] + g.images[1]) * count[2] + image[2] + g.images[2];
             row.set(found + __popc(lanes & ((1u << lane_index()) - 1)), Bits(w.place[other].w) << 32 | Bits(id));
         }
         found += __popc(lanes);
@@ -637,13 +636,13 @@ __device__ bool within(const Systems& systems, const double* cell, const double*
                        double limit, double& d2) {
     const int32_t* shift = list.shift + 3 * e;
     double t[3] = {0, 0, 0};
-    if (shift[0] | shift[1] | shift[2]) translation(reinterpret_cast<const double(*)[3]>(cell), shift, t);
+    if (shift[0] | shift[1] | shift[2]) translation(reinterpret_cast<const double (*)[3]>(cell), shift, t);
     d2 = distance2(ri, systems.positions + 3 * int64_t(list.neighbor[e]), t);
     return d2 <= limit;
 }
 
 __global__ void __launch_bounds__(kThreads)
-count_within_rows(Systems systems, double limit, SkinList list, int32_t* count, Status* status) {
+    count_within_rows(Systems systems, double limit, SkinList list, int32_t* count, Status* status) {
     const int64_t i = warp_index();
     const Status skin = static_cast<const SkinState*>(list.state)->status;
     if (!usable(skin) && thread_index() == 0) status->refused = skin.refused, status->overflow = skin.overflow;
@@ -664,8 +663,8 @@ count_within_rows(Systems systems, double limit, SkinList list, int32_t* count, 
 }
 
 __global__ void __launch_bounds__(kThreads)
-fill_within_rows(Systems systems, double limit, SkinList list, const int64_t* row_ptr, int32_t* neighbor,
-                 int32_t* shift, const Status* status) {
+    fill_within_rows(Systems systems, double limit, SkinList list, const int64_t* row_ptr, int32_t* neighbor,
+                     int32_t* shift, const Status* status) {
     const int64_t i = warp_index();
     if (i >= systems.atoms || !usable(*status)) return;
     const double* ri = systems.positions + 3 * i;
@@ -686,8 +685,8 @@ fill_within_rows(Systems systems, double limit, SkinList list, const int64_t* ro
 }
 
 __global__ void __launch_bounds__(kThreads)
-subtract(Systems systems, const double* velocities, const int64_t* row_ptr, const int32_t* neighbor,
-         const int32_t* shift, float* r, float* w) {
+    subtract(Systems systems, const double* velocities, const int64_t* row_ptr, const int32_t* neighbor,
+             const int32_t* shift, float* r, float* w) {
     const int64_t i = thread_index() / kLanesPerRow;
     if (i >= systems.atoms) return;
     const double* cell = systems.cells ? systems.cells + 9 * int64_t(system_of(systems, i)) : nullptr;
@@ -695,7 +694,7 @@ subtract(Systems systems, const double* velocities, const int64_t* row_ptr, cons
         const int64_t j = neighbor[e];
         const int32_t* its = shift + 3 * e;
         double t[3] = {0, 0, 0}, difference_[3];
-        if (its[0] | its[1] | its[2]) translation(reinterpret_cast<const double(*)[3]>(cell), its, t);
+        if (its[0] | its[1] | its[2]) translation(reinterpret_cast<const double (*)[3]>(cell), its, t);
         difference(systems.positions + 3 * i, systems.positions + 3 * j, t, difference_);
         for (int d = 0; d < 3; ++d) {
             r[3 * e + d] = static_cast<float>(difference_[d]);
@@ -733,8 +732,8 @@ void scan(const Workspace& w, int64_t items, T* out, int64_t capacity, Status* s
 void require_size(const Systems& systems) {
     if (systems.atoms > kMaxAtoms || systems.count > kMaxAtoms)
         throw std::invalid_argument("a neighbour list on the GPU takes at most " + std::to_string(kMaxAtoms) +
-                                    " atoms and as many systems, got " + std::to_string(systems.atoms) +
-                                    " atoms in " + std::to_string(systems.count) + " systems; split them over calls");
+                                    " atoms and as many systems, got " + std::to_string(systems.atoms) + " atoms in " +
+                                    std::to_string(systems.count) + " systems; split them over calls");
 }
 
 // count_neighbors, once the status is clear.
@@ -816,10 +815,10 @@ void count_within(const Systems& systems, double cutoff, const SkinList& list, i
     check(cudaGetLastError(), "neighbour skin");
 }
 
-void fill_within(const Systems& systems, double cutoff, const SkinList& list, const int64_t* row_ptr,
-                 int32_t* neighbor, int32_t* shift, const Status* status, Stream stream) {
-    launch_over(32 * systems.atoms, fill_within_rows, stream, systems, cutoff * cutoff, list, row_ptr, neighbor,
-                shift, status);
+void fill_within(const Systems& systems, double cutoff, const SkinList& list, const int64_t* row_ptr, int32_t* neighbor,
+                 int32_t* shift, const Status* status, Stream stream) {
+    launch_over(32 * systems.atoms, fill_within_rows, stream, systems, cutoff * cutoff, list, row_ptr, neighbor, shift,
+                status);
     check(cudaGetLastError(), "neighbour skin");
 }
 

@@ -60,8 +60,8 @@ struct SkinList {
 struct SkinState {
     std::int32_t rebuild;  // 1: the last update_skin searched anew
     std::int32_t unused;
-    std::int64_t builds;   // how often it did, and found a list
-    Status status;         // of the last search; an overflow is one of SkinList::capacity
+    std::int64_t builds;  // how often it did, and found a list
+    Status status;        // of the last search; an overflow is one of SkinList::capacity
 };
 
 std::size_t skin_bytes(std::int64_t atoms, std::int64_t systems);

@@ -40,12 +40,10 @@ EMULATION_EXPORT const char* emulated_attention_bytes(const AttentionSizes* size
 
 EMULATION_EXPORT const char* emulated_attention(const AttentionSizes* size, const float* packed,
                                                 const cuda::AttentionRows* rows, const AttentionState<float>* state,
-                                                const AttentionState<float>* tangent,
-                                                const AttentionState<float>* out,
+                                                const AttentionState<float>* tangent, const AttentionState<float>* out,
                                                 const AttentionState<float>* out_tangent, void* workspace) {
-    return message_of([&] {
-        cuda::attention({*size, packed}, *rows, *state, tangent, *out, out_tangent, workspace, nullptr);
-    });
+    return message_of(
+        [&] { cuda::attention({*size, packed}, *rows, *state, tangent, *out, out_tangent, workspace, nullptr); });
 }
 
 // sizes, packed: one pointer a block.

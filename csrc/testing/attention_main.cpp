@@ -60,7 +60,8 @@ template <class T>
 bool finite(const AttentionState<T>& s, long atoms, long S) {
     bool fine = true;
     for (long k = 0; s.scalars && k < atoms * S; ++k) fine = fine && std::isfinite(s.scalars[k]);
-    for (long k = 0; k < atoms * 3; ++k) fine = fine && std::isfinite(s.displacement[k]) && std::isfinite(s.velocity[k]);
+    for (long k = 0; k < atoms * 3; ++k)
+        fine = fine && std::isfinite(s.displacement[k]) && std::isfinite(s.velocity[k]);
     return fine;
 }
 
@@ -168,8 +169,8 @@ int run(const AttentionFunctions<T>& kernels, const WindowPotentialSizes& z, lon
     for (int role = 0; role < kRoles; ++role) {
         std::vector<T> energy(atoms, T(NAN));
         std::vector<double> slope(3 * atoms, NAN);
-        kernels.window_potential(z, weights, system.graph, system.species.data(), role, role == 1 ? nullptr : energy.data(),
-                                 role == 2 ? nullptr : slope.data(), threads);
+        kernels.window_potential(z, weights, system.graph, system.species.data(), role,
+                                 role == 1 ? nullptr : energy.data(), role == 2 ? nullptr : slope.data(), threads);
         bool fine = true;
         for (const T x : energy) fine = fine && (role == 1 || std::isfinite(x));
         for (const double x : slope) fine = fine && (role == 2 || std::isfinite(x));
@@ -198,7 +199,8 @@ int main() {
         for (const int threads : {1, 2})
             for (const long atoms : {1L, 16L, 37L}) {
                 const long most = atoms > 1 ? 3 * atoms : 0;
-                good += run(kernels.single, sizes, atoms, most, threads) + run(kernels.real, sizes, atoms, most, threads);
+                good +=
+                    run(kernels.single, sizes, atoms, most, threads) + run(kernels.real, sizes, atoms, most, threads);
                 all += 2;
             }
     for (const WindowPotentialSizes& sizes :
@@ -206,7 +208,8 @@ int main() {
         for (const int threads : {1, 2})
             for (const long atoms : {1L, 16L, 37L}) {
                 const long most = atoms > 1 ? 3 * atoms : 0;
-                good += run(kernels.single, sizes, atoms, most, threads) + run(kernels.real, sizes, atoms, most, threads);
+                good +=
+                    run(kernels.single, sizes, atoms, most, threads) + run(kernels.real, sizes, atoms, most, threads);
                 all += 6;
             }
     std::printf("%s: %d of %d finite\n", kernels.instruction_set, good, all);

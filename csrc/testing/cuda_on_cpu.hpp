@@ -51,12 +51,15 @@
 // What a test calls through ctypes.
 #define EMULATION_EXPORT extern "C" __attribute__((visibility("default"), used))
 
-#define EMULATION_VECTOR(T, name, align)                                                \
-    struct name##2 { alignas(align * 2) T x; T y; };                                    \
-    struct name##3 { T x, y, z; };                                                      \
-    struct alignas(16) name##4 { T x, y, z, w; };                                       \
-    inline name##2 make_##name##2(T x, T y) { return {x, y}; }                          \
-    inline name##3 make_##name##3(T x, T y, T z) { return {x, y, z}; }                  \
+#define EMULATION_VECTOR(T, name, align)                               \
+    struct name##2 {                                                   \
+        alignas(align * 2) T x;                                        \
+        T y;                                                           \
+    };                                                                 \
+    struct name##3 { T x, y, z; };                                     \
+    struct alignas(16) name##4 { T x, y, z, w; };                      \
+    inline name##2 make_##name##2(T x, T y) { return {x, y}; }         \
+    inline name##3 make_##name##3(T x, T y, T z) { return {x, y, z}; } \
     inline name##4 make_##name##4(T x, T y, T z, T w) { return {x, y, z, w}; }
 EMULATION_VECTOR(int, int, 4)
 EMULATION_VECTOR(unsigned, uint, 4)
@@ -128,28 +131,28 @@ struct Fiber {
     State state;
     uint3 thread;
     unsigned warp, lane;
-    Site site;              // of the barrier it waits at
-    unsigned mask;          // lanes that the barrier names, and after it those that took part
-    std::uint64_t value;    // what it offers to the others there
+    Site site;            // of the barrier it waits at
+    unsigned mask;        // lanes that the barrier names, and after it those that took part
+    std::uint64_t value;  // what it offers to the others there
     Context context;
     std::unique_ptr<char[]> stack;
-    void* fake_stack;       // AddressSanitizer's
+    void* fake_stack;  // AddressSanitizer's
 };
 
 struct Machine {
     unsigned seed = 0;
     std::string error, last_error;
-    std::map<const void*, size_t> max_shared;  // what cudaFuncSetAttribute allowed
-    std::vector<Fiber> fibers;                 // of the block that runs; stacks are kept for the next
+    std::map<const void*, size_t> max_shared;            // what cudaFuncSetAttribute allowed
+    std::vector<Fiber> fibers;                           // of the block that runs; stacks are kept for the next
     std::vector<std::array<std::uint64_t, 32>> offered;  // by each lane of each warp at its last barrier
-    std::uint64_t votes = 0;                   // threads with a true value at the last block barrier
+    std::uint64_t votes = 0;                             // threads with a true value at the last block barrier
     std::unique_ptr<char[]> dynamic;
     Fiber* running = nullptr;
     void (*body)(void*) = nullptr;
     void* argument = nullptr;
     Context scheduler{};
     void* fake_stack = nullptr;
-    const void* stack = nullptr;               // the scheduler's
+    const void* stack = nullptr;  // the scheduler's
     size_t stack_bytes = 0;
 };
 inline Machine machine;
@@ -424,19 +427,19 @@ T __shfl_down_sync(unsigned mask, T value, unsigned by, int width = warpSize, HE
 inline void __threadfence() {}
 inline void __threadfence_block() {}
 
-#define EMULATION_ATOMIC(name, result)                    \
-    template <class T, class U>                           \
-    T name(T* address, U operand) {                       \
-        const T old = *address, value = T(operand);       \
-        *address = T(result);                             \
-        return old;                                       \
+#define EMULATION_ATOMIC(name, result)              \
+    template <class T, class U>                     \
+    T name(T* address, U operand) {                 \
+        const T old = *address, value = T(operand); \
+        *address = T(result);                       \
+        return old;                                 \
     }
 EMULATION_ATOMIC(atomicAdd, old + value)
 EMULATION_ATOMIC(atomicSub, old - value)
 EMULATION_ATOMIC(atomicMin, value < old ? value : old)
 EMULATION_ATOMIC(atomicMax, old < value ? value : old)
 EMULATION_ATOMIC(atomicOr, old | value)
-EMULATION_ATOMIC(atomicAnd, old & value)
+EMULATION_ATOMIC(atomicAnd, old& value)
 EMULATION_ATOMIC(atomicExch, value)
 #undef EMULATION_ATOMIC
 template <class T, class U, class V>
@@ -448,11 +451,17 @@ T atomicCAS(T* address, U expected, V desired) {
 
 // Arithmetic that CUDA knows and C++ does not.  The fast versions are the exact ones here.
 template <class A, class B>
-constexpr std::common_type_t<A, B> min(A a, B b) { return b < a ? b : a; }
+constexpr std::common_type_t<A, B> min(A a, B b) {
+    return b < a ? b : a;
+}
 template <class A, class B>
-constexpr std::common_type_t<A, B> max(A a, B b) { return a < b ? b : a; }
+constexpr std::common_type_t<A, B> max(A a, B b) {
+    return a < b ? b : a;
+}
 template <class T>
-T __ldg(const T* address) { return *address; }
+T __ldg(const T* address) {
+    return *address;
+}
 template <class To, class From>
 To emulation_bits(From from) {
     static_assert(sizeof(To) == sizeof(From));
@@ -516,6 +525,8 @@ void launch(void (*kernel)(P...), dim3 grid, dim3 block, size_t shared_bytes, cu
 }
 
 template <class T>
-T* dynamic_shared() { return reinterpret_cast<T*>(emulation::machine.dynamic.get()); }
+T* dynamic_shared() {
+    return reinterpret_cast<T*>(emulation::machine.dynamic.get());
+}
 
 }  // namespace mdtrajnet::cuda

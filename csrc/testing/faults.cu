@@ -38,10 +38,10 @@ __global__ void parts(int* out) {
     const unsigned mask = lane < 8 ? 0xffu : 0xffffff00u;
     int v = 0;
     if (lane < 8) {
-        v = __shfl_sync(mask, lane, 3);                               // 3
+        v = __shfl_sync(mask, lane, 3);                                   // 3
         for (int k = 0; k < 3; ++k) v += __shfl_xor_sync(mask, 1, 1, 8);  // 6
     } else {
-        v = __popc(__ballot_sync(mask, lane % 2));                    // 12
+        v = __popc(__ballot_sync(mask, lane % 2));  // 12
         v += __shfl_up_sync(mask, lane, 1, 8) * 0;
         __syncwarp(mask);
     }
@@ -53,8 +53,19 @@ __global__ void parts(int* out) {
     while (seen != assumed);
 }
 
-enum Fault { none, returns_early, other_barrier, lane_waits_alone, absent_lane, outside_mask, never_written,
-             last_writer, past_dynamic, past_static, past_global };
+enum Fault {
+    none,
+    returns_early,
+    other_barrier,
+    lane_waits_alone,
+    absent_lane,
+    outside_mask,
+    never_written,
+    last_writer,
+    past_dynamic,
+    past_static,
+    past_global
+};
 
 __global__ void faulty(int fault, float* out) {
     __shared__ float held[32];

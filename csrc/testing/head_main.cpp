@@ -52,7 +52,8 @@ bool run(const HeadSizes& size, long atoms, long times, int threads) {
     auto dx = random_array<T>(3 * rows), dv = random_array<T>(3 * rows);
     std::vector<double> moved(3 * rows, 0.0), velocity(3 * rows, 0.0);
     for (const double share : {0.25, 0.75})
-        add_motion<T>(size, graph, start, times, t.data(), dx.data(), dv.data(), share, moved.data(), velocity.data(), threads);
+        add_motion<T>(size, graph, start, times, t.data(), dx.data(), dv.data(), share, moved.data(), velocity.data(),
+                      threads);
     for (long n = 0; n < 3 * rows; ++n) good = good && std::isfinite(moved[n]) && std::isfinite(velocity[n]);
     for (long n = 0; size.conserving && n < 3 * atoms; ++n)  // t = 0
         good = good && moved[n] == 0 && velocity[n] == double(velocities[n]);

@@ -32,8 +32,7 @@ EMULATION_EXPORT std::size_t emulated_skin_bytes(std::int64_t atoms, std::int64_
 
 EMULATION_EXPORT const char* emulated_count_neighbors(const Systems* systems, double cutoff, std::int64_t capacity,
                                                       void* workspace, std::int64_t* row_ptr, cuda::Status* status) {
-    return message_of(
-        [&] { cuda::count_neighbors(*systems, cutoff, capacity, workspace, row_ptr, status, nullptr); });
+    return message_of([&] { cuda::count_neighbors(*systems, cutoff, capacity, workspace, row_ptr, status, nullptr); });
 }
 
 EMULATION_EXPORT const char* emulated_fill_neighbors(const Systems* systems, double cutoff, void* workspace,
@@ -58,15 +57,13 @@ EMULATION_EXPORT const char* emulated_count_within(const Systems* systems, doubl
 EMULATION_EXPORT const char* emulated_fill_within(const Systems* systems, double cutoff, const cuda::SkinList* list,
                                                   const std::int64_t* row_ptr, std::int32_t* neighbor,
                                                   std::int32_t* shift, const cuda::Status* status) {
-    return message_of(
-        [&] { cuda::fill_within(*systems, cutoff, *list, row_ptr, neighbor, shift, status, nullptr); });
+    return message_of([&] { cuda::fill_within(*systems, cutoff, *list, row_ptr, neighbor, shift, status, nullptr); });
 }
 
 EMULATION_EXPORT const char* emulated_edge_vectors(const Systems* systems, const double* velocities,
                                                    const std::int64_t* row_ptr, const std::int32_t* neighbor,
                                                    const std::int32_t* shift, float* r, float* w) {
-    return message_of(
-        [&] { cuda::edge_vectors(*systems, velocities, row_ptr, neighbor, shift, r, w, nullptr); });
+    return message_of([&] { cuda::edge_vectors(*systems, velocities, row_ptr, neighbor, shift, r, w, nullptr); });
 }
 
 // The scan alone, which takes more items than a search here has atoms.

@@ -10,26 +10,26 @@ static double number(void) {
     return x;
 }
 
-static double *numbers(int64_t count) {
-    double *x = malloc((count + 1) * sizeof *x);
+static double* numbers(int64_t count) {
+    double* x = malloc((count + 1) * sizeof *x);
     for (int64_t k = 0; k < count; ++k) x[k] = number();
     return x;
 }
 
-static void print(const double *x, int64_t count) {
+static void print(const double* x, int64_t count) {
     for (int64_t k = 0; k < count; ++k) printf("%a%c", x[k], k + 1 < count ? ' ' : '\n');
 }
 
-int main(int count, char **arguments) {
+int main(int count, char** arguments) {
     mdtrajnet_error error;
-    mdtrajnet_model *model;
-    mdtrajnet_rollout *rollout;
+    mdtrajnet_model* model;
+    mdtrajnet_rollout* rollout;
     if (count != 2 || mdtrajnet_load(arguments[1], &model, &error)) return 98;
 
     const int64_t systems = number(), atoms = number(), calls = number(), windows = number();
-    int64_t *ptr = malloc((systems + 1) * sizeof *ptr);
-    int32_t *elements = malloc(atoms * sizeof *elements);
-    uint8_t *periodic = malloc(3 * systems);
+    int64_t* ptr = malloc((systems + 1) * sizeof *ptr);
+    int32_t* elements = malloc(atoms * sizeof *elements);
+    uint8_t* periodic = malloc(3 * systems);
     for (int64_t k = 0; k <= systems; ++k) ptr[k] = number();
     for (int64_t k = 0; k < atoms; ++k) elements[k] = number();
     double *masses = numbers(atoms), *cells = numbers(9 * systems);
@@ -39,7 +39,8 @@ int main(int count, char **arguments) {
     int code = mdtrajnet_start(model, &start, NULL, &rollout, &error);
     mdtrajnet_free_model(model); /* rollouts keep it */
     for (int64_t k = 0; k < calls && !code; ++k) code = mdtrajnet_advance(rollout, windows, x, v, &error);
-    printf("%d %" PRId64 " %" PRId64 " %" PRId64 "\n%s\n", code, error.system, error.atom, error.windows, error.message);
+    printf("%d %" PRId64 " %" PRId64 " %" PRId64 "\n%s\n", code, error.system, error.atom, error.windows,
+           error.message);
     print(x, 3 * atoms);
     print(v, 3 * atoms);
     if (!mdtrajnet_energies(rollout, x, v, energies, NULL)) print(energies, systems);
