@@ -348,11 +348,12 @@ def windows(run: Iterator[Any], window: float, **row: Any) -> Row:
     """Mean time of a window (fs), after those that capture and warm up."""
     row["window_fs"] = window
     try:
-        for _ in range(3 if DRY else 12):
+        for _ in range(1 if DRY else 12):
             end = next(run).end
         wait()
         begun, first, count = time.perf_counter(), end, 0
-        while count < 3 or (time.perf_counter() - begun < 1.0 and count < 100 and not DRY):
+        least = 1 if DRY else 3
+        while count < least or (time.perf_counter() - begun < 1.0 and count < 100 and not DRY):
             end = next(run).end
             count += 1
         # means: what is done now and then counts, and a call may have many windows

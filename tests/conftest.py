@@ -3,13 +3,19 @@
 One thread for tiny tensors: threads cost more than they save, and results repeat to the bit.
 """
 
+import os
 from contextlib import nullcontext
 from types import SimpleNamespace
 
 import pytest
-import torch
 
-from mdtrajnet_fast import _C
+# Threads that wait sleep, and do not keep a processor from whom they wait for or from other tests.
+# OpenMP reads this when it is loaded, here and in the processes that tests start.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+import torch  # noqa: E402
+
+from mdtrajnet_fast import _C  # noqa: E402
 
 torch.set_num_threads(1)
 

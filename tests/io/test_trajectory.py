@@ -7,8 +7,6 @@ import json
 import os
 import resource
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -21,6 +19,7 @@ import pytest
 from ase import Atoms, units
 from ase.build import bulk, molecule
 from ase.io.trajectory import TrajectoryWriter as AseWriter
+from endless_writer import killed_at_the_end, numbered
 
 from mdtrajnet_fast.io.formats import SCALARS
 from mdtrajnet_fast.io.trajectory import (
@@ -354,31 +353,6 @@ def test_each_write_can_be_read_at_once(tmp_path: Path, suffix: str) -> None:
             assert_same_bits(Trajectory.read(path), whole[: k + 2])
 
 
-def write_for_ever(path: str, per_call: int) -> None:
-    atoms = ethanol()
-    with open_writer(path, atoms, metadata=METADATA) as writer:
-        for k in itertools.count():
-            writer.write(*_numbered(k * per_call, per_call, len(atoms)))
-
-
-def _numbered(start: int, frames: int, atoms: int) -> tuple[np.ndarray, ...]:
-    times = np.arange(start, start + frames) / 3
-    positions = np.sin(times[:, None, None] + np.arange(atoms * 3).reshape(atoms, 3))
-    return times, positions, positions / 7, np.cos(times), np.sin(times)
-
-
-@contextmanager
-def killed_at_the_end(path: Path, per_call: int) -> Iterator[subprocess.Popen[bytes]]:
-    """A fresh interpreter (a fork of this one might hang in OpenMP) that writes for ever."""
-    code = f"import test_trajectory as t; t.write_for_ever({str(path)!r}, {per_call})"
-    child = subprocess.Popen([sys.executable, "-c", code], cwd=Path(__file__).parent)
-    try:
-        yield child
-    finally:
-        child.kill()
-        child.wait()
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("suffix", SUFFIXES)
 @pytest.mark.parametrize("per_call", [1, 37])
@@ -386,24 +360,24 @@ def test_killed_writer(tmp_path: Path, suffix: str, per_call: int) -> None:
     atoms = ethanol()
     for trial in range(3):
         path = tmp_path / f"run{trial}{suffix}"
-        with killed_at_the_end(path, per_call) as child:
+        with killed_at_the_end(path, atoms, METADATA, per_call) as child:
             hanging = time.monotonic() + 300
             while not (path.exists() and path.stat().st_size > 400_000):
-                assert child.poll() is None and time.monotonic() < hanging
+                assert child.is_alive() and time.monotonic() < hanging
                 time.sleep(0.002)
             time.sleep(0.01 * trial)
 
         n = count_frames(path)
         assert n > 0
         survived = Trajectory.read(path)
-        for ours, written in zip(columns(survived), _numbered(0, n, len(atoms)), strict=True):
+        for ours, written in zip(columns(survived), numbered(0, n, len(atoms)), strict=True):
             assert ours.tobytes() == written.tobytes()
 
         with open_writer(path, atoms, append=True, metadata=METADATA) as writer:
             assert writer.frames == n
-            writer.write(*_numbered(n, 5, len(atoms)))
+            writer.write(*numbered(n, 5, len(atoms)))
         continued = Trajectory.read(path)
-        assert continued.positions.tobytes() == _numbered(0, n + 5, len(atoms))[1].tobytes()
+        assert continued.positions.tobytes() == numbered(0, n + 5, len(atoms))[1].tobytes()
         if suffix == ".h5":  # the mark "open for writing" is gone
             with h5py.File(path) as file:
                 assert len(file["times"]) == n + 5
