@@ -26,7 +26,7 @@ CSRC = ROOT / "csrc"
 CXX = shlex.split(os.environ.get("CXX", "g++"))
 
 FLAGS = [
-    *("-std=c++17", "-g", "-fPIC", "-shared", "-fvisibility=hidden"),
+    *("-std=c++17", "-g1", "-fPIC", "-shared", "-fvisibility=hidden"),
     *("-ffp-contract=off", "-Wall", "-Wextra", "-Wno-unknown-pragmas", "-Werror"),
     *(f"-I{CSRC}", "-include", str(CSRC / "testing" / "cuda_on_cpu.hpp")),
 ]
@@ -58,7 +58,9 @@ def build(*sources: Path, sanitize: bool = False) -> Path:
         return library
     options = ["-O0", *SANITIZERS] if sanitize else ["-O1"]
     command = [*CXX, *FLAGS, *options, "-x", "c++", *map(str, sources), "-o", str(library)]
-    subprocess.run(command, check=True)
+    # in run_sanitized's process the compiler itself would run under the sanitizers
+    environment = {k: v for k, v in os.environ.items() if k != "LD_PRELOAD"}
+    subprocess.run(command, check=True, env=environment)
     return library
 
 
