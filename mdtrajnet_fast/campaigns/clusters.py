@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 import shutil
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -94,6 +95,7 @@ def _queue(file: Path) -> Iterator[tuple[Any, int]]:
 
 
 def _module(name: str, package: str) -> ModuleType:
+    heard = signal.getsignal(signal.SIGINT)
     try:
         return importlib.import_module(name)
     except ImportError as error:
@@ -102,3 +104,6 @@ def _module(name: str, package: str) -> ModuleType:
             f"this campaign needs {package}, which is not installed: "
             f'pip install "mdtrajnet_fast[{extra}]"'
         ) from error
+    finally:  # dask_jobqueue makes Ctrl-C the end of the process as it is imported
+        if heard is not None and signal.getsignal(signal.SIGINT) is not heard:
+            signal.signal(signal.SIGINT, heard)

@@ -8,6 +8,7 @@ from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
+from ase.units import fs
 
 from ..system import System, check_masses
 from .records import Record
@@ -165,6 +166,17 @@ class Pairs:
                 there = self._velocities[np.repeat(rows, atoms) + within].astype(np.float64)
                 found += sign * weight * there
         return found / np.repeat(self._frame_fs[choice.record], atoms)[:, None]
+
+    @cached_property
+    def potential_energies(self) -> list[np.ndarray]:
+        """Of the frames of each record, [frames] eV; not numbers where they are not known."""
+        found = []
+        for record in self.records:
+            squares = (record.velocities.astype(np.float64) ** 2).sum(2) / fs**2
+            kinetic = 0.5 * squares @ record.masses
+            total = np.nan if record.energy is None else record.energy
+            found.append(total - kinetic)
+        return found
 
     def dipoles(self, choice: Choice) -> np.ndarray:
         """Those at the starts of pairs: [pairs, 3] e Å.

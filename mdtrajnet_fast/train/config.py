@@ -61,6 +61,8 @@ class TrainConfig:
         only.
     mass_power: errors of an atom weigh like its mass to this power: with 0 the fast hydrogens rule,
         1 counts as kinetic energies and power spectra do.
+    energy_weight: of the potential energies in the loss of window potentials
+        (:class:`.tasks.WindowPotentials`). 0: forces and windows alone.
     time_reversal: half of the pairs run backwards, velocities negated: as true for NVE data.
     own_starts: share of the pairs that start from the averaged model's own prediction of their
         start, as all windows of a rollout but the first do: it teaches a trained model (`initial`)
@@ -104,6 +106,7 @@ class TrainConfig:
     gradient_clip: float = 1.0
     velocity_weight_fs: float = 0.0
     mass_power: float = 0.0
+    energy_weight: float = 0.0
     time_reversal: bool = False
     own_starts: float = 0.0
     own_windows: int = 1
@@ -157,6 +160,7 @@ class TrainConfig:
             "velocity_weight_fs",
             "lag_power",
             "mass_power",
+            "energy_weight",
             "own_starts",
             "ema_decay",
         ):
@@ -169,6 +173,11 @@ class TrainConfig:
             raise ValueError(
                 'keep_potentials = false is for target = "motion" and the potentials of a model '
                 f'initial; got target = "{self.target}" and initial = {self.initial}'
+            )
+        if self.energy_weight and self.target != "window_potentials":
+            raise ValueError(
+                'energy_weight is for target = "window_potentials", got energy_weight = '
+                f'{self.energy_weight} with target = "{self.target}"'
             )
         if self.masses not in (None, "standard"):
             raise ValueError(f'masses must be "standard", or left out, got {self.masses!r}')

@@ -117,8 +117,9 @@ class WindowErrors(NamedTuple):
     acceleration: Tensor
 
 
-def window_errors(model: MDtrajNet, batch: WindowBatch) -> WindowErrors:
-    """Errors of pairs that are one window long; differentiable.
+def window_errors(model: MDtrajNet, batch: WindowBatch) -> tuple[WindowErrors, Tensor]:
+    """Errors of pairs that are one window long, and atomic energies at their start [atoms] (eV);
+    differentiable.
 
     The kick at the end is taken at the true end. Raises ValueError for a model without window
     potentials.
@@ -129,25 +130,27 @@ def window_errors(model: MDtrajNet, batch: WindowBatch) -> WindowErrors:
     learning, h = torch.is_grad_enabled(), sizes.window
     masses = batch.masses[:, None] / fs**2
 
-    def accelerations(roles: list[int], positions: list[Tensor]) -> tuple[Tensor, ...]:
-        """Of the atoms in a role each at some positions, together: a GPU likes long arrays."""
+    def accelerations(roles: list[int], positions: list[Tensor]) -> tuple[Tensor, Tensor]:
+        """Of the atoms in a role each at some positions, together: a GPU likes long arrays. And
+        their energies in these roles."""
         graph = batch.graph(torch.stack(positions))
         of_atoms = torch.cat([torch.full_like(graph.species[: len(x)], role) for role in roles])
-        slopes = potentials.slopes(graph, of_atoms, learning=learning)[1]
-        return (-slopes.view(len(roles), -1, 3) / masses).unbind()
+        energies, slopes = potentials.slopes(graph, of_atoms, learning=learning)
+        return -slopes.view(len(roles), -1, 3) / masses, energies.view(len(roles), -1)
 
     x, v = batch.positions, batch.velocities
-    at_start, now, at_end = accelerations(
+    (at_start, now, at_end), (_, energy, _) = accelerations(
         [ENDS, ENERGY, ENDS], [x, x, x + batch.displacement.double()]
     )
     first, last = h / 6 * at_start, h / 6 * at_end
-    (between,) = accelerations([MIDDLE], [x + h / 2 * (v + first).detach().double()])
+    (between,), _ = accelerations([MIDDLE], [x + h / 2 * (v + first).detach().double()])
     kick = 2 * h / 3 * between
-    return WindowErrors(
+    found = WindowErrors(
         position=h * (v + first + kick / 2) - batch.displacement,
         velocity=v + first + kick + last - batch.end_velocities,
         acceleration=now - batch.accelerations,
     )
+    return found, energy
 
 
 @torch.no_grad()
@@ -167,7 +170,7 @@ def rms_window_errors(
         choice = pairs.choose(rng, min(AT_ONCE, count - done), h, lag_fs=h, margin=MARGIN)
         batch = window_batch(model, pairs, choice)
         true = batch.end_velocities, batch.accelerations
-        found = [x.double().cpu().numpy() for x in (*window_errors(model, batch), *true)]
+        found = [x.double().cpu().numpy() for x in (*window_errors(model, batch)[0], *true)]
         squares += [(x**2).mean(1).sum() for x in found]
         atoms += len(batch.masses)
     names = (*WindowErrors._fields, "thermal_velocity", "true_acceleration")

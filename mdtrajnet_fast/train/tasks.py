@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections import defaultdict
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from ..data.device_pairs import ResidentPairs, TensorBatch, tensor_batch, window_batch
 from ..data.pairs import MARGIN, Batch, Pairs
-from ..data.records import check_constant_energy, thermostatted_at
+from ..data.records import as_trajectory, check_constant_energy, thermostatted_at
 from ..md.rollout import one_window
 from ..model.network import MDtrajNet
 from ..system import System
@@ -35,6 +36,8 @@ if TYPE_CHECKING:
     from .config import TrainConfig
 
 _CARBON = 12.011  # amu, an atom that weighs 1 in the loss, whatever mass_power
+_KT = 300 * kB  # eV
+_PROBES = 64  # frames by which the constants of energies are known
 
 
 def resident(pairs: Pairs, model: MDtrajNet) -> ResidentPairs | None:
@@ -151,7 +154,9 @@ class WindowPotentials(_Task):
 
     The loss is the mean square of what their kicks leave of a window, in units of the mean square
     of thermal velocities at 300 K: of the velocity at the end, of the position there and of the
-    acceleration at the start.
+    acceleration at the start. And, times energy_weight, that of the potential energy at the start
+    in units of kT at 300 K, where the data have energies: forces alone leave open by how much far
+    conformations differ. A constant of what a system is made of does not count.
     """
 
     unit, columns = "Å/fs", ("_velocity", "_position", "_acceleration")
@@ -164,6 +169,7 @@ class WindowPotentials(_Task):
         self._resident = resident(pairs, model)
         # a vibration that turns by 1.5 in a window has about such positions beside its velocities
         self._scales = (1.5 / h, 1.0, h / math.sqrt(2))
+        self._aims = _energies_to_learn(pairs, model) if config.energy_weight else None
 
     def loss(self, rng: np.random.Generator, member: Member) -> Tensor:
         config, h = self.config, self._window
@@ -175,11 +181,18 @@ class WindowPotentials(_Task):
             batch = window_batch(self.model, self.pairs, mine)
         else:
             batch = self._resident.windows(mine)
-        found = window_errors(self.model, batch)
+        found, energies = window_errors(self.model, batch)
         masses = batch.masses[:, None] / _CARBON
-        weight = masses**config.mass_power * (_CARBON / (300 * kB * fs**2))
+        weight = masses**config.mass_power * (_CARBON / (_KT * fs**2))
         wrong = torch.stack([(weight * x.square()).sum() for x in found])
-        return (wrong @ wrong.new_tensor(self._scales).square()) / (3 * int(atoms.sum()))
+        loss = wrong @ wrong.new_tensor(self._scales).square()
+        if self._aims is not None:
+            aims = [self._aims[k][frame] for k, frame in zip(mine.record, mine.first, strict=True)]
+            of_atoms = np.repeat(np.arange(len(aims)), self.pairs.atoms[mine.record])
+            index = torch.from_numpy(of_atoms).to(energies.device, non_blocking=True)
+            missed = -energies.new_tensor(np.array(aims)).index_add(0, index, -energies)
+            loss = loss + config.energy_weight * (missed.nan_to_num() / _KT).square().sum()
+        return loss / (3 * int(atoms.sum()))
 
     def figures(self, pairs: Pairs) -> dict[str, float]:
         found = rms_window_errors(
@@ -193,6 +206,34 @@ class WindowPotentials(_Task):
             return self.average
         count, seed = self.config.validation_pairs, self.config.seed
         return calibrated(self.average, self.pairs, checks, count, seed)
+
+
+@torch.no_grad()
+def _energies_to_learn(pairs: Pairs, model: MDtrajNet) -> list[np.ndarray]:
+    """Potential energies of the frames of each record [frames] (eV), not numbers where they are
+    not known, with the constants that they have in the model as it comes."""
+    same = defaultdict(list)
+    for k, (record, energy) in enumerate(zip(pairs.records, pairs.potential_energies, strict=True)):
+        if np.isfinite(energy).all():
+            same[record.method, tuple(sorted(record.numbers))].append(k)
+    if not same:
+        raise ValueError(
+            "energy_weight is for data with energies, and no trajectory has any: leave it out, or "
+            "make data with `mdtrajnet generate`"
+        )
+    aims = [np.full(len(energy), np.nan) for energy in pairs.potential_energies]
+    for group in same.values():
+        each = -(-_PROBES // len(group))
+        probes, known = [], []
+        for k in group:
+            frames = np.linspace(0, len(aims[k]) - 1, each).round().astype(int)
+            whole = as_trajectory(pairs.records[k])
+            probes += [whole[int(frame)] for frame in frames]
+            known += list(pairs.potential_energies[k][frames])
+        seen = model.potential_energy(System.from_atoms(probes)).double().cpu().numpy()
+        for k in group:
+            aims[k] = pairs.potential_energies[k] + np.mean(seen - known)
+    return aims
 
 
 class Dipole(_Task):

@@ -234,6 +234,7 @@ def test_one_process_runs_a_campaign(cluster, tmp_path):
 def test_queues_that_are_refused(tmp_path, monkeypatch):
     file = tmp_path / "site.yaml"
     settings = SETTINGS | {"output": tmp_path / "out", "structures": "water"}
+    heard = signal.getsignal(signal.SIGINT)
     for text, said in (
         (
             "jobqueue:\n  pigeon:\n    cores: 1\n",
@@ -250,3 +251,4 @@ def test_queues_that_are_refused(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     with pytest.raises(ValueError, match="does not describe a job: You must specify"):
         campaign(CampaignConfig(**settings, jobqueue=str(file)))
+    assert signal.getsignal(signal.SIGINT) is heard  # Ctrl-C, which dask_jobqueue would take

@@ -77,7 +77,8 @@ def test_windows_are_those_of_pairs(monkeypatch):
         for a, b in zip(batch[1:], window_batch(model, pairs, choice)[1:], strict=True):
             assert a.dtype == b.dtype and torch.allclose(a, b, rtol=0, atol=1e-12)
         model.zero_grad()
-        errors = window_errors(model, batch)
+        errors, energies = window_errors(model, batch)
+        errors = [*errors, energies]
         sum(x.square().sum() for x in errors).backward()
         gradients = [p.grad for p in model.window_potentials.parameters()]
         found.append([*errors, *gradients])

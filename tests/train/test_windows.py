@@ -16,7 +16,7 @@ from pair_cases import potential_config, vibration
 from mdtrajnet_fast import TrainConfig, fit, load_model, save_model, simulate
 from mdtrajnet_fast.data.device_pairs import window_batch
 from mdtrajnet_fast.data.pairs import MARGIN, Pairs
-from mdtrajnet_fast.data.records import load_records
+from mdtrajnet_fast.data.records import load_records, write_records
 from mdtrajnet_fast.model.window_potentials import ENERGY
 from mdtrajnet_fast.system import System
 from mdtrajnet_fast.train import fit as train
@@ -70,6 +70,55 @@ def test_windows_take_in_what_steps_leave_out(tmp_path, monkeypatch):
     assert wavenumber == pytest.approx(3000, rel=0.002)
     energy = (run.momenta**2).sum((1, 2))
     assert energy[-300:].max() == pytest.approx(energy[:300].max(), rel=0.02)  # no drift
+
+
+def in_a_well(seed, bond, depth):
+    """A vibration around a bond (Å) in a well whose bottom is at -depth (eV)."""
+    record = vibration(seed)
+    x = record.positions.astype(np.float64)
+    stretched = x[:, 1, 2] - x[:, 0, 2] - 0.8
+    x[:, :, 2] += np.array([-1, 1]) * (bond - 0.8) / 2
+    rigidity = 0.504 * (2 * np.pi * 3000 / 33356.41) ** 2
+    kinetic = 0.5 * (record.masses[:, None] * record.velocities.astype(np.float64) ** 2).sum((1, 2))
+    energy = (0.5 * rigidity * stretched**2 + kinetic) / fs**2 - depth
+    return dataclasses.replace(record, positions=x.astype(np.float32), energy=energy)
+
+
+@pytest.mark.parametrize("weight, processes", [(0.0, 1), (1.0, 1), (1.0, 2)])
+def test_energies_say_how_far_apart_wells_are(tmp_path, weight, processes):
+    """Forces of trajectories in two wells leave open which is the lower one."""
+    records = [in_a_well(k, *((0.8, 0.3) if k % 2 else (1.6, 0.1))) for k in range(20)]
+    write_records(tmp_path / "wells.h5", records)
+    config = TrainConfig(
+        output=str(tmp_path / "run"),
+        data=(str(tmp_path / "wells.h5"),),
+        target="window_potentials",
+        model={"radial_cutoff": 4.0},
+        window_potentials={"layers": 1, "radial": 16, "channels": 8, "products": 8},
+        steps=100,
+        batch_size=32,
+        processes=processes,
+        optimizer="soap",
+        learning_rate=0.01,
+        warmup_steps=20,
+        energy_weight=weight,
+        ema_decay=0.9,
+        threads=1,
+    )
+    trained = fit(config, progress=False)
+    wells = [ase.Atoms("H2", [[0, 0, 0], [0, 0, d]]) for d in (0.8, 1.6)]
+    low, high = trained.potential_energy(System.from_atoms(wells)).tolist()
+    assert (abs(high - low - 0.2) < 0.01) == (weight > 0)
+    assert rms_window_errors(trained, Pairs(records), 200)["acceleration"] < 0.02
+
+
+def test_energies_that_are_not_there(tmp_path):
+    write_records(tmp_path / "data.h5", [vibration(0)])
+    settings = {"output": str(tmp_path / "run"), "data": (str(tmp_path / "data.h5"),)}
+    with pytest.raises(ValueError, match="no trajectory has any"):
+        fit(TrainConfig(**settings, target="window_potentials", energy_weight=1.0), progress=False)
+    with pytest.raises(ValueError, match='energy_weight is for target = "window_potentials"'):
+        TrainConfig(**settings, energy_weight=1.0)
 
 
 @pytest.fixture
@@ -152,7 +201,7 @@ def test_errors_are_those_of_windows(water_and_ammonia):
     choice = pairs.choose(np.random.default_rng(1), 6, 3.0, lag_fs=3.0, margin=MARGIN)
     batch = pairs.batch(choice)
     with torch.no_grad():
-        found = window_errors(of, window_batch(of, pairs, choice))
+        found, _ = window_errors(of, window_batch(of, pairs, choice))
     system = batch.system
     parts = zip(system.ptr, system.ptr[1:], strict=False)
     many = [
