@@ -533,7 +533,7 @@ def window_training() -> Iterator[Row]:
             choice = pairs.choose(rng, batch, 3.0, lag_fs=3.0, margin=MARGIN, time_reversal=True)
             drawn = resident.windows(choice) if resident else window_batch(made, pairs, choice)
             optimizer.zero_grad(set_to_none=True)
-            sum(x.square().sum() for x in window_errors(made, drawn)).backward()
+            sum(x.square().sum() for x in window_errors(made, drawn)[0]).backward()
             optimizer.step()
 
         return call
