@@ -27,12 +27,13 @@ from mdtrajnet_fast import TrainConfig, fit, load_model
 from mdtrajnet_fast.data.pairs import Pairs
 from mdtrajnet_fast.data.records import load_records, write_records
 from mdtrajnet_fast.train.evaluate import fraction, rms_window_errors
+from mdtrajnet_fast.train.finetune import ENERGY_WEIGHT
 
 COLUMNS = ("start", "ps", "seed", "windows", "position", "velocity", "acceleration", "core_s")
 JUDGED = 1000  # windows
 
 
-def trained(
+def settings(
     start: str | None, model: str, data: Path, seed: int, steps: int, batch: int, folder: str
 ) -> TrainConfig:
     """Settings as of `mdtrajnet finetune`; from scratch with the learning rate of a new model."""
@@ -57,6 +58,7 @@ def trained(
         ema_decay=0.99,
         time_reversal=True,
         mass_power=1.0,
+        energy_weight=ENERGY_WEIGHT,
         validate_every=steps,
         seed=seed,
         threads=1,
@@ -93,7 +95,7 @@ def main() -> None:
             piece = Path(folder) / "piece.h5"
             write_records(piece, records[:ps])
             begun = time.process_time()
-            config = trained(
+            config = settings(
                 None if fresh else start,
                 options.model,
                 piece,

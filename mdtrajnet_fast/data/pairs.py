@@ -8,10 +8,9 @@ from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
-from ase.units import fs
 
 from ..system import System, check_masses
-from .records import Record
+from .records import Record, as_trajectory
 
 # Weights of the differences over 1, 2 and 3 steps to either side in a derivative of sixth order.
 SLOPE = (3 / 4, -3 / 20, 1 / 60)
@@ -170,21 +169,22 @@ class Pairs:
     @cached_property
     def potential_energies(self) -> list[np.ndarray]:
         """Of the frames of each record, [frames] eV; not numbers where they are not known."""
-        found = []
-        for record in self.records:
-            squares = (record.velocities.astype(np.float64) ** 2).sum(2) / fs**2
-            kinetic = 0.5 * squares @ record.masses
-            total = np.nan if record.energy is None else record.energy
-            found.append(total - kinetic)
-        return found
+        return [
+            (np.nan if record.energy is None else record.energy)
+            - as_trajectory(record).kinetic_energies
+            for record in self.records
+        ]
+
+    def starts(self, choice: Choice) -> np.ndarray:
+        """Where the starts of pairs are among all frames of all records, [pairs]."""
+        return np.concatenate([[0], np.cumsum(self._frames)])[choice.record] + choice.first
 
     def dipoles(self, choice: Choice) -> np.ndarray:
         """Those at the starts of pairs: [pairs, 3] e Å.
 
         Raises ValueError, with its name, where any trajectory has none.
         """
-        first = np.concatenate([[0], np.cumsum(self._frames)])[choice.record] + choice.first
-        return self._dipoles[first]
+        return self._dipoles[self.starts(choice)]
 
     @cached_property
     def _dipoles(self) -> np.ndarray:

@@ -57,22 +57,9 @@ class MDtrajNetCalculator(Calculator):
         self.results = {"energy": energy, "energies": energies, "forces": forces}
         self.results["free_energy"] = energy  # filters of cells ask for it by this name
         if "stress" in (properties or ()):
-            self.results["stress"] = full_3x3_to_voigt_6_stress(self._stress())
+            self.results["stress"] = full_3x3_to_voigt_6_stress(stress(self.model, self.atoms))
         if "dipole" in (properties or ()):
             self.results["dipole"] = self.model.dipoles(self.atoms)
-
-    def _stress(self) -> np.ndarray:
-        """[3, 3] eV/Å^3, by the reference arithmetic of the window potentials."""
-        if not self.atoms.pbc.all():
-            raise PropertyNotImplementedError(
-                f"stress is that of a cell that is periodic in three directions, got pbc = "
-                f"{self.atoms.pbc.tolist()}"
-            )
-        potentials = self.model.window_potentials
-        assert potentials is not None
-        graph = self.model.graph(System.from_atoms(self.atoms))
-        virial = potentials.virial(graph, torch.full_like(graph.species, ENERGY))
-        return virial.cpu().numpy() / self.atoms.get_volume()
 
 
 def energies_and_forces(
@@ -84,3 +71,17 @@ def energies_and_forces(
     each, forces = energies.double().cpu().numpy(), -slopes.double().cpu().numpy()
     inner = system.ptr[1:-1]
     return list(zip(np.split(each, inner), np.split(forces, inner), strict=True))
+
+
+def stress(model: MDtrajNet, atoms: ase.Atoms) -> np.ndarray:
+    """[3, 3] eV/Å^3, by the reference arithmetic of the window potentials."""
+    if not atoms.pbc.all():
+        raise PropertyNotImplementedError(
+            f"stress is that of a cell that is periodic in three directions, got pbc = "
+            f"{atoms.pbc.tolist()}"
+        )
+    potentials = model.window_potentials
+    assert potentials is not None
+    graph = model.graph(System.from_atoms(atoms))
+    virial = potentials.virial(graph, torch.full_like(graph.species, ENERGY))
+    return virial.cpu().numpy() / atoms.get_volume()

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from ipi.pes._ase import ASEDriver
 
-from mdtrajnet_fast.md.calculator import MDtrajNetCalculator, energies_and_forces
+from mdtrajnet_fast.md.calculator import MDtrajNetCalculator, energies_and_forces, stress
 
 __DRIVER_NAME__ = "mdtrajnet"
 __DRIVER_CLASS__ = "MDtrajNetDriver"
@@ -59,12 +59,11 @@ class MDtrajNetDriver(ASEDriver):
         for one, x in zip(cell, pos, strict=True):
             atoms = self.template_ase.copy()
             atoms.cell, atoms.positions = self.convert_units(one, x)
-            atoms.calc = self.ase_calculator
             many.append(atoms)
-        found = energies_and_forces(self.ase_calculator.model, many)
-        results = []
+        model, results = self.ase_calculator.model, []
+        found = energies_and_forces(model, many)
         for atoms, (energies, forces) in zip(many, found, strict=True):
-            stress = atoms.get_stress() if atoms.pbc.all() else np.zeros(6)
-            properties = {"energy": energies.sum(), "forces": forces, "stress": stress}
+            of_cell = stress(model, atoms) if atoms.pbc.all() else np.zeros((3, 3))
+            properties = {"energy": energies.sum(), "forces": forces, "stress": of_cell}
             results.append(self.post_process(properties, atoms))
         return results

@@ -187,10 +187,10 @@ class WindowPotentials(_Task):
         wrong = torch.stack([(weight * x.square()).sum() for x in found])
         loss = wrong @ wrong.new_tensor(self._scales).square()
         if self._aims is not None:
-            aims = [self._aims[k][frame] for k, frame in zip(mine.record, mine.first, strict=True)]
+            aims = self._aims[self.pairs.starts(mine)]
             of_atoms = np.repeat(np.arange(len(aims)), self.pairs.atoms[mine.record])
             index = torch.from_numpy(of_atoms).to(energies.device, non_blocking=True)
-            missed = -energies.new_tensor(np.array(aims)).index_add(0, index, -energies)
+            missed = -energies.new_tensor(aims).index_add(0, index, -energies)
             loss = loss + config.energy_weight * (missed.nan_to_num() / _KT).square().sum()
         return loss / (3 * int(atoms.sum()))
 
@@ -209,11 +209,11 @@ class WindowPotentials(_Task):
 
 
 @torch.no_grad()
-def _energies_to_learn(pairs: Pairs, model: MDtrajNet) -> list[np.ndarray]:
-    """Potential energies of the frames of each record [frames] (eV), not numbers where they are
-    not known, with the constants that they have in the model as it comes."""
-    same = defaultdict(list)
-    for k, (record, energy) in enumerate(zip(pairs.records, pairs.potential_energies, strict=True)):
+def _energies_to_learn(pairs: Pairs, model: MDtrajNet) -> np.ndarray:
+    """Potential energies of all frames of all records (eV), not numbers where they are not known,
+    with the constants that they have in the model as it comes."""
+    energies, same = pairs.potential_energies, defaultdict(list)
+    for k, (record, energy) in enumerate(zip(pairs.records, energies, strict=True)):
         if np.isfinite(energy).all():
             same[record.method, tuple(sorted(record.numbers))].append(k)
     if not same:
@@ -221,7 +221,7 @@ def _energies_to_learn(pairs: Pairs, model: MDtrajNet) -> list[np.ndarray]:
             "energy_weight is for data with energies, and no trajectory has any: leave it out, or "
             "make data with `mdtrajnet generate`"
         )
-    aims = [np.full(len(energy), np.nan) for energy in pairs.potential_energies]
+    aims = [np.full(len(energy), np.nan) for energy in energies]
     for group in same.values():
         each = -(-_PROBES // len(group))
         probes, known = [], []
@@ -229,11 +229,11 @@ def _energies_to_learn(pairs: Pairs, model: MDtrajNet) -> list[np.ndarray]:
             frames = np.linspace(0, len(aims[k]) - 1, each).round().astype(int)
             whole = as_trajectory(pairs.records[k])
             probes += [whole[int(frame)] for frame in frames]
-            known += list(pairs.potential_energies[k][frames])
+            known += list(energies[k][frames])
         seen = model.potential_energy(System.from_atoms(probes)).double().cpu().numpy()
         for k in group:
-            aims[k] = pairs.potential_energies[k] + np.mean(seen - known)
-    return aims
+            aims[k] = energies[k] + np.mean(seen - known)
+    return np.concatenate(aims)
 
 
 class Dipole(_Task):
