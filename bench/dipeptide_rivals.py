@@ -3,22 +3,28 @@
     python bench/dipeptide_rivals.py train ani data/vacuum-100ps.h5 ani.pt --minutes 15
     python bench/dipeptide_rivals.py errors ani.pt data/vacuum-held-out.h5
     python bench/dipeptide_rivals.py run ani.pt data/vacuum-held-out.h5 runs/ani.npz --ps 20
+    python bench/dipeptide_rivals.py cost data/vacuum-held-out.h5 ani.pt alanine-dipeptide
 
 `ani` is one member of ANI-1x (torchani), from its own weights, as molecules-nve starts from its;
 `mace` is a MACE (mace-torch, 64x0e + 64x1o, two layers, cutoff 5 Å) from random ones. Both are
 trained on energies and forces of all frames, those of the force field there, by Adam with a rate
-that falls to nothing in the minutes given, of processor time, and keep the average of their
-weights. `run` is Langevin dynamics as `dipeptide.py run` has it, of all replicas in one batch of
-plain torch. `recipes/dipeptide_data.py` needs openmm, for the forces.
+that falls to nothing in the minutes given, of processor time or, with `--device cuda`, by the
+clock, and keep the average of their weights. `cost` is what a ns of a replica takes: a rival's
+forces alone, once every step, and all of `simulate` with a thermostat for a model of mdtrajnet.
+`run` is Langevin dynamics as `dipeptide.py run` has it, of all replicas in one batch of plain
+torch. `recipes/dipeptide_data.py` needs openmm, for the forces.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import math
+import statistics
 import sys
 import time
 import warnings
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +36,9 @@ from dipeptide import FRAME_FS, FRICTION, TEMPERATURE, seen_of
 from md_speed import ani1x
 from torch import Tensor, nn
 
-from mdtrajnet_fast import MDtrajNetCalculator, Trajectory
+from mdtrajnet_fast import MDtrajNetCalculator, Trajectory, load_model, simulate
 from mdtrajnet_fast.data.records import Record, as_trajectory, load_records
+from mdtrajnet_fast.md.thermostats import Langevin
 from mdtrajnet_fast.mechanics import InternalMotion
 
 sys.path.append(str(Path(__file__).parents[1] / "recipes"))
@@ -94,7 +101,8 @@ class Mace(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         count, atoms = x.shape[:2]
-        near = (torch.cdist(x.detach(), x.detach()) < self.cutoff) & ~torch.eye(atoms).bool()
+        own = torch.eye(atoms, dtype=torch.bool, device=x.device)
+        near = (torch.cdist(x.detach(), x.detach()) < self.cutoff) & ~own
         of, i, j = near.nonzero().T
         edges = torch.stack([i, j]) + of * atoms
         batch = {
@@ -103,10 +111,10 @@ class Mace(nn.Module):
             "edge_index": edges,
             "shifts": x.new_zeros(edges.shape[1], 3),
             "unit_shifts": x.new_zeros(edges.shape[1], 3),
-            "cell": torch.zeros(3 * count, 3),
-            "batch": torch.arange(count).repeat_interleave(atoms),
-            "ptr": torch.arange(0, count * atoms + 1, atoms),
-            "head": torch.zeros(count, dtype=torch.long),
+            "cell": x.new_zeros(3 * count, 3),
+            "batch": torch.arange(count, device=x.device).repeat_interleave(atoms),
+            "ptr": torch.arange(0, count * atoms + 1, atoms, device=x.device),
+            "head": torch.zeros(count, dtype=torch.long, device=x.device),
         }
         energy: Tensor = self.model(batch, training=self.training, compute_force=False)["energy"]
         return energy
@@ -138,23 +146,26 @@ def labelled(records: list[Record]) -> tuple[Tensor, Tensor, Tensor]:
     return x, energies, forces
 
 
-def train(kind: str, data: Path, output: Path, minutes: float, batch: int, rate: float) -> None:
+def train(
+    kind: str, data: Path, output: Path, minutes: float, batch: int, rate: float, device: str
+) -> None:
     """Train on all trajectories of the files."""
     torch.manual_seed(0)
     torch.set_num_threads(1)
     records = load_records(data)
-    x, energies, forces = labelled(records)
-    model = KINDS[kind](records[0].numbers).train()
+    x, energies, forces = (each.to(device) for each in labelled(records))
+    model = KINDS[kind](records[0].numbers).to(device).train()
     average = torch.optim.swa_utils.AveragedModel(
         model, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.99)
     )
     offset = nn.Parameter(-model(x[:64]).detach().mean())
     optimizer = torch.optim.Adam([*model.parameters(), offset], lr=rate, amsgrad=True)
-    begun, steps = time.process_time(), 0
-    while (done := (time.process_time() - begun) / (60 * minutes)) < 1:
+    clock = time.process_time if device == "cpu" else time.perf_counter
+    begun, steps = clock(), 0
+    while (done := (clock() - begun) / (60 * minutes)) < 1:
         for group in optimizer.param_groups:
             group["lr"] = rate * 0.5 * (1 + math.cos(math.pi * done)) * min(1, (steps + 1) / 50)
-        chosen = torch.randint(len(x), (batch,))
+        chosen = torch.randint(len(x), (batch,), device=device)
         e, f = with_forces(model, x[chosen], train=True)
         wrong = (f - forces[chosen]).square().mean()
         loss = wrong + 0.1 * (e + offset - energies[chosen]).square().mean()
@@ -166,7 +177,7 @@ def train(kind: str, data: Path, output: Path, minutes: float, batch: int, rate:
         steps += 1
         if steps % 100 == 1:
             print(f"{done:.0%}, step {steps}: force error {wrong.sqrt():.4f} eV/Å", flush=True)
-    torch.save({"kind": kind, "weights": average.module.state_dict()}, output)
+    torch.save({"kind": kind, "weights": average.module.cpu().state_dict()}, output)
 
 
 def load(path: Path, numbers: np.ndarray) -> tuple[str, nn.Module]:
@@ -210,8 +221,7 @@ def run(path: Path, starts: Path, output: Path, ps: float) -> None:
     atoms = [as_trajectory(record)[0] for record in load_records(starts)]
     kind, model = load(path, atoms[0].numbers)
     h, rng = STEP[kind], np.random.default_rng(1)
-    motions = [InternalMotion(one) for one in atoms]
-    masses = atoms[0].get_masses()[:, None]
+    motion, masses = InternalMotion(*atoms), atoms[0].get_masses()[:, None]
     x, p = np.stack([a.positions for a in atoms]), np.stack([a.get_momenta() for a in atoms])
     kept = math.exp(-FRICTION * h / 2)
     spread = np.sqrt(masses * kB * TEMPERATURE * (1 - kept**2))
@@ -221,11 +231,9 @@ def run(path: Path, starts: Path, output: Path, ps: float) -> None:
         return f.double().numpy()
 
     def noise() -> np.ndarray:
+        motion.at(x.reshape(-1, 3))
         draws = rng.standard_normal(p.shape) * spread
-        for motion, here in zip(motions, x, strict=True):
-            motion.at(here)
-        inner = [m.of(kept * one + d) for m, one, d in zip(motions, p, draws, strict=True)]
-        return np.stack(inner)
+        return motion.of((kept * p + draws).reshape(-1, 3)).reshape(p.shape)
 
     f, frames, begun = force(), [(x.copy(), p.copy())], time.process_time()
     every = round(FRAME_FS / h)
@@ -249,6 +257,43 @@ def run(path: Path, starts: Path, output: Path, ps: float) -> None:
     seen_of(made, cost).write(output)
 
 
+def cost(starts: Path, models: list[str], replicas: list[int], device: str) -> None:
+    """Print the seconds that a ns of a replica takes, of so many at a time."""
+    torch.set_num_threads(1)
+    records = load_records(starts)
+    for count, path in itertools.product(replicas, models):
+        atoms = [as_trajectory(records[k % len(records)])[0] for k in range(count)]
+        if path.endswith(".pt"):
+            kind, network = load(Path(path), atoms[0].numbers)
+            network.to(device)
+            x = torch.from_numpy(np.stack([one.positions for one in atoms])).float().to(device)
+            call, fs_of_call = partial(forces_on_host, network, x), STEP[kind]
+        else:
+            fs_of_call = FRAME_FS
+            call = partial(
+                simulate,
+                atoms,
+                dt=FRAME_FS,
+                duration=FRAME_FS,
+                model=load_model(path).to(device),
+                thermostat=Langevin(TEMPERATURE, FRICTION),
+                temperature_K=TEMPERATURE,
+            )
+        call()
+        times = []
+        for _ in range(5):
+            begun = time.perf_counter()
+            call()
+            times.append(time.perf_counter() - begun)
+        seconds = statistics.median(times) * 1e6 / fs_of_call / count
+        print(f"{path}, {count} replicas, {device}: {seconds:.1f} s a ns and replica", flush=True)
+
+
+def forces_on_host(model: nn.Module, x: Tensor) -> np.ndarray:
+    """What a step needs of a potential."""
+    return with_forces(model, x)[1].cpu().numpy()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -261,6 +306,7 @@ def main() -> None:
     sub.add_argument("--minutes", type=float, default=15.0)
     sub.add_argument("--batch", type=int, default=16)
     sub.add_argument("--rate", type=float, default=1e-3)
+    sub.add_argument("--device", default="cpu")
     sub = commands.add_parser("errors")
     sub.add_argument("model", help=".pt, or name or folder of a model of mdtrajnet")
     sub.add_argument("data", type=Path)
@@ -269,6 +315,11 @@ def main() -> None:
     sub.add_argument("starts", type=Path)
     sub.add_argument("output", type=Path)
     sub.add_argument("--ps", type=float, default=20.0)
+    sub = commands.add_parser("cost")
+    sub.add_argument("starts", type=Path)
+    sub.add_argument("models", nargs="+", help=".pt, or names or folders of models of mdtrajnet")
+    sub.add_argument("--replicas", type=int, nargs="+", default=[20])
+    sub.add_argument("--device", default="cpu")
     options: Any = parser.parse_args()
     if options.command == "train":
         train(
@@ -278,9 +329,12 @@ def main() -> None:
             options.minutes,
             options.batch,
             options.rate,
+            options.device,
         )
     elif options.command == "errors":
         print(errors(options.model, options.data))
+    elif options.command == "cost":
+        cost(options.starts, options.models, options.replicas, options.device)
     else:
         run(options.model, options.starts, options.output, options.ps)
 

@@ -273,6 +273,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     sub.add_argument("--masses", choices=["standard"], help=MASSES)
     sub.add_argument("--processes", type=int, default=1)
+    sub.add_argument("--device", default="cpu", help="torch device")
     sub.add_argument("--seed", type=int, default=0)
     sub.add_argument("--quiet", action="store_true", help="no progress bar")
 
@@ -587,6 +588,7 @@ def _finetune(options: argparse.Namespace) -> None:
         frame_fs=options.frame,
         masses=options.masses,
         processes=options.processes,
+        device=options.device,
         seed=options.seed,
         progress=not options.quiet,
     )

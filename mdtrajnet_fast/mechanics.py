@@ -307,37 +307,61 @@ def _stop(atoms: ase.Atoms) -> None:
 class InternalMotion:
     """The part of momenta that neither moves a system nor, if it is isolated, turns it.
 
-    atoms: masses, and where they are until :meth:`at` says something else. freedom: degrees of
-    freedom, :func:`degrees_of_freedom` of the atoms given here.
+    systems: of which atoms are looked at together, with their masses, and where they are until
+        :meth:`at` says something else. What comes of one does not depend on the others.
+
+    masses: [atoms] amu, of all systems one after the other. freedom: [systems] int, their degrees
+    of freedom, :func:`degrees_of_freedom` of the atoms given here.
     """
 
-    def __init__(self, atoms: ase.Atoms):
-        self.masses = atoms.get_masses()
-        self.freedom = degrees_of_freedom(atoms)
-        self._atoms = atoms.copy()
-        self._isolated = not atoms.pbc.any()
+    def __init__(self, *systems: ase.Atoms):
+        self.masses = np.concatenate([one.get_masses() for one in systems])
+        self.freedom = np.array([degrees_of_freedom(one) for one in systems])
+        sizes = [len(one) for one in systems]
+        self._starts = np.cumsum([0, *sizes[:-1]])
+        self._system = np.repeat(np.arange(len(systems)), sizes)
+        self._turns = np.array([not one.pbc.any() and len(one) > 1 for one in systems])
+        self._m = self.masses[:, None]
+        self._total = self.of_systems(self._m)
         self._at: Array | None = None
-        self.at(atoms.positions)
+        self.at(np.concatenate([one.positions for one in systems]))
+
+    def of_systems(self, values: Array) -> Array:
+        """Sums of values [atoms, ...] over the atoms of each system, [systems, ...]."""
+        sums: Array = np.add.reduceat(values, self._starts)
+        return sums
 
     def at(self, positions: Array) -> None:
         """From here on the atoms are there, [atoms, 3] Å."""
         if self._at is not None and np.array_equal(positions, self._at):
             return  # a window starts where the last one ended
-        self._at = self._atoms.positions = np.array(positions)
-        self._turns = np.zeros((0, len(self.masses), 3))
-        if self._isolated and len(axes := rotation_axes(self._atoms)):
-            r = positions - self.masses @ positions / self.masses.sum()
-            self._turns = _cross(axes[:, None], r)
+        self._at = np.array(positions)
+        centre = self.of_systems(self._m * positions) / self._total
+        self._r = r = positions - centre[self._system]
+        spread = self.of_systems(self._m[..., None] * (r[:, :, None] * r[:, None]))
+        moments, axes = np.linalg.eigh(spread.trace(0, 1, 2)[:, None, None] * np.eye(3) - spread)
+        # as rotation_axes has it: the line that the atoms are closest to, and how far they are off
+        along = axes[self._system, :, 0]
+        off = np.linalg.norm(r - (r * along).sum(-1, keepdims=True) * along, axis=-1)
+        straight = np.maximum.reduceat(off, self._starts) <= 0.3
+        free = np.repeat(self._turns[:, None], 3, 1)
+        free[straight, 0] = False
+        inverse = np.divide(1.0, moments, where=free, out=np.zeros_like(moments))
+        self._inverse = (axes * inverse[:, None]) @ axes.swapaxes(1, 2)  # of inertia tensors
 
     def of(self, momenta: Array) -> Array:
         """The internal part of momenta [atoms, 3], in the mass-weighted metric."""
-        masses = self.masses[:, None]
-        inner = momenta - masses * (momenta.sum(0) / masses.sum())
-        if len(self._turns):
-            inertia = np.einsum("kax,lax->kl", self._turns, masses * self._turns)
-            omega = np.linalg.solve(inertia, np.einsum("kax,ax->k", self._turns, inner))
-            inner = inner - masses * np.einsum("k,kax->ax", omega, self._turns)
+        inner = momenta - self._m * (self.of_systems(momenta) / self._total)[self._system]
+        if self._turns.any():
+            angular = self.of_systems(_cross(self._r, inner))
+            omega = (self._inverse * angular[:, None]).sum(-1)
+            inner -= self._m * _cross(omega[self._system], self._r)
         return inner
+
+    def kinetic(self, momenta: Array) -> Array:
+        """Kinetic energies of momenta [atoms, 3], ASE's units: [systems] eV."""
+        energies: Array = 0.5 * self.of_systems((momenta**2 / self._m).sum(-1))
+        return energies
 
 
 # ---- Times.

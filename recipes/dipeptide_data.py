@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -50,6 +51,7 @@ PHI, PSI = (1, 3, 4, 6), (3, 4, 6, 8)
 TEMPERATURE, FRICTION = 300.0, 1.0  # K, 1/ps
 EV = 96.48533212331  # kJ/mol
 ACCESSIBLE = 0.4  # eV that the relaxed dipeptide may lie above its minimum where a piece begins
+RUNS = 8  # of either kind of statistics
 SPARSE = 100  # of so many frames of the statistics the positions of one are kept
 STEP, FRAMES = 0.25, 1000  # fs; 1 ps of frames each fs
 
@@ -119,13 +121,13 @@ class Dipeptide:
 class Held:
     """Langevin dynamics (step in fs) of a dipeptide whose phi and psi can be held at values."""
 
-    def __init__(self, peptide: Dipeptide, step_fs: float):
+    def __init__(self, peptide: Dipeptide, step_fs: float, seed: int = 1):
         self.peptide = peptide
         energy = (
             "k * min(d, 2 * pi - d)^2; d = abs(theta - select(n, psi, phi)); pi = 3.141592653589793"
         )
         peptide.torsion_force(energy, PHI, PSI, k=0.0, phi=0.0, psi=0.0)
-        self.context = peptide.context(langevin(step_fs))
+        self.context = peptide.context(langevin(step_fs, seed))
 
     def __call__(self, phi: float, psi: float) -> float:
         """Relax at these angles (rad) and hold them; the energy there (eV)."""
@@ -139,11 +141,11 @@ class Held:
         self.context.setParameter("k", 0.0)
 
 
-def langevin(step_fs: float) -> openmm.LangevinMiddleIntegrator:
+def langevin(step_fs: float, seed: int = 1) -> openmm.LangevinMiddleIntegrator:
     integrator = openmm.LangevinMiddleIntegrator(
         TEMPERATURE, FRICTION / unit.picosecond, step_fs * unit.femtosecond
     )
-    integrator.setRandomNumberSeed(1)
+    integrator.setRandomNumberSeed(seed)
     return integrator
 
 
@@ -271,48 +273,70 @@ def evened(peptide: Dipeptide, coefficients: np.ndarray) -> None:
     peptide.torsion_force(" + ".join(terms), PHI, **numbers)
 
 
-def statistics(surroundings: str, path: Path, ns: float) -> None:
+def statistics(surroundings: str, path: Path, ns: float, seed: int, processes: int) -> None:
     """Write phi and psi (rad), [runs, frames] every 0.1 ps, of runs unbiased and with phi evened.
 
     Half of the runs begin in C7eq, half in C7ax. Frames of `evened` are canonical with the weights
     `weight`. `positions` [runs, frames // 100, atoms, 3] (Å) and `energies` (eV, of the force
-    field) are those of every hundredth of them.
+    field) are those of every hundredth of them. Files of different seeds can be joined.
     """
     coefficients = evening(surroundings)
-    runs, found = 8, {}
-    frames = round(ns * 1e4 / runs / SPARSE) * SPARSE
-    for name in ("unbiased", "evened"):
-        peptide = Dipeptide(surroundings)
-        if name == "evened":
-            evened(peptide, coefficients)
-        hold = Held(peptide, 1.0)
-        context = hold.context
-        angles = np.empty((runs, frames, 2))
-        positions = np.empty((runs, frames // SPARSE, len(peptide.atoms), 3), np.float32)
-        energies = np.empty((runs, frames // SPARSE))
-        for run in range(runs):
-            hold(*np.deg2rad((-80.0, 70.0) if run % 2 == 0 else (65.0, -50.0)))
-            hold.release()
-            context.setVelocitiesToTemperature(TEMPERATURE, run + 1)
-            context.getIntegrator().step(20_000)
-            for frame in range(frames):
-                context.getIntegrator().step(100)
-                x, _, energy = peptide.state(context)
-                angles[run, frame] = dihedral_angles(x[None], np.array([PHI, PSI]))[0]
-                if frame % SPARSE == SPARSE - 1:
-                    positions[run, frame // SPARSE] = x
-                    energies[run, frame // SPARSE] = energy
-        found[name] = angles.astype(np.float32)
-    phi = found["evened"][..., 0].astype(np.float64)
-    n = np.arange(1, coefficients.shape[1] + 1)
-    bias = sum(
-        a * np.cos(k * phi) + b * np.sin(k * phi) for k, a, b in zip(n, *coefficients, strict=True)
-    )
-    weight = np.exp((bias - bias.max()) / (units.kB * TEMPERATURE))
-    energies -= bias[:, SPARSE - 1 :: SPARSE]
+    frames = round(ns * 1e4 / RUNS / SPARSE) * SPARSE
+    tasks = [
+        (surroundings, bias, frames, run, RUNS * seed + run + 1)
+        for bias in (None, coefficients)
+        for run in range(RUNS)
+    ]
+    with get_context("spawn").Pool(processes) as pool:
+        angles, positions, energies = zip(*pool.imap(one_run, tasks), strict=True)
+    phi = np.array(angles[RUNS:])[..., 0]
+    bias = bias_at(phi, coefficients)
+    top = bias_at(np.linspace(-np.pi, np.pi, 720), coefficients).max()
     with path.open("wb") as file:
-        np.savez(file, **found, weight=weight, positions=positions, energies=energies)
+        np.savez(
+            file,
+            unbiased=np.array(angles[:RUNS], np.float32),
+            evened=np.array(angles[RUNS:], np.float32),
+            weight=np.exp((bias - top) / (units.kB * TEMPERATURE)),
+            positions=np.array(positions[RUNS:]),
+            energies=np.array(energies[RUNS:]) - bias[:, SPARSE - 1 :: SPARSE],
+        )
     print(f"{path}: twice {ns:g} ns")
+
+
+def one_run(
+    task: tuple[str, np.ndarray | None, int, int, int],
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Angles [frames, 2], and positions and energies of every hundredth frame, of a run.
+
+    task: the surroundings, the coefficients that even out phi, frames, number and seed.
+    """
+    surroundings, coefficients, frames, run, seed = task
+    peptide = Dipeptide(surroundings)
+    if coefficients is not None:
+        evened(peptide, coefficients)
+    hold = Held(peptide, 1.0, seed)
+    context = hold.context
+    hold(*np.deg2rad((-80.0, 70.0) if run % 2 == 0 else (65.0, -50.0)))
+    hold.release()
+    context.setVelocitiesToTemperature(TEMPERATURE, seed)
+    context.getIntegrator().step(20_000)
+    angles = np.empty((frames, 2))
+    positions = np.empty((frames // SPARSE, len(peptide.atoms), 3), np.float32)
+    energies = np.empty(frames // SPARSE)
+    for frame in range(frames):
+        context.getIntegrator().step(100)
+        x, _, energy = peptide.state(context)
+        angles[frame] = dihedral_angles(x[None], np.array([PHI, PSI]))[0]
+        if frame % SPARSE == SPARSE - 1:
+            positions[frame // SPARSE], energies[frame // SPARSE] = x, energy
+    return angles, positions, energies
+
+
+def bias_at(phi: np.ndarray, coefficients: np.ndarray) -> np.ndarray:
+    """The potential that evens out phi (rad), eV."""
+    waves = np.arange(1, coefficients.shape[1] + 1) * phi[..., None]
+    return np.cos(waves) @ coefficients[0] + np.sin(waves) @ coefficients[1]
 
 
 def main() -> None:
@@ -323,11 +347,15 @@ def main() -> None:
     parser.add_argument("surroundings", choices=SURROUNDINGS)
     parser.add_argument("output", type=Path)
     parser.add_argument("--ns", type=float, default=100.0)
+    parser.add_argument("--seed", type=int, default=0, help="of the statistics")
+    parser.add_argument("--processes", type=int, default=1, help="for the statistics")
     options = parser.parse_args()
     if options.what == "train":
         train(options.surroundings, options.output)
     else:
-        statistics(options.surroundings, options.output, options.ns)
+        statistics(
+            options.surroundings, options.output, options.ns, options.seed, options.processes
+        )
 
 
 if __name__ == "__main__":

@@ -204,12 +204,11 @@ def diffusion(trajectory: Trajectory, element: str | None = None, *, blocks: int
 def kinetic_energies(trajectory: Trajectory) -> KineticEnergies:
     """Those of the internal motion: without that of the whole and, of molecules, its rotation."""
     motion = InternalMotion(trajectory[0])
-    masses = trajectory.atoms.get_masses()[:, None]
     energies = np.empty(len(trajectory))
     for k, (x, p) in enumerate(zip(trajectory.positions, trajectory.momenta, strict=True)):
         motion.at(x)
-        energies[k] = 0.5 * (motion.of(p) ** 2 / masses).sum()
-    return KineticEnergies(energies, motion.freedom)
+        energies[k] = motion.kinetic(motion.of(p))[0]
+    return KineticEnergies(energies, int(motion.freedom[0]))
 
 
 def _chosen(trajectory: Trajectory, symbol: str | None) -> NDArray[np.bool_]:

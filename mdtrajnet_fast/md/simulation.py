@@ -25,6 +25,7 @@ from ..analysis.trust import TrustMonitor, Unsure
 from ..io.trajectory import Trajectory, count_frames, open_writer
 from ..mechanics import (
     InternalMotion,
+    degrees_of_freedom,
     set_standard_masses,
     set_velocities,
     thermal_velocities,
@@ -400,11 +401,12 @@ def _equilibrate(
             one.set_momenta(p[-1])
             continue
         potential = potential_energies(model, one, x)
-        mean = potential.mean() + 0.5 * InternalMotion(one).freedom * kB * bath.temperature_K
+        mean = potential.mean() + 0.5 * degrees_of_freedom(one) * kB * bath.temperature_K
         last = np.flatnonzero(potential < mean)[-1]  # a small molecule may have more at the end
         one.positions = x[last]
-        internal = InternalMotion(one).of(p[last])
-        kinetic = 0.5 * (internal**2 / one.get_masses()[:, None]).sum()
+        motion = InternalMotion(one)
+        internal = motion.of(p[last])
+        kinetic = motion.kinetic(internal)[0]
         factor = np.sqrt((mean - potential[last]) / kinetic) if kinetic > 0 else 1.0
         one.set_momenta(p[last] + (factor - 1) * internal)
 

@@ -13,13 +13,21 @@ import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import ase
 import numpy as np
 from ase.units import kB
 
 from ..mechanics import InternalMotion
+
+
+class Action(NamedTuple):
+    """What a thermostat does to the internal momenta of a system: scales them, and adds the
+    internal part of others, [atoms, 3] or 0."""
+
+    scale: float = 1.0
+    noise: np.ndarray | float = 0.0
 
 
 @dataclass(frozen=True)
@@ -39,13 +47,12 @@ class Langevin:
         check_positive(self)
 
     def before(
-        self, p: np.ndarray, motion: InternalMotion, rng: np.random.Generator, h: float
-    ) -> np.ndarray:
-        """Internal momenta [atoms, 3] to start a window of h fs with."""
+        self, kinetic: float, freedom: int, masses: np.ndarray, rng: np.random.Generator, h: float
+    ) -> Action:
+        """What is done to momenta before a window of h fs."""
         kept = math.exp(-self.friction_per_fs * h / 2)
-        masses = motion.masses[:, None]
-        noise = np.sqrt(masses * kB * self.temperature_K) * rng.standard_normal(p.shape)
-        return kept * p + math.sqrt(1 - kept**2) * motion.of(noise)
+        spread = np.sqrt((1 - kept**2) * kB * self.temperature_K * masses)
+        return Action(kept, spread[:, None] * rng.standard_normal((len(masses), 3)))
 
     after = before
 
@@ -68,20 +75,18 @@ class CSVR:
         check_positive(self)
 
     def before(
-        self, p: np.ndarray, motion: InternalMotion, rng: np.random.Generator, h: float
-    ) -> np.ndarray:
-        """Internal momenta [atoms, 3] to start a window of h fs with: as they are."""
-        return p
+        self, kinetic: float, freedom: int, masses: np.ndarray, rng: np.random.Generator, h: float
+    ) -> Action:
+        """Nothing is done to momenta before a window."""
+        return Action()
 
     def after(
-        self, p: np.ndarray, motion: InternalMotion, rng: np.random.Generator, h: float
-    ) -> np.ndarray:
-        """Internal momenta [atoms, 3] after a window of h fs."""
-        kinetic = 0.5 * float((p**2 / motion.masses[:, None]).sum())
+        self, kinetic: float, freedom: int, masses: np.ndarray, rng: np.random.Generator, h: float
+    ) -> Action:
+        """What is done to momenta after a window of h fs."""
         if not kinetic > 0:
-            return p
+            return Action()
         kept = math.exp(-h / self.time_constant_fs)
-        freedom = motion.freedom
         one = rng.standard_normal()
         others = rng.chisquare(freedom - 1) if freedom > 1 else 0.0
         wanted = 0.5 * kB * self.temperature_K / kinetic  # of each degree of freedom
@@ -91,7 +96,7 @@ class CSVR:
             + 2 * one * math.sqrt(kept * (1 - kept) * wanted)
         )
         sign = 1.0 if one + math.sqrt(kept / ((1 - kept) * wanted)) > 0 else -1.0
-        return sign * math.sqrt(scale2) * p
+        return Action(sign * math.sqrt(scale2))
 
 
 Thermostat = Langevin | CSVR
@@ -145,8 +150,11 @@ class Baths:
                 f"got heat of shape {self.heat.shape} for {len(atoms)} systems; expected one "
                 "number of eV for each"
             )
-        self._motions = [InternalMotion(one) for one in atoms]
-        self._ptr = np.cumsum([0] + [len(one) for one in atoms])
+        self._motion = InternalMotion(*atoms)
+        ends = np.cumsum([len(one) for one in atoms])
+        self._parts = [slice(b - len(one), b) for one, b in zip(atoms, ends, strict=True)]
+        self._random = np.random.Philox(0)
+        self._generator = np.random.Generator(self._random)
 
     def before(self, number: int, h: float, x: np.ndarray, p: np.ndarray) -> np.ndarray:
         """Momenta [atoms, 3] to start window `number`, of h fs, with."""
@@ -157,19 +165,29 @@ class Baths:
         return self._act("after", 2 * number + 1, h, x, p)
 
     def _act(self, name: str, number: int, h: float, x: np.ndarray, p: np.ndarray) -> np.ndarray:
-        changed, heat = p.copy(), self.heat.copy()
-        parts = zip(self._ptr, self._ptr[1:], strict=False)
-        for k, (a, b) in enumerate(parts):
-            key = [self._seeds[k] % 2**64, self._stage]
-            rng = np.random.Generator(np.random.Philox(key=key, counter=[0, 0, 0, number]))
-            motion = self._motions[k]
-            motion.at(x[a:b])
-            internal = motion.of(p[a:b])
-            acted = getattr(self._thermostats[k], name)(internal, motion, rng, h)
-            changed[a:b] += acted - internal
-            heat[k] += 0.5 * ((acted**2 - internal**2) / motion.masses[:, None]).sum()
-        self.heat = heat  # a new array: the one before is what frames were given
-        return changed
+        motion = self._motion
+        motion.at(x)
+        internal = motion.of(p)
+        kinetic = motion.kinetic(internal)
+        scale, noise = np.ones((len(p), 1)), np.zeros_like(p)
+        for k, part in enumerate(self._parts):
+            scale[part], noise[part] = getattr(self._thermostats[k], name)(
+                kinetic[k], motion.freedom[k], motion.masses[part], self._rng(k, number), h
+            )
+        acted = scale * internal + motion.of(noise)
+        # a new array: the one before is what frames were given
+        self.heat = self.heat + (motion.kinetic(acted) - kinetic)
+        return p + (acted - internal)
+
+    def _rng(self, system: int, number: int) -> np.random.Generator:
+        """Random numbers of a system for the act of this number, the same in any company."""
+        random = self._random
+        fresh = random.state  # a new generator would take several times as long
+        fresh["state"]["key"][:] = self._seeds[system] % 2**64, self._stage
+        fresh["state"]["counter"][:] = 0, 0, 0, number
+        fresh |= {"buffer_pos": 4, "has_uint32": 0}  # nothing is left of the last one
+        random.state = fresh
+        return self._generator
 
 
 def check_positive(thermostat: Any) -> None:

@@ -67,6 +67,7 @@ def finetune(
     frame_fs: float | None = None,
     masses: str | None = None,
     processes: int = 1,
+    device: str = "cpu",
     seed: int = 0,
     progress: bool = True,
 ) -> FineTuned:
@@ -81,7 +82,7 @@ def finetune(
         one name, as those of ASE's files do.
     replay: files of other trajectories to be trained on as well, so that the model keeps what it
         knew.
-    steps, batch_size, learning_rate, processes, seed: of the training, by SOAP.
+    steps, batch_size, learning_rate, processes, device, seed: of the training, by SOAP.
     frame_fs: spacing of the frames (fs), for files that do not say it.
     masses: as of :class:`.TrainConfig`.
 
@@ -128,11 +129,12 @@ def finetune(
         validate_every=max(1, min(250, steps // 5)),
         validation_pairs=500,
         processes=processes,
+        device=device,
         seed=seed,
     )
     pairs = Pairs(load(judges["data"], trajectories=names or None))
     judged = _errors(before, pairs)  # what cannot be judged is refused before it is trained on
-    after = fit(config, progress=progress)
+    after = fit(config, progress=progress).cpu()
     return FineTuned(after, judged, _errors(after, pairs), apart)
 
 
