@@ -24,6 +24,7 @@ import statistics
 import sys
 import time
 import warnings
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -265,28 +266,37 @@ def cost(starts: Path, models: list[str], replicas: list[int], device: str) -> N
         atoms = [as_trajectory(records[k % len(records)])[0] for k in range(count)]
         if path.endswith(".pt"):
             kind, network = load(Path(path), atoms[0].numbers)
-            network.to(device)
-            x = torch.from_numpy(np.stack([one.positions for one in atoms])).float().to(device)
-            call, fs_of_call = partial(forces_on_host, network, x), STEP[kind]
-        else:
-            fs_of_call = FRAME_FS
-            call = partial(
-                simulate,
-                atoms,
-                dt=FRAME_FS,
-                duration=FRAME_FS,
-                model=load_model(path).to(device),
-                thermostat=Langevin(TEMPERATURE, FRICTION),
-                temperature_K=TEMPERATURE,
-            )
-        call()
-        times = []
-        for _ in range(5):
-            begun = time.perf_counter()
+            x = torch.from_numpy(np.stack([one.positions for one in atoms])).float()
+            call = partial(forces_on_host, network.to(device), x.to(device))
             call()
-            times.append(time.perf_counter() - begun)
-        seconds = statistics.median(times) * 1e6 / fs_of_call / count
-        print(f"{path}, {count} replicas, {device}: {seconds:.1f} s a ns and replica", flush=True)
+            per_fs = timed(call) / STEP[kind]
+        else:
+            model = load_model(path).to(device)
+            short, long = (
+                partial(
+                    simulate,
+                    atoms,
+                    dt=FRAME_FS,
+                    duration=frames * FRAME_FS,
+                    model=model,
+                    thermostat=Langevin(TEMPERATURE, FRICTION),
+                    temperature_K=TEMPERATURE,
+                )
+                for frames in (1, 11)
+            )
+            short()
+            per_fs = (timed(long) - timed(short)) / (10 * FRAME_FS)  # without what a start takes
+        print(f"{path}, {count} replicas, {device}: {per_fs * 1e6 / count:.1f} s a ns and replica")
+
+
+def timed(call: Callable[[], object]) -> float:
+    """Median seconds of five calls."""
+    times = []
+    for _ in range(5):
+        begun = time.perf_counter()
+        call()
+        times.append(time.perf_counter() - begun)
+    return statistics.median(times)
 
 
 def forces_on_host(model: nn.Module, x: Tensor) -> np.ndarray:

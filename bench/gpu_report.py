@@ -758,7 +758,7 @@ SECTIONS: dict[str, tuple[Callable[[], Iterator[Row]], float]] = {
     "machine": (machine, 40),
     "scaling": (scaling, 120),
     "neighbors": (neighbors, 60),
-    "rollout": (rollout, 100),
+    "rollout": (rollout, 150),
     "window_training": (window_training, 60),
     "training": (training, 120),
     "trace": (trace, 60),
