@@ -4,9 +4,9 @@
     python bench/dipeptide_frames.py data/vacuum-100ps.h5 data/vacuum-held-out.h5 --output frames
 
 Trains window potentials on the first picoseconds of frames, begun from `--model` and from random
-weights of the same sizes, several seeds, the latter for `--longer` times as many windows, for they
-have all to learn. Prints errors of windows on trajectories held out, and draws them. A row is
-written when it is known, and what is there is not trained again.
+weights of the same sizes, several seeds, with as many windows either way. Prints errors of windows
+on trajectories held out, and draws them. A row is written when it is known, and what is there is
+not trained again.
 """
 
 from __future__ import annotations
@@ -73,9 +73,8 @@ def main() -> None:
     parser.add_argument("--model", default="molecules-nve")
     parser.add_argument("--ps", type=int, nargs="+", default=[1, 3, 10, 25, 100])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--steps", type=int, default=1200)
     parser.add_argument("--batch-size", type=int, default=16)
-    parser.add_argument("--longer", type=int, default=4)
     options = parser.parse_args()
     torch.set_num_threads(1)
     options.output.mkdir(parents=True, exist_ok=True)
@@ -90,7 +89,6 @@ def main() -> None:
         if (start, ps, seed) in done:
             continue
         fresh = start == "scratch"
-        steps = options.steps * (options.longer if fresh else 1)
         with tempfile.TemporaryDirectory() as folder:
             piece = Path(folder) / "piece.h5"
             write_records(piece, records[:ps])
@@ -100,7 +98,7 @@ def main() -> None:
                 options.model,
                 piece,
                 seed,
-                steps,
+                options.steps,
                 options.batch_size,
                 folder + "/run",
             )
@@ -111,7 +109,7 @@ def main() -> None:
             f"{fraction(found['acceleration'], found['true_acceleration']):.5f}",
             f"{time.process_time() - begun:.0f}",
         )
-        row = [start, str(ps), str(seed), str(steps * options.batch_size), *values]
+        row = [start, str(ps), str(seed), str(options.steps * options.batch_size), *values]
         with path.open("a") as file:
             file.write(",".join(row) + "\n")
         print(*row, flush=True)

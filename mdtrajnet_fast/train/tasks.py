@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections import defaultdict
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +14,7 @@ from torch import Tensor
 
 from ..data.device_pairs import ResidentPairs, TensorBatch, tensor_batch, window_batch
 from ..data.pairs import MARGIN, Batch, Pairs
-from ..data.records import as_trajectory, check_constant_energy, thermostatted_at
+from ..data.records import check_constant_energy, thermostatted_at
 from ..md.rollout import one_window
 from ..model.network import MDtrajNet
 from ..system import System
@@ -37,7 +36,6 @@ if TYPE_CHECKING:
 
 _CARBON = 12.011  # amu, an atom that weighs 1 in the loss, whatever mass_power
 _KT = 300 * kB  # eV
-_PROBES = 64  # frames by which the constants of energies are known
 
 
 def resident(pairs: Pairs, model: MDtrajNet) -> ResidentPairs | None:
@@ -156,7 +154,8 @@ class WindowPotentials(_Task):
     of thermal velocities at 300 K: of the velocity at the end, of the position there and of the
     acceleration at the start. And, times energy_weight, that of the potential energy at the start
     in units of kT at 300 K, where the data have energies: forces alone leave open by how much far
-    conformations differ. A constant of what a system is made of does not count.
+    conformations differ. Systems made of the same atoms are compared with their mean in a batch: a
+    constant of what they are made of does not count, and one that is alone there says nothing.
     """
 
     unit, columns = "Å/fs", ("_velocity", "_position", "_acceleration")
@@ -169,7 +168,8 @@ class WindowPotentials(_Task):
         self._resident = resident(pairs, model)
         # a vibration that turns by 1.5 in a window has about such positions beside its velocities
         self._scales = (1.5 / h, 1.0, h / math.sqrt(2))
-        self._aims = _energies_to_learn(pairs, model) if config.energy_weight else None
+        if config.energy_weight:
+            self._energies, self._kinds = _relative_energies(pairs)
 
     def loss(self, rng: np.random.Generator, member: Member) -> Tensor:
         config, h = self.config, self._window
@@ -186,12 +186,16 @@ class WindowPotentials(_Task):
         weight = masses**config.mass_power * (_CARBON / (_KT * fs**2))
         wrong = torch.stack([(weight * x.square()).sum() for x in found])
         loss = wrong @ wrong.new_tensor(self._scales).square()
-        if self._aims is not None:
-            aims = self._aims[self.pairs.starts(mine)]
-            of_atoms = np.repeat(np.arange(len(aims)), self.pairs.atoms[mine.record])
-            index = torch.from_numpy(of_atoms).to(energies.device, non_blocking=True)
-            missed = -energies.new_tensor(aims).index_add(0, index, -energies)
-            loss = loss + config.energy_weight * (missed.nan_to_num() / _KT).square().sum()
+        if config.energy_weight:
+            known = self._energies[self.pairs.starts(mine)]
+            of_atoms = np.repeat(np.arange(len(known)), self.pairs.atoms[mine.record])
+            system, kind = (
+                torch.from_numpy(x).to(energies.device, non_blocking=True)
+                for x in (of_atoms, self._kinds[mine.record])
+            )
+            missed = energies.new_tensor(known).index_add(0, system, -energies)
+            missed = _less_means(missed, kind, int(self._kinds.max()) + 1)
+            loss = loss + config.energy_weight * (missed / _KT).square().sum()
         return loss / (3 * int(atoms.sum()))
 
     def figures(self, pairs: Pairs) -> dict[str, float]:
@@ -208,32 +212,35 @@ class WindowPotentials(_Task):
         return calibrated(self.average, self.pairs, checks, count, seed)
 
 
-@torch.no_grad()
-def _energies_to_learn(pairs: Pairs, model: MDtrajNet) -> np.ndarray:
-    """Potential energies of all frames of all records (eV), not numbers where they are not known,
-    with the constants that they have in the model as it comes."""
-    energies, same = pairs.potential_energies, defaultdict(list)
-    for k, (record, energy) in enumerate(zip(pairs.records, energies, strict=True)):
-        if np.isfinite(energy).all():
-            same[record.method, tuple(sorted(record.numbers))].append(k)
-    if not same:
+def _relative_energies(pairs: Pairs) -> tuple[np.ndarray, np.ndarray]:
+    """Potential energies of all frames of all records, less the mean of their kind (eV), and not
+    numbers where they are not known; and the kind of each record: what made it, and of what."""
+    makings = [(record.method, tuple(sorted(record.numbers))) for record in pairs.records]
+    numbers = {making: k for k, making in enumerate(dict.fromkeys(makings))}
+    kinds = np.array([numbers[making] for making in makings])
+    energies = np.concatenate(pairs.potential_energies)
+    if not np.isfinite(energies).any():
         raise ValueError(
             "energy_weight is for data with energies, and no trajectory has any: leave it out, or "
             "make data with `mdtrajnet generate`"
         )
-    aims = [np.full(len(energy), np.nan) for energy in energies]
-    for group in same.values():
-        each = -(-_PROBES // len(group))
-        probes, known = [], []
-        for k in group:
-            frames = np.linspace(0, len(aims[k]) - 1, each).round().astype(int)
-            whole = as_trajectory(pairs.records[k])
-            probes += [whole[int(frame)] for frame in frames]
-            known += list(energies[k][frames])
-        seen = model.potential_energy(System.from_atoms(probes)).double().cpu().numpy()
-        for k in group:
-            aims[k] = energies[k] + np.mean(seen - known)
-    return np.concatenate(aims)
+    of_frames = np.repeat(kinds, [len(one) for one in pairs.potential_energies])
+    there = np.isfinite(energies)  # large numbers would lose digits
+    total, count = (
+        np.bincount(of_frames[there], weights=weights, minlength=len(numbers))
+        for weights in (energies[there], None)
+    )
+    return energies - (total / np.maximum(count, 1))[of_frames], kinds
+
+
+def _less_means(values: Tensor, kind: Tensor, kinds: int) -> Tensor:
+    """Values less the mean of their kind, times sqrt(n / (n - 1)), so that the n of a kind spread
+    as much as many would; 0 for what is alone, or no number."""
+    there = values.isfinite().to(values.dtype)
+    values = values.nan_to_num()
+    n, total = (values.new_zeros(kinds).index_add(0, kind, x) for x in (there, values))
+    spread = torch.where(n > 1, n / (n - 1), 0.0).sqrt()
+    return there * spread[kind] * (values - (total / n.clamp(min=1))[kind])
 
 
 class Dipole(_Task):

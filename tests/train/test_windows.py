@@ -17,10 +17,14 @@ from mdtrajnet_fast import TrainConfig, fit, load_model, save_model, simulate
 from mdtrajnet_fast.data.device_pairs import window_batch
 from mdtrajnet_fast.data.pairs import MARGIN, Pairs
 from mdtrajnet_fast.data.records import load_records, write_records
+from mdtrajnet_fast.model.config import ModelConfig, WindowPotentialsConfig
+from mdtrajnet_fast.model.network import MDtrajNet
 from mdtrajnet_fast.model.window_potentials import ENERGY
 from mdtrajnet_fast.system import System
 from mdtrajnet_fast.train import fit as train
 from mdtrajnet_fast.train.evaluate import rms_window_errors, window_errors
+from mdtrajnet_fast.train.process_group import Member
+from mdtrajnet_fast.train.tasks import WindowPotentials
 
 
 @pytest.mark.parametrize("frame_fs, error", [(1.0, 3e-4), (2.0, 0.015)])
@@ -110,6 +114,29 @@ def test_energies_say_how_far_apart_wells_are(tmp_path, weight, processes):
     low, high = trained.potential_energy(System.from_atoms(wells)).tolist()
     assert (abs(high - low - 0.2) < 0.01) == (weight > 0)
     assert rms_window_errors(trained, Pairs(records), 200)["acceleration"] < 0.02
+
+
+def test_only_differences_of_energies_count():
+    """Of systems of the same atoms in a batch and of the same method, where energies are known."""
+    one, other = in_a_well(0, 0.8, 0.3), in_a_well(1, 0.8, 0.1)
+    elsewhere = dataclasses.replace(other, method="another", energy=other.energy + 5.0)
+    unknown = dataclasses.replace(other, energy=None)
+
+    def loss(*records, weight=1.0):
+        torch.manual_seed(1)
+        sizes = ModelConfig(species=("H",), window_potentials=WindowPotentialsConfig())
+        model = MDtrajNet(sizes, members=0)
+        config = TrainConfig("", ("",), target="window_potentials", energy_weight=weight)
+        task = WindowPotentials(config, Pairs(records), model, model)
+        return task.loss(np.random.default_rng(0), Member()).item()
+
+    higher = [dataclasses.replace(x, energy=x.energy + 7.0) for x in (one, other)]
+    assert loss(*higher) == pytest.approx(loss(one, other), rel=1e-4)
+    apart = dataclasses.replace(other, energy=other.energy + 1.0)
+    assert loss(one, apart) > loss(one, other) + 1.0
+    raised = dataclasses.replace(elsewhere, energy=elsewhere.energy + 1.0)
+    assert loss(one, raised) == pytest.approx(loss(one, elsewhere), rel=1e-4)
+    assert loss(one, unknown, weight=0.0) < loss(one, unknown) < loss(one, other)
 
 
 def test_energies_that_are_not_there(tmp_path):
