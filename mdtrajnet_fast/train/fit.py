@@ -131,6 +131,7 @@ def _train(run: _Run, end: int, progress: bool) -> None:
 
 def _take_part(member: Member, config: TrainConfig) -> None:
     """What the other processes of a run do, until the first one ends them."""
+    tqdm.set_lock(threading.RLock())  # its own one, among processes, outlives this process
     _set_threads(config, member)
     run = _Run(config, member)
     run.begin()
