@@ -25,6 +25,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import ase
 import numpy as np
 import torch
 from ase.units import kB, kcal, mol
@@ -105,6 +106,23 @@ class Runs(NamedTuple):
             np.savez(file, **values)
 
 
+def dynamics(
+    atoms: list[ase.Atoms], model: MDtrajNet, frames: int, **options: Any
+) -> list[Trajectory]:
+    """So many frames of Langevin dynamics of systems together; options as of `simulate`."""
+    made = simulate(
+        atoms,
+        dt=FRAME_FS,
+        duration=frames * FRAME_FS,
+        model=model,
+        thermostat=Langevin(TEMPERATURE, FRICTION),
+        temperature_K=TEMPERATURE,
+        **options,
+    )
+    assert isinstance(made, list)
+    return made
+
+
 def run(model: MDtrajNet, starts: Path, output: Path, ps: float, seed: int) -> None:
     """Langevin dynamics from the first frames of the trajectories of a file."""
     atoms = [as_trajectory(record)[0] for record in load_records(starts)]
@@ -117,18 +135,7 @@ def run(model: MDtrajNet, starts: Path, output: Path, ps: float, seed: int) -> N
     while done < frames:  # a tenth of a ns at a time, so that what is there can be looked at
         done = min(frames, done + 1000)
         begun = time.process_time()
-        made = simulate(
-            atoms,
-            dt=FRAME_FS,
-            duration=done * FRAME_FS,
-            model=model,
-            thermostat=Langevin(TEMPERATURE, FRICTION),
-            temperature_K=TEMPERATURE,
-            seed=seed,
-            trajectory=files,
-            resume=True,
-        )
-        assert isinstance(made, list)
+        made = dynamics(atoms, model, done, seed=seed, trajectory=files, resume=True)
         cost.append(time.process_time() - begun)
         seen_of(made, cost[-1] * 1e6 / (min(1000, done) * FRAME_FS * len(made))).write(output)
         print(f"{output}: {done * FRAME_FS / 1000:.0f} ps of {len(made)} runs", flush=True)

@@ -18,9 +18,7 @@ torch. `recipes/dipeptide_data.py` needs openmm, for the forces.
 from __future__ import annotations
 
 import argparse
-import itertools
 import math
-import statistics
 import sys
 import time
 import warnings
@@ -33,13 +31,13 @@ import ase.units
 import numpy as np
 import torch
 from ase.units import fs, kB
-from dipeptide import FRAME_FS, FRICTION, TEMPERATURE, seen_of
+from dipeptide import FRAME_FS, FRICTION, TEMPERATURE, dynamics, seen_of
 from md_speed import ani1x
+from report import interleave
 from torch import Tensor, nn
 
-from mdtrajnet_fast import MDtrajNetCalculator, Trajectory, load_model, simulate
+from mdtrajnet_fast import MDtrajNetCalculator, Trajectory, load_model
 from mdtrajnet_fast.data.records import Record, as_trajectory, load_records
-from mdtrajnet_fast.md.thermostats import Langevin
 from mdtrajnet_fast.mechanics import InternalMotion
 
 sys.path.append(str(Path(__file__).parents[1] / "recipes"))
@@ -262,41 +260,29 @@ def cost(starts: Path, models: list[str], replicas: list[int], device: str) -> N
     """Print the seconds that a ns of a replica takes, of so many at a time."""
     torch.set_num_threads(1)
     records = load_records(starts)
-    for count, path in itertools.product(replicas, models):
+    for count in replicas:
         atoms = [as_trajectory(records[k % len(records)])[0] for k in range(count)]
-        if path.endswith(".pt"):
-            kind, network = load(Path(path), atoms[0].numbers)
-            x = torch.from_numpy(np.stack([one.positions for one in atoms])).float()
-            call = partial(forces_on_host, network.to(device), x.to(device))
-            call()
-            per_fs = timed(call) / STEP[kind]
-        else:
-            model = load_model(path).to(device)
-            short, long = (
-                partial(
-                    simulate,
-                    atoms,
-                    dt=FRAME_FS,
-                    duration=frames * FRAME_FS,
-                    model=model,
-                    thermostat=Langevin(TEMPERATURE, FRICTION),
-                    temperature_K=TEMPERATURE,
-                )
-                for frames in (1, 11)
+        x = torch.from_numpy(np.stack([one.positions for one in atoms])).float().to(device)
+        calls: dict[str, Callable[[], object]] = {}
+        steps: dict[str, float] = {}  # fs
+        for path in models:
+            if path.endswith(".pt"):
+                kind, network = load(Path(path), atoms[0].numbers)
+                calls[path] = partial(forces_on_host, network.to(device), x)
+                steps[path] = STEP[kind]
+            else:
+                model = load_model(path).to(device)
+                for frames in (1, 11):  # their difference is without what a start takes
+                    calls[f"{path}, {frames}"] = partial(dynamics, atoms, model, frames)
+        seconds = {name: timing["median"] for name, timing in interleave(calls, 5).items()}
+        for path in models:
+            if path in steps:
+                per_fs = seconds[path] / steps[path]
+            else:
+                per_fs = (seconds[f"{path}, 11"] - seconds[f"{path}, 1"]) / (10 * FRAME_FS)
+            print(
+                f"{path}, {count} replicas, {device}: {per_fs * 1e6 / count:.1f} s a ns and replica"
             )
-            short()
-            per_fs = (timed(long) - timed(short)) / (10 * FRAME_FS)  # without what a start takes
-        print(f"{path}, {count} replicas, {device}: {per_fs * 1e6 / count:.1f} s a ns and replica")
-
-
-def timed(call: Callable[[], object]) -> float:
-    """Median seconds of five calls."""
-    times = []
-    for _ in range(5):
-        begun = time.perf_counter()
-        call()
-        times.append(time.perf_counter() - begun)
-    return statistics.median(times)
 
 
 def forces_on_host(model: nn.Module, x: Tensor) -> np.ndarray:

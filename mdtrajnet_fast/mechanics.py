@@ -130,9 +130,25 @@ def rotation_axes(atoms: ase.Atoms) -> Array:
         return np.empty((0, 3))
     m = atoms.get_masses()
     r = atoms.positions - m @ atoms.positions / m.sum()
-    _, _, axes = np.linalg.svd(r * np.sqrt(m)[:, None])  # the first: the line closest to all atoms
-    off_axis = np.linalg.norm(r - np.outer(r @ axes[0], axes[0]), axis=1)
-    return axes if off_axis.max() > 0.3 else axes[1:]
+    _, (axes,), (free,) = _inertia(r, m, np.zeros(1, int), np.zeros(len(m), int))
+    return axes.T[free]
+
+
+def _inertia(
+    r: Array, m: Array, starts: NDArray[np.intp], system: NDArray[np.intp]
+) -> tuple[Array, Array, NDArray[np.bool_]]:
+    """Of systems with atoms at r [atoms, 3] from their centres of mass: principal moments of
+    inertia [systems, 3], their axes, which are columns, and which of these they can turn about.
+
+    starts: [systems] the first atom of each. system: [atoms] to which one each belongs.
+    """
+    spread = np.add.reduceat(m[:, None, None] * (r[:, :, None] * r[:, None]), starts)
+    moments, axes = np.linalg.eigh(spread.trace(0, 1, 2)[:, None, None] * np.eye(3) - spread)
+    along = axes[system, :, 0]  # the line closest to all atoms
+    off_axis = np.linalg.norm(r - (r * along).sum(-1, keepdims=True) * along, axis=-1)
+    free = np.ones(moments.shape, dtype=bool)
+    free[:, 0] = np.maximum.reduceat(off_axis, starts) > 0.3
+    return moments, axes, free
 
 
 def rigid_motions(atoms: ase.Atoms, rotation: bool | None = None) -> Array:
@@ -322,11 +338,11 @@ class InternalMotion:
         self._system = np.repeat(np.arange(len(systems)), sizes)
         self._turns = np.array([not one.pbc.any() and len(one) > 1 for one in systems])
         self._m = self.masses[:, None]
-        self._total = self.of_systems(self._m)
+        self._total = self._of_systems(self._m)
         self._at: Array | None = None
         self.at(np.concatenate([one.positions for one in systems]))
 
-    def of_systems(self, values: Array) -> Array:
+    def _of_systems(self, values: Array) -> Array:
         """Sums of values [atoms, ...] over the atoms of each system, [systems, ...]."""
         sums: Array = np.add.reduceat(values, self._starts)
         return sums
@@ -336,31 +352,25 @@ class InternalMotion:
         if self._at is not None and np.array_equal(positions, self._at):
             return  # a window starts where the last one ended
         self._at = np.array(positions)
-        centre = self.of_systems(self._m * positions) / self._total
-        self._r = r = positions - centre[self._system]
-        spread = self.of_systems(self._m[..., None] * (r[:, :, None] * r[:, None]))
-        moments, axes = np.linalg.eigh(spread.trace(0, 1, 2)[:, None, None] * np.eye(3) - spread)
-        # as rotation_axes has it: the line that the atoms are closest to, and how far they are off
-        along = axes[self._system, :, 0]
-        off = np.linalg.norm(r - (r * along).sum(-1, keepdims=True) * along, axis=-1)
-        straight = np.maximum.reduceat(off, self._starts) <= 0.3
-        free = np.repeat(self._turns[:, None], 3, 1)
-        free[straight, 0] = False
+        centre = self._of_systems(self._m * positions) / self._total
+        self._r = positions - centre[self._system]
+        moments, axes, free = _inertia(self._r, self.masses, self._starts, self._system)
+        free &= self._turns[:, None]
         inverse = np.divide(1.0, moments, where=free, out=np.zeros_like(moments))
         self._inverse = (axes * inverse[:, None]) @ axes.swapaxes(1, 2)  # of inertia tensors
 
     def of(self, momenta: Array) -> Array:
         """The internal part of momenta [atoms, 3], in the mass-weighted metric."""
-        inner = momenta - self._m * (self.of_systems(momenta) / self._total)[self._system]
+        inner = momenta - self._m * (self._of_systems(momenta) / self._total)[self._system]
         if self._turns.any():
-            angular = self.of_systems(_cross(self._r, inner))
+            angular = self._of_systems(_cross(self._r, inner))
             omega = (self._inverse * angular[:, None]).sum(-1)
             inner -= self._m * _cross(omega[self._system], self._r)
         return inner
 
     def kinetic(self, momenta: Array) -> Array:
         """Kinetic energies of momenta [atoms, 3], ASE's units: [systems] eV."""
-        energies: Array = 0.5 * self.of_systems((momenta**2 / self._m).sum(-1))
+        energies: Array = 0.5 * self._of_systems((momenta**2 / self._m).sum(-1))
         return energies
 
 

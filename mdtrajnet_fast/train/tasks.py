@@ -154,8 +154,9 @@ class WindowPotentials(_Task):
     of thermal velocities at 300 K: of the velocity at the end, of the position there and of the
     acceleration at the start. And, times energy_weight, that of the potential energy at the start
     in units of kT at 300 K, where the data have energies: forces alone leave open by how much far
-    conformations differ. Systems made of the same atoms are compared with their mean in a batch: a
-    constant of what they are made of does not count, and one that is alone there says nothing.
+    conformations differ. Systems made of the same atoms are compared with their mean in a batch, or
+    in a process's share of it: a constant of what they are made of does not count, and one that is
+    alone there says nothing.
     """
 
     unit, columns = "Å/fs", ("_velocity", "_position", "_acceleration")
