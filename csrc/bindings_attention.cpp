@@ -114,7 +114,7 @@ void check_labels(const char* name, Pointer labels, std::int64_t atoms, std::int
 }
 
 // potential: None, or species, radial, products, hidden, cutoff and the addresses of the weights.
-// window_potentials, dipole: None, or roles, species, layers, radial, channels, products, hidden, cutoff and the addresses.
+// window_potentials, dipole: None, or roles, species, layers, intervals, channels, products, hidden, cutoff and the addresses.
 DensityNetwork density_network(const py::object& of) {
     if (of.is_none()) return {};
     const py::tuple t = of;

@@ -11,6 +11,21 @@ from pathlib import Path
 
 from mdtrajnet_fast.cli import main
 
+# Of the crystal and the fluid.
+SHORTER_SOLIDS = [
+    ("--duration 6000", "--duration 400 --equilibration 100"),
+    ("--equilibration 20000 --dt 50", "--equilibration 1000 --dt 50"),
+    ("--dt 50 --duration 20000", "--dt 50 --duration 5000"),
+]
+
+
+def shortened(text: str, changes: list[tuple[str, str]]) -> str:
+    """The same commands for a shorter time: what is said, and what is run instead."""
+    for said, instead in changes:
+        assert said in text, f"{said!r} is not said"
+        text = text.replace(said, instead)
+    return text
+
 
 def shell(text: str) -> str:
     """Run lines of shell in the current folder; what those say that are not `mdtrajnet`.

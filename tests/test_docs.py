@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from snippets import shell
+from snippets import SHORTER_SOLIDS, shell, shortened
 
 ROOT = Path(__file__).parent.parent
 DOCS, EXAMPLES = ROOT / "docs", ROOT / "examples"
@@ -26,7 +26,7 @@ BLOCK = re.compile(
     r"^```(?:\{code-block\} )?(?P<kind>\w+)\n(?::caption: (?P<file>[^\n]*)\n)?(?P<text>.*?)^```$",
     re.MULTILINE | re.DOTALL,
 )
-# What is said, and what is run instead: the same commands, for a shorter time.
+# As `shortened` takes it.
 SHORTER = {
     "start.md": [("--duration 5000", "--duration 1500"), ("--duration 6000", "--duration 1800")],
     "tutorials/own-molecule.md": [("--duration 2000", "--duration 400 --equilibration 100")],
@@ -36,9 +36,7 @@ SHORTER = {
     ],
     "tutorials/nvt-and-solids.md": [
         ("--dt 2 --duration 2000", "--dt 2 --duration 400 --equilibration 100"),
-        ("--duration 6000", "--duration 400 --equilibration 100"),
-        ("--equilibration 20000 --dt 50", "--equilibration 1000 --dt 50"),
-        ("--dt 50 --duration 20000", "--dt 50 --duration 5000"),
+        *SHORTER_SOLIDS,
     ],
     "tutorials/own-potential.md": [
         ("--trajectories 10 ", "--trajectories 3 "),
@@ -65,10 +63,7 @@ SHORTER = {
 
 def blocks(page):
     """(kind, file or None, text) of the code blocks of a page, as they are run."""
-    text = (DOCS / page).read_text()
-    for said, instead in SHORTER.get(page, []):
-        assert said in text, f"{page} does not say {said!r}"
-        text = text.replace(said, instead)
+    text = shortened((DOCS / page).read_text(), SHORTER.get(page, []))
     return [(one["kind"], one["file"], one["text"]) for one in BLOCK.finditer(text)]
 
 

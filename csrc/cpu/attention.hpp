@@ -88,8 +88,11 @@ struct PotentialWeights {
 
 enum WindowRole : int { kEnergy, kEnds, kMiddle, kRoles };  // as in mdtrajnet_fast/model/window_potentials.py
 
+constexpr long kRadialPowers = 6;  // of a distance within an interval, 0 to 5
+
 struct WindowPotentialSizes {
-    long species, layers, radial, channels, products, hidden;
+    long species, layers, intervals, channels, products,
+        hidden;     // intervals: equal ones, of distances up to the cutoff
     double cutoff;  // Å
 };
 
@@ -98,7 +101,7 @@ struct WindowPotentialSizes {
 // multiplied by.
 template <class T>
 struct WindowPotentialWeights {
-    const T* radial;       // [layers][radial][channels]
+    const T* radial;       // [layers][intervals][powers][channels]: radial functions as polynomials
     const T* element;      // [roles][layers][species][channels + hidden]: what neighbours see, and first biases
     const T* onward;       // [layers - 1][hidden][channels + hidden]: what a layer knows, into the same of the next
     const T* onward_back;  // [layers - 1][channels + hidden, padded][hidden]

@@ -12,7 +12,7 @@ namespace {
 using std::int64_t;
 
 constexpr char kMagic[] = "\x93MDTRAJ\n";
-constexpr std::uint32_t kVersion = 3;
+constexpr std::uint32_t kVersion = 4;
 // No size of a model is larger: products of some of them are still numbers.
 constexpr int64_t kLargest = 10000;
 
@@ -208,17 +208,23 @@ PredictorParts Model::parts() const {
     const bool kicks = sizes[0] != 0;
     if (!members && !kicks) file_.refuse("has neither a network nor window potentials: export it again");
     if (kicks) {
-        const long layers = size(sizes[0]), radial = size(sizes[1]), channels = size(sizes[2]),
+        const long layers = size(sizes[0]), intervals = size(sizes[1]), channels = size(sizes[2]),
                    products = size(sizes[3]), hidden = size(sizes[4]);
-        parts.window_potentials = {kRoles, {known, layers, radial, channels, products, hidden, cutoff}, {}};
+        parts.window_potentials = {kRoles, {known, layers, intervals, channels, products, hidden, cutoff}, {}};
         const int64_t c = padded(channels), p = padded(products), h = padded(hidden), features = c + 4 * p;
         const int64_t onward = layers - 1;
-        const int64_t counts[] = {layers * radial * c,        kRoles * layers * known * (c + h),
-                                  onward * hidden * (c + h),  onward * (c + h) * h,
-                                  layers * channels * 7 * p,  layers * 7 * p * c,
-                                  layers * known * features,  layers * features * h,
-                                  layers * hidden * features, layers * hidden * h,
-                                  layers * hidden * h,        layers * h,
+        const int64_t counts[] = {layers * intervals * kRadialPowers * c,
+                                  kRoles * layers * known * (c + h),
+                                  onward * hidden * (c + h),
+                                  onward * (c + h) * h,
+                                  layers * channels * 7 * p,
+                                  layers * 7 * p * c,
+                                  layers * known * features,
+                                  layers * features * h,
+                                  layers * hidden * features,
+                                  layers * hidden * h,
+                                  layers * hidden * h,
+                                  layers * h,
                                   kRoles * layers * h};
         for (std::size_t k = 0; k < std::size(counts); ++k)
             if (counts[k])

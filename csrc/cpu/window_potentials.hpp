@@ -11,6 +11,7 @@
 
 namespace {
 
+using mdtrajnet::kRadialPowers;
 using mdtrajnet::WindowPotentialSizes;
 using mdtrajnet::WindowPotentialWeights;
 
@@ -22,13 +23,13 @@ constexpr long kFirstMapped[] = {0, 2, 11, 23};  // the same where each harmonic
 // Lengths of rows in whole vectors.
 template <class T>
 struct WindowRows {
-    long radial, channels, products, hidden;
+    long channels, products, hidden;
     long features;  // isotropic density, then four kinds of products
     long entry;     // what a layer begins with: channels that neighbours see, then the bias of its first hidden layer
 
     explicit WindowRows(const WindowPotentialSizes& z)
-        : radial(row_length<T>(z.radial)), channels(row_length<T>(z.channels)), products(row_length<T>(z.products)),
-          hidden(row_length<T>(z.hidden)), features(channels + 4 * products), entry(channels + hidden) {}
+        : channels(row_length<T>(z.channels)), products(row_length<T>(z.products)), hidden(row_length<T>(z.hidden)),
+          features(channels + 4 * products), entry(channels + hidden) {}
 };
 
 // What threads share: of each layer and each atom what its gradient needs.
@@ -130,9 +131,6 @@ class WindowLayers {
     WindowLayers(const WindowPotentialSizes& z, const WindowPotentialWeights<T>& weights,
                  const AttentionGraph<T>& graph, const int64_t* species, int role, const WindowMemory<T>& memory)
         : z(z), w(weights), graph(graph), species(species), role(role), m(memory), row(memory.row) {
-        T* numbers = number.resize(row.radial);
-        for (long n = 0; n < row.radial; ++n) numbers[n] = T(n);
-        basis.resize(2 * kEdges * row.radial, false);
         radial.resize(2 * kEdges * row.channels, false);
         mapped.resize(kAtoms * kFirstMapped[3] * row.products, false);
         feature.resize(kAtoms * row.features, false);
@@ -253,22 +251,25 @@ class WindowLayers {
 
     // Directions of n edges from e on, and their radial functions: n rows of values, then of slopes if they are wanted.
     void look(long layer, int64_t e, long n, bool slopes) {
-        const T cutoff = T(z.cutoff), per_step = T((z.radial - 1) / z.cutoff), norm = T(1 / 1.12);
+        const long interval_length = kRadialPowers * row.channels;
+        const T per = T(z.intervals / z.cutoff), *table = w.radial + layer * z.intervals * interval_length;
         for (long k = 0; k < n; ++k) {
             const T* r = graph.r + 3 * (e + k);
             const T d = square_root(r[0] * r[0] + r[1] * r[1] + r[2] * r[2]);
             directions[k] = direction(r, d);
-            const T size = norm * envelope(d, cutoff), change = norm * envelope_slope(d, cutoff);
-            T *value = basis.data() + k * row.radial, *slope = basis.data() + (n + k) * row.radial;
-            for (long x = 0; x < row.radial; x += W) {
-                const Vec<T> away = d * per_step - load<T>(number.data() + x), gaussian = exponential(-away * away);
-                store<T>(value + x, size * gaussian);
-                if (slopes) store<T>(slope + x, (change - 2 * per_step * size * away) * gaussian);
+            const T at = d * per;
+            const long interval = at < T(z.intervals) ? static_cast<long>(at) : z.intervals - 1;
+            const T s = at - T(interval), *from = table + interval * interval_length;
+            T *value = radial.data() + k * row.channels, *slope = radial.data() + (n + k) * row.channels;
+            for (long c = 0; c < row.channels; c += W) {
+                Vec<T> a[kRadialPowers];
+                for (long p = 0; p < kRadialPowers; ++p) a[p] = load<T>(from + p * row.channels + c);
+                store<T>(value + c, a[0] + s * (a[1] + s * (a[2] + s * (a[3] + s * (a[4] + s * a[5])))));
+                if (slopes)
+                    store<T>(slope + c,
+                             per * (a[1] + s * (2 * a[2] + s * (3 * a[3] + s * (4 * a[4] + s * (5 * a[5]))))));
             }
         }
-        const T* weights = w.radial + layer * z.radial * row.channels;
-        multiply<T>(row.channels, {slopes ? 2 * n : n, z.radial, basis.data(), row.radial, weights, row.channels,
-                                   radial.data(), row.channels, nullptr, Start::kZero});
     }
 
     // Calls of(first edge, how many) for the edges of an atom.
@@ -468,9 +469,8 @@ class WindowLayers {
     const WindowMemory<T>& m;
     const WindowRows<T> row;
     long begin = 0, count = 0;  // of the group
-    Buffer<T> number;           // 0, 1, 2, ...: of the Gaussians
     Direction<T> directions[kEdges];
-    Buffer<T> basis, radial;    // [edges][.]: values, then slopes
+    Buffer<T> radial;           // [edges][channels]: values, then slopes
     Buffer<T> mapped, feature;  // [atoms of the group][.], or their gradients
     Buffer<T> known, other;     // hidden layers, or their gradients
     Buffer<T> last_slope;       // of the last layer, as WindowMemory has those of the others

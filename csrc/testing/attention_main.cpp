@@ -152,7 +152,7 @@ int run(const AttentionFunctions<T>& kernels, const WindowPotentialSizes& z, lon
     const System<T> system(atoms, most, z.species);
     const long channels = whole<T>(z.channels), products = whole<T>(z.products), hidden = whole<T>(z.hidden);
     const long entry = channels + hidden, features = channels + 4 * products, L = z.layers;
-    const WindowPotentialWeights<T> weights{random_array<T>(L * z.radial * channels),
+    const WindowPotentialWeights<T> weights{random_array<T>(L * z.intervals * kRadialPowers * channels),
                                             random_array<T>(kRoles * L * z.species * entry),
                                             random_array<T>((L - 1) * z.hidden * entry),
                                             random_array<T>((L - 1) * entry * hidden),

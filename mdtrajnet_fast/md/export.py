@@ -45,7 +45,7 @@ from .window import (
 
 MAGIC = b"\x93MDTRAJ\n"
 # Readers refuse any other.
-VERSION = 3
+VERSION = 4
 # Of a model without a potential, or without window potentials, which has no sizes either.
 _NO_POTENTIAL, _NO_WINDOW_POTENTIALS = (0,) * 3, (0,) * 5
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from .. import _C
-from ..ops import Graph
+from ..ops import Graph, cutoff_envelope, gaussian_basis
 from ..ops.cpu import addresses, check_tensors, graph_addresses, ready, threads_for
 from ..ops.graph import CSR
 from .density_network import DensityNetwork
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 # Rows (times x atoms) of one pass: bounds memory for long lists of times. (csrc/cpu/predictor.cpp
 # has its own.)
 _ROWS = 1 << 17
+# Of radial functions: pieces of the distance between neighbouring Gaussians.
+_INTERVALS_OF_GAUSSIAN = {torch.float32: 8, torch.float64: 128}
 
 
 _Csr = tuple[int, int, int, int, int]  # as graph_addresses has it
@@ -215,7 +217,7 @@ def density_weights(of: DensityNetwork) -> tuple[_DensitySizes, list[Tensor]]:
     maps = of.maps.transpose(0, 1)[:, :, [0, 1, 2, 3, 6, 4, 5]].flatten(2)
     first, second = of.first.transpose(0, 1), of.second.transpose(0, 1)
     weights = [
-        _padded(of.radial.transpose(0, 1)),
+        _padded(radial_polynomials(of)),
         parts(torch.cat([seen, bias], 3), entry),
         parts(onward, entry),
         parts(_padded(onward.transpose(1, 2)), entry, 1),
@@ -229,5 +231,35 @@ def density_weights(of: DensityNetwork) -> tuple[_DensitySizes, list[Tensor]]:
         _padded(of.second_bias),
         _padded(of.last.transpose(0, 1)),
     ]
-    sizes = (layers, config.radial, c, p, h, of.cutoff)
+    sizes = (layers, weights[0].shape[1], c, p, h, of.cutoff)
     return (of.roles, species, *sizes), [x.contiguous() for x in weights]
+
+
+def radial_polynomials(of: DensityNetwork) -> Tensor:
+    """The radial functions as polynomials [layers, intervals, 6 powers, channels].
+
+    Of s in [0, 1], the place in an interval of the distance: those that have the functions' values,
+    slopes and curvatures at both ends (quintic Hermite interpolation). Forces are their slopes, so
+    that they belong to the energies whatever the intervals; these are so small that the type
+    rounds more.
+    """
+    config, dtype = of.config, of.radial.dtype
+    count = _INTERVALS_OF_GAUSSIAN[dtype] * (config.radial - 1)
+    d = torch.linspace(0, of.cutoff, count + 1, dtype=torch.float64)
+    step = torch.full_like(d, of.cutoff / count)
+
+    def basis(d: Tensor) -> Tensor:
+        gaussians = gaussian_basis(d, of.cutoff, config.radial)
+        return gaussians * cutoff_envelope(d, of.cutoff)[:, None]
+
+    def change(d: Tensor) -> Tensor:
+        return torch.func.jvp(basis, (d,), (step,))[1]
+
+    weights = of.radial.detach().double().flatten(1)
+    bends = torch.func.jvp(change, (d,), (step,))[1]
+    x, v, a = ((y @ weights).view(-1, *of.radial.shape[1:]) for y in (basis(d), change(d), bends))
+    # what the parabola from the near end leaves for the powers 3 to 5
+    bend = a[:-1] / 2
+    dx, dv, da = x[1:] - x[:-1] - v[:-1] - bend, v[1:] - v[:-1] - a[:-1], a[1:] - a[:-1]
+    rest = 10 * dx - 4 * dv + da / 2, -15 * dx + 7 * dv - da, 6 * dx - 3 * dv + da / 2
+    return torch.stack([x[:-1], v[:-1], bend, *rest], 1).permute(2, 0, 1, 3).to(dtype)

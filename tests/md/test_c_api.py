@@ -14,7 +14,7 @@ import torch
 
 from mdtrajnet_fast import _C, MDtrajNet, RolloutError, load_model
 from mdtrajnet_fast.cli import main
-from mdtrajnet_fast.md.export import contents, export_model, packed
+from mdtrajnet_fast.md.export import VERSION, contents, export_model, packed
 from mdtrajnet_fast.md.rollout import rollout
 from mdtrajnet_fast.md.window import method_of, stride_of
 from mdtrajnet_fast.mechanics import momenta_from_velocities, velocities_from_momenta
@@ -376,7 +376,8 @@ def test_bad_files(tmp_path, library):
     refused("written with", whole + b"\n")
     for other in (b"", b"\n", b"#!/bin/sh\n" * 9, b"\0" * 99):
         refused("not a model", other)
-    refused("is of version 4, .* reads version 3", whole[:8] + struct.pack("<I", 4) + whole[12:])
+    later = whole[:8] + struct.pack("<I", VERSION + 1) + whole[12:]
+    refused(f"is of version {VERSION + 1}, .* reads version {VERSION}", later)
 
     def signed(data):
         return data[:-4] + struct.pack("<I", zlib.crc32(data[:-4]))
