@@ -252,13 +252,14 @@ class WindowLayers {
     // Directions of n edges from e on, and their radial functions: n rows of values, then of slopes if they are wanted.
     void look(long layer, int64_t e, long n, bool slopes) {
         const long interval_length = kRadialPowers * row.channels;
-        const T per = T(z.intervals / z.cutoff), *table = w.radial + layer * z.intervals * interval_length;
+        const T per = T(z.intervals / z.cutoff), most = T(z.intervals);
+        const T* table = w.radial + layer * z.intervals * interval_length;
         for (long k = 0; k < n; ++k) {
             const T* r = graph.r + 3 * (e + k);
             const T d = square_root(r[0] * r[0] + r[1] * r[1] + r[2] * r[2]);
             directions[k] = direction(r, d);
-            const T at = d * per;
-            const long interval = at < T(z.intervals) ? static_cast<long>(at) : z.intervals - 1;
+            const T at = d * per < most ? d * per : most;  // at the cutoff and beyond: zero
+            const long interval = at < most ? static_cast<long>(at) : z.intervals - 1;
             const T s = at - T(interval), *from = table + interval * interval_length;
             T *value = radial.data() + k * row.channels, *slope = radial.data() + (n + k) * row.channels;
             for (long c = 0; c < row.channels; c += W) {
