@@ -294,7 +294,6 @@ def test_files_of_a_run(config, tmp_path):
         (7, {}),
         (20, {}),
         (17, {"optimizer": "soap", "own_starts": 0.5}),
-        (7, {"processes": 2, "own_starts": 0.5, "own_windows": 2}),
     ],
 )
 def test_resume_is_exact(config, tmp_path, stop, options):
@@ -342,7 +341,7 @@ def test_processes_share_a_batch(config, tmp_path):
     """Their number changes the order of sums, and nothing else: the loss is that of all atoms."""
     config = dataclasses.replace(config, steps=4, validate_every=1, own_starts=0.4)
     logs = []
-    for processes in (1, 2, 3):
+    for processes in (1, 3):  # test_torchrun.py has two
         folder = tmp_path / str(processes)
         fit(
             dataclasses.replace(config, processes=processes, output=str(folder)),
@@ -351,13 +350,16 @@ def test_processes_share_a_batch(config, tmp_path):
         rows = csv.DictReader((folder / "log.csv").open())
         logs.append([(float(row["loss"]), float(row["val_held"])) for row in rows])
     np.testing.assert_allclose(logs[1], logs[0], rtol=1e-4)
-    np.testing.assert_allclose(logs[2], logs[0], rtol=1e-4)
 
 
 @pytest.mark.slow
 def test_interrupt_with_processes(config, tmp_path, monkeypatch):
-    """A terminal sends Ctrl-C to all processes; the first one decides, after the step."""
-    config = dataclasses.replace(config, processes=2, steps=8)
+    """A terminal sends Ctrl-C to all processes; the first one decides, after the step.
+
+    What they go on to is to the bit what it would have been.
+    """
+    options = {"own_starts": 0.5, "own_windows": 2}
+    config = dataclasses.replace(config, processes=2, steps=8, **options)
     whole = fit(config, progress=False)
     parts = dataclasses.replace(config, output=str(tmp_path / "parts"))
     original = train._Run.advance
