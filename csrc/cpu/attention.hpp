@@ -90,9 +90,9 @@ enum WindowRole : int { kEnergy, kEnds, kMiddle, kRoles };  // as in mdtrajnet_f
 
 constexpr long kRadialPowers = 6;  // of a distance within an interval, 0 to 5
 
+// intervals: equal ones, of the distances up to the cutoff.
 struct WindowPotentialSizes {
-    long species, layers, intervals, channels, products,
-        hidden;     // intervals: equal ones, of distances up to the cutoff
+    long species, layers, intervals, channels, products, hidden;
     double cutoff;  // Å
 };
 
