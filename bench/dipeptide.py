@@ -272,6 +272,8 @@ def divergences(one: Runs, other: Runs) -> dict[str, float]:
     """Jensen-Shannon divergences in bits of the maps: left, right and whole (:func:`balanced`)."""
 
     def between(*chosen: tuple[Runs, NDArray[np.bool_]]) -> float:
+        if not all(at.any() for _, at in chosen):
+            return math.nan  # a run that was never on this side
         maps = [angle_map(r.phi[at], r.psi[at], weights=r.weight[at]) for r, at in chosen]
         return jensen_shannon_divergence(*maps)
 
