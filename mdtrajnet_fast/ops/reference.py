@@ -108,7 +108,17 @@ class FoldedWeights(NamedTuple):
     def tensors(self) -> list[Tensor]:
         """All tensors in order, the layers as weight, bias, weight, bias, ..."""
         layers = [x for layer in (*self.key_layers, *self.value_layers) for x in layer]
-        return [*layers, *self[2:]]
+        return [
+            *layers,
+            self.query,
+            self.key_atom,
+            self.key_edge,
+            self.value_atom,
+            self.value_edge,
+            self.scalar_atom,
+            self.scalar_edge,
+            self.out,
+        ]
 
     @classmethod
     def from_tensors(cls, tensors: Sequence[Tensor], key_layers: int) -> FoldedWeights:
