@@ -7,6 +7,7 @@ knows nothing of rollouts.
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 # has its own.)
 _ROWS = 1 << 17
 # Of radial functions: pieces of the distance between neighbouring Gaussians.
-_INTERVALS_OF_GAUSSIAN = {torch.float32: 8, torch.float64: 128}
+_INTERVALS_OF_GAUSSIAN = {torch.float32: 8, torch.float64: 64}
 
 
 _Csr = tuple[int, int, int, int, int]  # as graph_addresses has it
@@ -238,28 +239,17 @@ def density_weights(of: DensityNetwork) -> tuple[_DensitySizes, list[Tensor]]:
 def radial_polynomials(of: DensityNetwork) -> Tensor:
     """The radial functions as polynomials [layers, intervals, 6 powers, channels].
 
-    Of s in [0, 1], the place in an interval of the distance: those that have the functions' values,
-    slopes and curvatures at both ends (quintic Hermite interpolation). Forces are their slopes, so
-    that they belong to the energies whatever the intervals; these are so small that the type
+    Of s in [0, 1], the place in an interval of the distance, through the functions' values at six
+    Chebyshev-Lobatto nodes, the first and the last of which are its ends. Forces are their slopes,
+    so that they belong to the energies whatever the intervals; these are so small that the type
     rounds more.
     """
     config, dtype = of.config, of.radial.dtype
     count = _INTERVALS_OF_GAUSSIAN[dtype] * (config.radial - 1)
-    d = torch.linspace(0, of.cutoff, count + 1, dtype=torch.float64)
-    step = torch.full_like(d, of.cutoff / count)
-
-    def basis(d: Tensor) -> Tensor:
-        gaussians = gaussian_basis(d, of.cutoff, config.radial)
-        return gaussians * cutoff_envelope(d, of.cutoff)[:, None]
-
-    def change(d: Tensor) -> Tensor:
-        return torch.func.jvp(basis, (d,), (step,))[1]
-
-    weights = of.radial.detach().double().flatten(1)
-    bends = torch.func.jvp(change, (d,), (step,))[1]
-    x, v, a = ((y @ weights).view(-1, *of.radial.shape[1:]) for y in (basis(d), change(d), bends))
-    # what the parabola from the near end leaves for the powers 3 to 5
-    bend = a[:-1] / 2
-    dx, dv, da = x[1:] - x[:-1] - v[:-1] - bend, v[1:] - v[:-1] - a[:-1], a[1:] - a[:-1]
-    rest = 10 * dx - 4 * dv + da / 2, -15 * dx + 7 * dv - da, 6 * dx - 3 * dv + da / 2
-    return torch.stack([x[:-1], v[:-1], bend, *rest], 1).permute(2, 0, 1, 3).to(dtype)
+    nodes = (1 - torch.arange(0, 6, dtype=torch.float64).mul(math.pi / 5).cos()) / 2
+    d = (torch.arange(count)[:, None] + nodes).flatten() * (of.cutoff / count)
+    basis = gaussian_basis(d, of.cutoff, config.radial)
+    basis = basis * cutoff_envelope(d, of.cutoff)[:, None]
+    values = (basis @ of.radial.detach().double().flatten(1)).view(count, len(nodes), -1)
+    powers = torch.linalg.solve(torch.linalg.vander(nodes), values)
+    return powers.view(*powers.shape[:2], *of.radial.shape[1:]).permute(2, 0, 1, 3).to(dtype)

@@ -108,7 +108,7 @@ class FoldedWeights(NamedTuple):
     def tensors(self) -> list[Tensor]:
         """All tensors in order, the layers as weight, bias, weight, bias, ..."""
         layers = [x for layer in (*self.key_layers, *self.value_layers) for x in layer]
-        return [
+        return [  # by name: torch 2.7 compiles no slice of a NamedTuple
             *layers,
             self.query,
             self.key_atom,
