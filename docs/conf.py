@@ -8,7 +8,7 @@ from docutils import nodes
 from sphinx.util.docutils import SphinxDirective
 
 from mdtrajnet_fast import __version__
-from mdtrajnet_fast.cli import _parser
+from mdtrajnet_fast.cli import argument_parser
 
 os.environ["COLUMNS"] = "90"  # of the help of commands
 
@@ -72,7 +72,7 @@ class Commands(SphinxDirective):
     """A section for every command of `mdtrajnet`, with its help."""
 
     def run(self):
-        actions = _parser()._actions
+        actions = argument_parser()._actions
         (commands,) = (one for one in actions if isinstance(one, argparse._SubParsersAction))
         made = []
         for name, parser in commands.choices.items():

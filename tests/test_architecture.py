@@ -29,6 +29,7 @@ LAYERS = (
     ("report",),
     ("runs",),
     ("campaigns",),
+    ("commands",),
     ("cli",),
     ("__main__",),
     ("checkpoint", "structures", "trajectory", "trust"),  # other names of modules

@@ -24,10 +24,10 @@ from ..mechanics import InternalMotion
 
 class Action(NamedTuple):
     """What a thermostat does to the internal momenta of a system: scales them, and adds the
-    internal part of others, [atoms, 3] or 0."""
+    internal part of normal ones whose variance is so many times the mass of the atom."""
 
     scale: float = 1.0
-    noise: np.ndarray | float = 0.0
+    variance: float = 0.0  # eV
 
 
 @dataclass(frozen=True)
@@ -46,13 +46,10 @@ class Langevin:
     def __post_init__(self) -> None:
         check_positive(self)
 
-    def before(
-        self, kinetic: float, freedom: int, masses: np.ndarray, rng: np.random.Generator, h: float
-    ) -> Action:
+    def before(self, kinetic: float, freedom: int, rng: np.random.Generator, h: float) -> Action:
         """What is done to momenta before a window of h fs."""
         kept = math.exp(-self.friction_per_fs * h / 2)
-        spread = np.sqrt((1 - kept**2) * kB * self.temperature_K * masses)
-        return Action(kept, spread[:, None] * rng.standard_normal((len(masses), 3)))
+        return Action(kept, (1 - kept**2) * kB * self.temperature_K)
 
     after = before
 
@@ -74,15 +71,7 @@ class CSVR:
     def __post_init__(self) -> None:
         check_positive(self)
 
-    def before(
-        self, kinetic: float, freedom: int, masses: np.ndarray, rng: np.random.Generator, h: float
-    ) -> Action:
-        """Nothing is done to momenta before a window."""
-        return Action()
-
-    def after(
-        self, kinetic: float, freedom: int, masses: np.ndarray, rng: np.random.Generator, h: float
-    ) -> Action:
+    def after(self, kinetic: float, freedom: int, rng: np.random.Generator, h: float) -> Action:
         """What is done to momenta after a window of h fs."""
         if not kinetic > 0:
             return Action()
@@ -143,7 +132,7 @@ class Baths:
         stage: int = 0,
         heat: np.ndarray | None = None,
     ):
-        self._thermostats, self._seeds, self._stage = thermostats, seeds, stage
+        self._thermostats = thermostats
         self.heat = np.zeros(len(atoms)) if heat is None else np.array(heat, dtype=np.float64)
         if self.heat.shape != (len(atoms),):
             raise ValueError(
@@ -151,10 +140,14 @@ class Baths:
                 "number of eV for each"
             )
         self._motion = InternalMotion(*atoms)
-        ends = np.cumsum([len(one) for one in atoms])
-        self._parts = [slice(b - len(one), b) for one, b in zip(atoms, ends, strict=True)]
+        sizes = [len(one) for one in atoms]
+        self._system = np.repeat(np.arange(len(sizes)), sizes)
+        self._parts = [slice(b - n, b) for n, b in zip(sizes, np.cumsum(sizes), strict=True)]
         self._random = np.random.Philox(0)
         self._generator = np.random.Generator(self._random)
+        # A state is set in place of making a generator, which would take many times as long.
+        self._fresh: Any = self._random.state
+        self._keys = [np.array([seed % 2**64, stage], np.uint64) for seed in seeds]
 
     def before(self, number: int, h: float, x: np.ndarray, p: np.ndarray) -> np.ndarray:
         """Momenta [atoms, 3] to start window `number`, of h fs, with."""
@@ -165,28 +158,34 @@ class Baths:
         return self._act("after", 2 * number + 1, h, x, p)
 
     def _act(self, name: str, number: int, h: float, x: np.ndarray, p: np.ndarray) -> np.ndarray:
-        motion = self._motion
+        acts = [getattr(one, name, None) for one in self._thermostats]
+        if not any(acts):
+            return p
+        motion, masses = self._motion, self._motion.masses[:, None]
         motion.at(x)
         internal = motion.of(p)
         kinetic = motion.kinetic(internal)
-        scale, noise = np.ones((len(p), 1)), np.zeros_like(p)
-        for k, part in enumerate(self._parts):
-            scale[part], noise[part] = getattr(self._thermostats[k], name)(
-                kinetic[k], motion.freedom[k], motion.masses[part], self._rng(k, number), h
-            )
-        acted = scale * internal + motion.of(noise)
+        scale, variance, normal = np.ones(len(acts)), np.zeros(len(acts)), np.zeros_like(p)
+        for k, act in enumerate(acts):
+            if act is None:
+                continue
+            random = self._random_of(k, number)
+            scale[k], variance[k] = act(float(kinetic[k]), int(motion.freedom[k]), random, h)
+            if variance[k]:
+                random.standard_normal(out=normal[self._parts[k]])
+        acted = scale[self._system, None] * internal
+        if variance.any():
+            acted += motion.of(np.sqrt(variance[self._system, None] * masses) * normal)
         # a new array: the one before is what frames were given
         self.heat = self.heat + (motion.kinetic(acted) - kinetic)
         return p + (acted - internal)
 
-    def _rng(self, system: int, number: int) -> np.random.Generator:
+    def _random_of(self, system: int, number: int) -> np.random.Generator:
         """Random numbers of a system for the act of this number, the same in any company."""
-        random = self._random
-        fresh = random.state  # a new generator would take several times as long
-        fresh["state"]["key"][:] = self._seeds[system] % 2**64, self._stage
-        fresh["state"]["counter"][:] = 0, 0, 0, number
-        fresh |= {"buffer_pos": 4, "has_uint32": 0}  # nothing is left of the last one
-        random.state = fresh
+        fresh = self._fresh
+        fresh["state"]["key"] = self._keys[system]
+        fresh["state"]["counter"][3] = number
+        self._random.state = fresh
         return self._generator
 
 

@@ -7,11 +7,16 @@ import dataclasses
 import functools
 from pathlib import Path
 
-from .campaign import campaign
-from .config import CampaignConfig
+from ..campaigns.campaign import campaign
+from ..campaigns.config import CampaignConfig
 
 _SHOWN = 10  # different errors in print
 _WORKERS = ("workers", "address", "jobqueue")
+
+HELP = (
+    "Many runs, of structures, temperatures, models and seeds, on many workers; or go on with what "
+    "is left of them."
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

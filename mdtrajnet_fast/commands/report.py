@@ -6,7 +6,9 @@ import argparse
 from pathlib import Path
 
 from ..data.records import as_trajectory, load_records
-from .page import write_report
+from ..report.page import write_report
+
+HELP = "One HTML page of a run: 3D view, trust, spectra, energies, temperatures, settings."
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
