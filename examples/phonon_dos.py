@@ -10,11 +10,11 @@ from mdtrajnet_fast.analysis.spectra import spectra
 crystal = read_structure(sys.argv[1])
 picoseconds = float(sys.argv[2]) if len(sys.argv) > 2 else 6.0
 model = load_model("diamond")
-# so often that its smallest height is beyond the reach of the model
+# so often that waves of some lengths fit into it
 heights = crystal.cell.volume / np.linalg.norm(
     np.cross(crystal.cell[[1, 2, 0]], crystal.cell[[2, 0, 1]]), axis=1
 )
-crystal = crystal.repeat([int(n) for n in np.ceil(2 * model.config.radial_cutoff / heights)])
+crystal = crystal.repeat([int(n) for n in np.ceil(12.0 / heights)])
 run = simulate(
     crystal,
     dt=4.0,

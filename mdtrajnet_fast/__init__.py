@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from .md.calculator import MDtrajNetCalculator
     from .md.rollout import RolloutError
     from .md.simulation import simulate
+    from .md.thermostats import CSVR, Langevin
     from .mechanics import thermal_velocities
     from .model.checkpoint import bundled_models, load_model, save_model
     from .model.config import ModelConfig
@@ -30,7 +31,9 @@ __version__ = "0.2.0"
 # The public names and where they live. They are loaded at first use: torch takes seconds, which
 # neither `mdtrajnet --help` nor a process that only makes data should pay for.
 _HOME = {
+    "CSVR": "md.thermostats",
     "CampaignConfig": "campaigns.config",
+    "Langevin": "md.thermostats",
     "MDtrajNet": "model.network",
     "MDtrajNetCalculator": "md.calculator",
     "MDtrajNetDynamics": "md.ase_dynamics",

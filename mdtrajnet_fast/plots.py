@@ -9,19 +9,19 @@ from __future__ import annotations
 import csv
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from ase.units import kJ, mol
-from matplotlib.axes import Axes
-from matplotlib.axis import Axis
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-from matplotlib.ticker import LogFormatter
 from numpy.typing import ArrayLike, NDArray
 
 from .analysis.conformations import AngleMap
 from .analysis.observables import peaks
+
+if TYPE_CHECKING:  # Matplotlib takes long to import: who draws does it
+    from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
+    from matplotlib.figure import Figure
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 DASHES = ("-", "--", "-.", ":")
@@ -89,7 +89,7 @@ def write_spectrum(
     axes.set_xlim(w[0], w[-1])
     axes.set_ylim(0, 1.18 * max(x.max() for x in list(columns.values())[1:]))  # room for labels
     axes.set_xlabel("wavenumber (cm$^{-1}$)")
-    axes.set_ylabel("intensity (cm)" if infrared is not None else f"{what} (cm)")
+    axes.set_ylabel("intensity, of area 1 (cm)" if infrared is not None else f"{what} (cm)")
     if infrared is not None:
         axes.legend(frameon=False, fontsize=8)
     _save(figure, picture)
@@ -179,11 +179,16 @@ def write_tables(folder: str | Path, tables: Mapping[str, Mapping[str, Sequence[
     """
     Path(folder).mkdir(parents=True, exist_ok=True)
     for name, table in tables.items():
-        rows = list(zip(*table.values(), strict=True))
+        rows = [map(_in_print, row) for row in zip(*table.values(), strict=True)]
         with (Path(folder) / f"{name}.csv").open("w", newline="") as file:
             writer = csv.writer(file)
             writer.writerow(table)
             writer.writerows(rows)
+
+
+def _in_print(value: Any) -> Any:
+    """Numbers without the noise of their last bits, as 0.075 in place of 0.07500000000000001."""
+    return f"{value:.12g}" if isinstance(value, float) else value
 
 
 def plot_spectra(
@@ -476,6 +481,9 @@ def _read_log(path: Path) -> dict[str, NDArray[np.float64]]:
 def _figure(
     rows: int, width: float, height: float, share: bool = False, columns: int = 1
 ) -> tuple[Figure, list]:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(width, height * rows), layout="constrained")
     FigureCanvasAgg(figure)
     axes = list(figure.subplots(rows, columns, sharex=share, squeeze=False).flat)
@@ -518,6 +526,8 @@ def _dots(axes: Axes, y: NDArray[np.float64], k: int, label: str) -> None:
 
 def _plain_numbers(axis: Axis) -> None:
     """20 instead of 2 x 10^1 on a logarithmic axis."""
+    from matplotlib.ticker import LogFormatter
+
     axis.set_major_formatter(LogFormatter())
     axis.set_minor_formatter(LogFormatter())
 

@@ -364,7 +364,7 @@ def finish(run: Run, trajectory: Trajectory, report: MDtrajNet | None) -> Spectr
     except ValueError as error:  # too short, or frames too far apart
         found = str(error)
     if report is not None:
-        write_report(run.folder, model=report)
+        write_report(run.folder, model=report, trajectory=trajectory)
     dt = exact(run.settings["dt"])
     last = float(exact(run.settings["duration"]) // dt * dt)
     run.said["outcome"] = "complete" if trajectory.times[-1] >= last else "broken"

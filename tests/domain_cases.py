@@ -94,8 +94,8 @@ def breaks() -> ase.Atoms:
 def main(folder: Path) -> None:
     """Run all of them in the processes that torchrun has started."""
     warnings.simplefilter("ignore", RuntimeWarning)
-    torch.set_num_threads(2)
     processes = Processes()
+    torch.set_num_threads(4 // processes.size)
     found, owners = {}, []
     take = Share.take
 

@@ -34,6 +34,15 @@ LAYERS = (
     ("__main__",),
     ("checkpoint", "structures", "trajectory", "trust"),  # other names of modules
 )
+# Half a second each, which every command would take longer to start.
+SLOW = (
+    "matplotlib",
+    "scipy.fft",
+    "scipy.interpolate",
+    "scipy.signal",
+    "scipy.spatial",
+    "scipy.stats",
+)
 RANK = {name: k for k, names in enumerate(LAYERS) for name in names}
 MODULES = sorted(p for p in ROOT.rglob("*.py") if p.parent != ROOT or p.name != "__init__.py")
 TESTS = sorted(Path(__file__).parent.rglob("*.py"))
@@ -77,6 +86,15 @@ def test_every_module_has_a_layer():
     assert {p.relative_to(ROOT).parts[0].removesuffix(".py") for p in MODULES} - {"kernels"} == {
         *RANK
     }
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_what_takes_long_to_import_waits_for_its_use(path):
+    for node in ast.parse(path.read_text()).body:
+        modules = [a.name for a in node.names] if isinstance(node, ast.Import) else []
+        modules += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+        for name in modules:
+            assert not name.startswith(SLOW), f"{path.name} imports {name} before it is needed"
 
 
 @pytest.mark.parametrize("path", TESTS, ids=lambda p: p.stem)

@@ -48,7 +48,7 @@ def test_simulate_writes_one_folder(tmp_path, capsys):
     assert {p.name for p in folder.iterdir()} == files
     assert all((folder / name).stat().st_size > 100 for name in files)
     out = capsys.readouterr().out
-    assert "Trust:" in out and "of H" in out and "peaks at" in out
+    assert "Trust:" in out and "of H" in out and "peaks in cm^-1" in out
     frames = ase.io.read(folder / "trajectory.traj", ":")
     assert len(frames) == 151 and frames[0].get_chemical_formula() == "C2H6O"
     freedom = 21
@@ -72,8 +72,23 @@ def test_what_a_model_is_not_for_is_refused_before_the_run(tmp_path, capsys):
     assert "does not know the elements Si" in refused(
         "simulate silicon.cif --model diamond", capsys
     )
-    assert "Repeat it: atoms.repeat(2)" in refused("simulate primitive.cif --model diamond", capsys)
+    primitive = "simulate primitive.cif --model diamond"
+    assert "mdtrajnet simulate --repeat 2" in refused(primitive, capsys)
+    assert "got [2, 3]" in refused(f"{primitive} --repeat 2 3", capsys)
+    assert "got [0]" in refused(f"{primitive} --repeat 0", capsys)
+    assert "pbc = [False, False, False]" in refused("simulate water --repeat 2", capsys)
     assert set(tmp_path.iterdir()) == kept
+
+
+def test_a_crystal_is_repeated(tmp_path):
+    bulk("C", "diamond", a=3.566).write("C.cif")
+    run("simulate C.cif --model diamond --repeat 2 3 4 --dt 4 --duration 8 --quiet --no-report")
+    (trajectory,) = (tmp_path / "C-2x3x4-300K").glob("trajectory.traj")
+    one, many = bulk("C", "diamond", a=3.566), ase.io.read(trajectory, 0)
+    assert len(many) == 48
+    np.testing.assert_allclose(many.cell.lengths(), one.cell.lengths() * (2, 3, 4), rtol=1e-6)
+    run("simulate --resume C-2x3x4-300K --duration 16 --quiet --no-report")
+    assert len(Trajectory.read(trajectory)) == 5
 
 
 def test_run_json_is_enough_to_repeat_the_run(tmp_path):
@@ -422,7 +437,7 @@ def test_spectra_of_any_trajectory(tmp_path, capsys):
 
     vibrating(t, drift=0.005).write("drifts.h5")
     run("spectrum drifts.h5")
-    (peak,) = re.findall(r"peaks at (\d+) cm", capsys.readouterr().out)
+    (peak,) = re.findall(r"beside the highest: (\d+) \(1.00\)", capsys.readouterr().out)
     assert abs(int(peak) - 2000) < 5
     frames = list(vibrating(t))
     for frame in frames:

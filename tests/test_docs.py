@@ -98,7 +98,7 @@ def test_examples(example, tmp_path, monkeypatch, capsys):
     bulk("C", "diamond", a=3.566).write("crystal.cif")
     molecule("H2O").write("molecule.xyz")
     arguments, made = {
-        "infrared_spectrum.py": (["molecule.xyz", "1"], {"infrared.csv", "infrared.png"}),
+        "infrared_spectrum.py": (["molecule.xyz", "1", "2"], {"infrared.csv", "infrared.png"}),
         "phonon_dos.py": (["crystal.cif", "0.2"], {"phonons.csv"}),
         "harmonic_frequencies.py": (["molecule.xyz"], set()),
     }[example]

@@ -183,8 +183,8 @@ def test_groups(tmp_path: Path, drawn) -> None:
 
 
 def test_tables(tmp_path: Path) -> None:
-    write_tables(tmp_path / "new", {"a": {"name": ["x", "y"], "value": [0.5, None]}})
-    assert (tmp_path / "new" / "a.csv").read_text().splitlines() == ["name,value", "x,0.5", "y,"]
+    write_tables(tmp_path / "new", {"a": {"name": ["x", "y"], "value": [0.1 + 0.2, None]}})
+    assert (tmp_path / "new" / "a.csv").read_text().splitlines() == ["name,value", "x,0.3", "y,"]
     with pytest.raises(ValueError, match="shorter"):
         write_tables(tmp_path, {"a": {"name": ["x", "y"], "value": [0.5]}})
 

@@ -13,8 +13,6 @@ import ase
 import numpy as np
 from ase.units import kB
 from numpy.typing import ArrayLike, NDArray
-from scipy.fft import irfft, next_fast_len, rfft
-from scipy.spatial.distance import jensenshannon
 
 from ..io.trajectory import Trajectory
 from .observables import Array, bonds
@@ -157,6 +155,8 @@ def jensen_shannon_divergence(one: AngleMap, other: AngleMap) -> float:
     Half the Kullback-Leibler divergences from their mean (J. Lin, IEEE Trans. Inf. Theory 37, 145
     (1991)). Raises ValueError for maps with other bins.
     """
+    from scipy.spatial.distance import jensenshannon  # here, for it takes long to import
+
     if one.density.shape != other.density.shape:
         raise ValueError(
             f"got maps of {one.density.shape} and {other.density.shape} bins; expected the same"
@@ -171,6 +171,8 @@ def angle_autocorrelation(angles: ArrayLike, lags: int) -> Array:
     limit is that of independent angles, with the mean over all runs. Raises ValueError for other
     shapes and lags beyond the frames.
     """
+    from scipy.fft import irfft, next_fast_len, rfft
+
     a = np.asarray(angles, dtype=np.float64)
     if a.ndim != 2 or not 0 < lags <= a.shape[1]:
         raise ValueError(

@@ -56,6 +56,22 @@ class KineticEnergies(NamedTuple):
         """Mean kinetic temperature, K."""
         return float(2 * self.energies.mean() / (self.freedom * kB))
 
+    def errors(self, blocks: int = 8) -> tuple[float, float]:
+        """Standard errors of temperature (K) and variance, from so many equal parts of the run.
+
+        nan where the parts would have fewer than two frames.
+        """
+        length = len(self.energies) // blocks
+        if length < 2:
+            return np.nan, np.nan
+        parts = [
+            KineticEnergies(self.energies[k * length : (k + 1) * length], self.freedom)
+            for k in range(blocks)
+        ]
+        each = np.array([(part.temperature, part.variance) for part in parts])
+        kelvin, variance = each.std(0, ddof=1) / np.sqrt(blocks)
+        return float(kelvin), float(variance)
+
     def canonical(self, energies: Array) -> Array:
         """Density (1/eV) of the canonical ensemble at that temperature, of energies (eV)."""
         from scipy.stats import gamma  # here, for it takes long to import

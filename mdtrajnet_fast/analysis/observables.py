@@ -14,7 +14,6 @@ import ase
 import numpy as np
 from ase.data import covalent_radii
 from numpy.typing import ArrayLike, NDArray
-from scipy.fft import next_fast_len
 
 from ..io.trajectory import Trajectory
 from ..mechanics import (
@@ -153,7 +152,8 @@ def _power(
 
     segment: frames of one, padded with zeros to at least four times `unpadded`; None for itself.
     """
-    from scipy.signal import welch  # here, for it takes long to import
+    from scipy.fft import next_fast_len  # here, for they take long to import
+    from scipy.signal import welch
 
     frames, count = vectors.shape[:2]
     padded = next_fast_len(4 * (unpadded or segment), real=True)

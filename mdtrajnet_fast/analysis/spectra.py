@@ -15,7 +15,7 @@ from .observables import WAVENUMBER, Array, infrared_spectrum, vibrational_densi
 _SEGMENT = 1.45 * WAVENUMBER
 _FINEST = 20.0  # cm^-1, by default
 _COARSEST = 500.0  # cm^-1, a resolution that still tells stretches from bends
-_HIGHEST = {True: 4000.0, False: 2500.0}  # cm^-1, what vibrates with and without hydrogen
+_HIGHEST = {True: (4000.0, 4500.0), False: (2500.0, 2500.0)}  # cm^-1, with and without hydrogen
 
 
 class Spectra(NamedTuple):
@@ -41,7 +41,7 @@ def spectra(
 
     Arguments
         resolution: cm^-1; None: 20, or what the length of the run allows.
-        max_wavenumber: cm^-1; None: 4500, or what the frames allow down to 4000, without hydrogen
+        max_wavenumber: cm^-1; None: 4500, or what the frames allow down to 4000; without hydrogen
             2500.
         dipoles: [frames, 3] e Å; None: no infrared spectrum.
 
@@ -61,8 +61,8 @@ def spectra(
                 f"{_SEGMENT / _COARSEST:.0f} fs"
             )
     if max_wavenumber is None:  # nothing above may vibrate, or it would be folded below
-        highest = _HIGHEST["H" in trajectory.atoms.get_chemical_symbols()]
-        max_wavenumber = max(highest, min(4500.0, WAVENUMBER / (2 * dt)))
+        least, most = _HIGHEST["H" in trajectory.atoms.get_chemical_symbols()]
+        max_wavenumber = max(least, min(most, WAVENUMBER / (2 * dt)))
     masses = trajectory.atoms.get_masses()
     velocities = trajectory.velocities
     velocities = velocities - centre_of_mass(velocities, masses)[:, None]

@@ -124,9 +124,11 @@ def _write_kinetic(trajectory: Trajectory, prefix: Path) -> None:
     middles = (edges[1:] + edges[:-1]) / 2
     canonical = f"canonical at {kinetic.temperature:.0f} K"
     curves = {"this run": found, canonical: kinetic.canonical(middles)}
+    kelvin, spread = kinetic.errors()
     print(
-        f"Kinetic temperature {kinetic.temperature:.1f} K, variance of the kinetic energy "
-        f"{kinetic.variance:.2f} of the canonical one"
+        f"Kinetic temperature {kinetic.temperature:.1f} ± {kelvin:.1f} K, variance of the kinetic "
+        f"energy {kinetic.variance:.2f} ± {spread:.2f} of the canonical one (errors from eighths "
+        "of the run)"
     )
     energies = ("kinetic energy (eV)", middles)
     print_paths(write_curves(prefix, energies, curves, "density (1/eV)", title(trajectory)))

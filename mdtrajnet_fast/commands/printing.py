@@ -44,5 +44,8 @@ def print_spectra(found: Spectra) -> None:
         ("Infrared absorption (harmonic quantum correction)", found.infrared),
     ):
         if of is not None:
-            lines = ", ".join(f"{w:.0f}" for w, _ in peaks(found.wavenumber, of))
-            print(f"{what}, {found.resolution:g} cm^-1 resolution; peaks at {lines} cm^-1")
+            lines = (f"{w:.0f} ({y / of.max():.2f})" for w, y in peaks(found.wavenumber, of))
+            print(
+                f"{what}, {found.resolution:g} cm^-1 resolution; peaks in cm^-1, and their heights "
+                f"beside the highest: {', '.join(lines)}"
+            )

@@ -9,8 +9,12 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
+import ase
+import numpy as np
+
 from ..io.lock import Lock
 from ..io.run_folder import run_json
+from ..io.structures import read_structure
 from ..io.trajectory import last_time
 from ..md.domains import Processes
 from ..md.simulation import method_begun
@@ -38,7 +42,7 @@ from .printing import print_spectra, print_written
 HELP = "Predict a trajectory; writes a new folder with trajectory, spectrum, report and run.json."
 # What it takes where nothing is said. --resume takes the settings of its folder instead, so the
 # parser has to know what was said.
-_SETTINGS: dict[str, Any] = DEFAULTS | {"output": None}
+_SETTINGS: dict[str, Any] = DEFAULTS | {"output": None, "repeat": None}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -99,6 +103,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "turns it off)",
     )
     add("--masses", choices=["standard"], help=MASSES)
+    add(
+        "--repeat",
+        type=int,
+        nargs="+",
+        metavar="N",
+        help="take the cell of a crystal so many times along each edge: one number, or three",
+    )
     add("--output", type=Path, help="new folder (default: named after the structure)")
     add("--format", choices=FORMATS, help=said("format"))
     parser.add_argument(
@@ -187,9 +198,29 @@ def _new_run(options: argparse.Namespace, follows: bool) -> Run:
     if options.structure is None:
         raise ValueError("give a structure (file, name or SMILES), or --resume FOLDER")
     chosen = {name: getattr(options, name) for name in DEFAULTS}
-    said, atoms = describe_run(options.structure, chosen, ["mdtrajnet", *options.arguments])
+    atoms = read_structure(options.structure)
+    if options.repeat is not None:
+        atoms = _repeated(atoms, options.repeat)
+    command = ["mdtrajnet", *options.arguments]
+    said, atoms = describe_run(options.structure, chosen, command, atoms)
     wanted = options.output or Path(folder_name(said))
     return Run(wanted if follows else new_folder(wanted, options.output is None), said, atoms)
+
+
+def _repeated(atoms: ase.Atoms, times: list[int]) -> ase.Atoms:
+    """A larger piece of a crystal, named so. The images would move alike: it is at rest."""
+    if len(times) not in (1, 3) or min(times) < 1:
+        raise ValueError(f"--repeat takes one number or three, 1 or more, got {times}")
+    if not atoms.pbc.all():
+        raise ValueError(
+            f"--repeat is for cells that are periodic in three directions, and {atoms.info['name']}"
+            f" has pbc = {atoms.pbc.tolist()}"
+        )
+    times = times * 3 if len(times) == 1 else times
+    atoms = atoms.repeat(times)
+    atoms.set_momenta(np.zeros((len(atoms), 3)))
+    atoms.info["name"] += "-" + "x".join(map(str, times))
+    return atoms
 
 
 def _continued(options: argparse.Namespace) -> Run:

@@ -19,7 +19,7 @@ import numpy as np
 from ase.io.trajectory import TrajectoryReader as AseReader
 from ase.io.trajectory import TrajectoryWriter as AseWriter
 
-from .descriptions import as_text, described, frame_atoms, frame_scalars, plain
+from .descriptions import HEAT, as_text, described, frame_scalars, plain
 from .formats import DAMAGE, Array, Format, Metadata, Scalars, as_json, foreign, lacks
 
 
@@ -40,14 +40,25 @@ class Sink:
     def write(
         self, start: int, times: Array, positions: Array, momenta: Array, scalars: Scalars
     ) -> None:
-        for k, state in enumerate(zip(times, positions, momenta, strict=True)):
-            each = {name: values[k] for name, values in scalars.items()}
-            frame = frame_atoms(self.atoms, *state, each)
+        # One frame for all, and energies beside it: ASE would compare every frame with the copy
+        # that a calculator has of it, which takes longer than to write it.
+        frame, results = self.atoms.copy(), {}
+        for k, (time, x, p) in enumerate(zip(times, positions, momenta, strict=True)):
+            frame.positions, frame.info["time_fs"] = x, float(time)
+            frame.set_array("momenta", p, float, (3,))
+            if "heat" in scalars:
+                frame.info[HEAT] = float(scalars["heat"][k])
+            if "potential_energies" in scalars:
+                results["energy"] = float(scalars["potential_energies"][k])
+            of_first = {}
             if start + k == 0:
-                frame.info["metadata"] = self.metadata
+                of_first = {"metadata": self.metadata}
                 if self.more:
-                    frame.info["more_arrays"] = self.more
-            self.file.write(frame)
+                    of_first["more_arrays"] = self.more
+            frame.info |= of_first
+            self.file.write(frame, **results)
+            for name in of_first:
+                del frame.info[name]
 
     def close(self) -> None:
         self.file.close()
@@ -101,15 +112,17 @@ def read(
         first = reader[0]
         scalars: dict[str, list[float]] = {name: [] for name in frame_scalars(first)}
         for i in range(n)[frames]:
-            atoms = reader[i]
-            if "time_fs" not in atoms.info or not atoms.has("momenta"):
+            frame = reader.backend[i]  # Atoms of it would take several times as long
+            info = frame.get("info") or {}
+            if "time_fs" not in info or "momenta" not in frame:
                 raise foreign(path, f"frame {i} lacks info['time_fs'] or momenta")
-            times.append(atoms.info["time_fs"])
-            positions.append(atoms.positions)
-            momenta.append(atoms.arrays["momenta"])
-            found = frame_scalars(atoms)
+            times.append(info["time_fs"])
+            positions.append(frame.positions)
+            momenta.append(frame.momenta)
+            energy = frame.calculator.get("energy") if "calculator" in frame else None
+            found: dict[str, Any] = {"potential_energies": energy, "heat": info.get(HEAT)}
             for name, values in scalars.items():
-                if name not in found:
+                if found[name] is None:
                     raise lacks(path, i, name)
                 values.append(found[name])
     # ASE's JSON turns keys such as "8" into integers; JSON again makes them text.

@@ -100,6 +100,7 @@ class MDtrajNetDynamics(MolecularDynamics):
         for wrong in (
             beyond_training(self.model, self.method, self.window),
             too_close(system),
+            self.model.outgrown(system),
         ):
             if wrong is not None:
                 warnings.warn(wrong, RuntimeWarning, stacklevel=2)

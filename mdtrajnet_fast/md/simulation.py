@@ -103,10 +103,11 @@ def simulate(
     energy_rate: how fast windows return to the total energy of the first 200 fs (1/fs), with a
         model that knows energies. None: 0.001 for symplectic windows, 0.004 for reversible ones,
         or as begun.
-    thermostat: "langevin" or "csvr", at temperature_K, or an object of :mod:`.thermostats` with
-        constants of its own; one for each system of a list, or one for all. It acts on the internal
-        motion, before and after each window. None: constant energy. The random numbers are those of
-        the seed.
+    thermostat: "langevin" or "csvr", at temperature_K, or, with constants of its own,
+        Langevin(temperature_K, friction_per_fs) or CSVR(temperature_K, time_constant_fs) of
+        :mod:`mdtrajnet_fast`; one for each system of a list, or one for all. It acts on the
+        internal motion, before and after each window. None: constant energy. The random numbers are
+        those of the seed.
     equilibration: time (fs) before frame 0, with the thermostat (of a run at constant energy:
         :class:`.thermostats.Langevin` at temperature_K), that is not kept. If the model has
         energies, a run at constant energy then starts with the thermostat's mean energy, the
@@ -174,8 +175,9 @@ def simulate(
             thermostat=str((thermostat, equilibration)),
             files=str((paths, resume, keep)),
         )
-    if first and (wrong := too_close(system)) is not None:
-        warnings.warn(wrong, RuntimeWarning, stacklevel=2)
+    for wrong in (too_close(system), network.outgrown(system)):
+        if first and wrong is not None:
+            warnings.warn(wrong, RuntimeWarning, stacklevel=2)
     stride = stride_of(network, method, window)
     metadata = {
         "model": network.name,
@@ -664,7 +666,7 @@ def model_hash(model: MDtrajNet) -> str:
 
 
 def _hash(model: MDtrajNet) -> str:
-    apart = ("dipole", "systems", "temperature_K")
+    apart = ("dipole", "systems", "temperature_K", "largest")
     config = {k: v for k, v in model.config.to_dict().items() if k not in apart}
     digest = hashlib.sha256(json.dumps(config).encode())
     for name, value in sorted(model.state_dict().items()):

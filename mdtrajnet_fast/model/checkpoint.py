@@ -14,7 +14,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from .archive import build, checksum, write_whole
-from .config import ModelConfig
+from .config import LATER, ModelConfig
 from .mlatom import load_mlatom
 from .network import MDtrajNet
 
@@ -150,15 +150,7 @@ _UNREADABLE = (
     SafetensorError,
 )
 # The sizes and options that config.json always has; others came later, or may be None.
-_SAID = {f.name for f in dataclasses.fields(ModelConfig)} - {
-    "longest_lag",
-    "window_potentials",
-    "dipole",
-    "systems",
-    "temperature_K",
-    "potential",
-    "window",
-}
+_SAID = {f.name for f in dataclasses.fields(ModelConfig)} - {*LATER, "potential", "window"}
 
 
 def _checksum(description: dict[str, Any]) -> str:

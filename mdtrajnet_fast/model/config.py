@@ -9,6 +9,8 @@ from typing import Any
 
 from ase.data import atomic_numbers
 
+# Options that came after the first models were saved, and are not said where they are None.
+LATER = ("longest_lag", "window_potentials", "dipole", "systems", "temperature_K", "largest")
 _IRREPS = re.compile(r"^\s*(\d+)x0e\s*\+\s*(\d+)x1o\s*$")
 
 
@@ -140,6 +142,8 @@ class ModelConfig:
         trajectories with a thermostat. Its rollouts take its plain map: reversible windows undo
         whatever is not reversible, the exchange of heat too. Such a model has no potential, to
         whose energy rollouts would return. None: constant energy.
+    largest: atoms of the largest molecule that the weights were trained on; others are predicted
+        with a warning. None: not known.
     """
 
     species: tuple[str, ...]
@@ -167,6 +171,7 @@ class ModelConfig:
     dipole: DipoleConfig | None = None
     systems: str | None = None
     temperature_K: float | None = None
+    largest: int | None = None
 
     def __post_init__(self) -> None:
         for name in ("species", "key_weight_hidden_neurons", "value_weight_hidden_neurons"):
@@ -185,6 +190,8 @@ class ModelConfig:
             )
         _check_whole(self, {"num_attn_blocks": 1, "sp_embed_dim": 1, "num_heads": 1})
         _check_whole(self, {"t_embed_dim": 2, "d_embed_dim": 2})
+        if self.largest is not None:
+            _check_whole(self, {"largest": 1})
         for name in ("key_weight_hidden_neurons", "value_weight_hidden_neurons"):
             layers = getattr(self, name)
             if not layers or not all(isinstance(n, int) and n >= 1 for n in layers):
@@ -221,8 +228,7 @@ class ModelConfig:
     def to_dict(self) -> dict[str, Any]:
         """A JSON-able dictionary that :meth:`from_dict` reads."""
         values = dataclasses.asdict(self)
-        later = ("longest_lag", "window_potentials", "dipole", "systems", "temperature_K")
-        for name in later:
+        for name in LATER:
             if values[name] is None:  # as it was before there was this: models keep their hash
                 del values[name]
         if (windows := values.get("window_potentials")) and windows["usual_uncertainty"] is None:

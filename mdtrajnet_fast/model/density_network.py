@@ -11,6 +11,7 @@ from torch.nn import functional
 from ..ops import Graph, cutoff_envelope, gaussian_basis
 from ..ops.graph import Padded
 from .config import DipoleConfig, WindowPotentialsConfig
+from .initial import normal
 
 # Of the harmonics l = 0, 1, 2 as Cartesian tensors: 1, u, and u u^T - 1/3 in six parts.
 _COMPONENTS = (1, 3, 6)
@@ -49,20 +50,22 @@ class DensityNetwork(nn.Module):
         features = c + 4 * p
 
         def random(n: int, *rest: int, width: float = 1.0) -> nn.Parameter:
-            return nn.Parameter(torch.randn(n, *rest) * width / math.sqrt(n))
+            return nn.Parameter(normal(n, *rest, scale=width / math.sqrt(n)))
 
         self.radial = random(config.radial, layers, c, width=2.0)
-        self.neighbor_element = nn.Parameter(torch.randn(layers, species, c))
+        self.neighbor_element = nn.Parameter(normal(layers, species, c))
         self.neighbor = random(h, layers - 1, c)
         self.maps = random(c, layers, _MAPS, p)
         self.scale = nn.Parameter(torch.full((layers, species, features), 0.3))
         self.first = random(features, layers, h, width=0.6)
-        self.element = nn.Parameter(0.5 * torch.randn(layers, species, h))
+        self.element = nn.Parameter(normal(layers, species, h, scale=0.5))
         self.role = nn.Parameter(torch.zeros(layers, roles, h))
         self.before = random(h, layers - 1, h, width=0.6)
         self.second = random(h, layers, h, width=0.6)
         self.second_bias = nn.Parameter(torch.zeros(layers, h))
-        self.last = nn.Parameter(0.5 / math.sqrt(h) * torch.randn(layers, 1, h).repeat(1, roles, 1))
+        self.last = nn.Parameter(
+            normal(layers, 1, h, scale=0.5 / math.sqrt(h)).repeat_interleave(roles, 1)
+        )
 
     def forward(self, graph: Graph, role: Tensor) -> Tensor:
         """The scalars [atoms], in the roles of the atoms [atoms]."""

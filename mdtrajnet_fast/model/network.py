@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
 from weakref import WeakKeyDictionary
 
 import ase
@@ -35,6 +35,7 @@ from ..ops import (
 from ..system import System
 from .config import ModelConfig, irreps_channels
 from .dipole import Dipole, dipole_moments
+from .initial import normal
 from .potential import Potential
 from .predictor import NativePredictor, Predictor, TorchPredictor
 from .window_potentials import ENERGY, WindowPotentials
@@ -93,8 +94,8 @@ class AttentionBlock(nn.Module):
             bound = 1 / math.sqrt(hidden)  # torch's initialisation of the published linear layer
             return nn.Parameter(torch.empty(hidden + 1, *shape).uniform_(-bound, bound))
 
-        def normal(*shape: int) -> nn.Parameter:
-            return nn.Parameter(torch.randn(*shape))
+        def random(*shape: int) -> nn.Parameter:
+            return nn.Parameter(normal(*shape))
 
         self.key_layers = layers(config.key_weight_hidden_neurons)
         self.value_layers = layers(config.value_weight_hidden_neurons)
@@ -104,12 +105,12 @@ class AttentionBlock(nn.Module):
         self.key_vector = paths(n_key, s + 4, h, k1)
         self.value_scalar = paths(n_value, s + 2, h, v0)
         self.value_vector = paths(n_value, s + 4, h, v1)
-        self.query_scalar = normal(s, h, q0)
-        self.query_vector = normal(2, h, q1)
-        self.bilinear_scalar = normal(q0, k0)
-        self.bilinear_vector = normal(q1, k1)
-        self.out_scalar = normal(h, v0, s)
-        self.out_vector = normal(h, v1, 2)
+        self.query_scalar = random(s, h, q0)
+        self.query_vector = random(2, h, q1)
+        self.bilinear_scalar = random(q0, k0)
+        self.bilinear_vector = random(q1, k1)
+        self.out_scalar = random(h, v0, s)
+        self.out_vector = random(h, v1, 2)
         if config.residual == "running":  # increments add up: start with little motion in each
             with torch.no_grad():
                 self.out_scalar.mul_(0.3)
@@ -130,7 +131,7 @@ class Network(nn.Module):
     def __init__(self, config: ModelConfig):
         super().__init__()
         self.config = config
-        self.species_embedding = nn.Parameter(torch.randn(len(config.species), config.sp_embed_dim))
+        self.species_embedding = nn.Parameter(normal(len(config.species), config.sp_embed_dim))
         self.blocks = nn.ModuleList(AttentionBlock(config) for _ in range(config.num_attn_blocks))
 
     def prepare(self, backend: Backend) -> Blocks:
@@ -204,6 +205,14 @@ def _heights(cell: np.ndarray) -> np.ndarray:
     faces = np.linalg.norm(np.cross(cell[:, [1, 2, 0]], cell[:, [2, 0, 1]]), axis=2)
     volume = abs(np.linalg.det(cell))[:, None]
     return np.divide(volume, faces, out=np.zeros_like(faces), where=faces > 0)
+
+
+@runtime_checkable
+class _Frames(Protocol):
+    """What a Trajectory has: the atoms of all frames, and positions [frames, atoms, 3] (Å)."""
+
+    atoms: ase.Atoms
+    positions: np.ndarray
 
 
 class MDtrajNet(nn.Module):
@@ -291,9 +300,9 @@ class MDtrajNet(nn.Module):
                 raise ValueError(
                     f"model {self.name!r} is for isolated molecules, and system {k} is periodic "
                     f"(pbc = {pbc[k].tolist()}) and meets its own images within the cutoff, "
-                    f"{reach:g} Å: for crystals and fluids choose a model of theirs (diamond and "
-                    "argon are bundled); for a molecule alone give a larger cell, in which it can "
-                    "turn as well, or none: atoms.pbc = False, or a file without a cell"
+                    f"{reach:g} Å: for crystals and fluids choose a model of theirs (bundled: "
+                    "diamond, of carbon, and argon); for a molecule alone give a larger cell, in "
+                    "which it can turn as well, or none: atoms.pbc = False, or a file without one"
                 )
         if kind != "periodic":
             return
@@ -307,11 +316,13 @@ class MDtrajNet(nn.Module):
         heights, cutoff = _heights(system.cell).min(1), self.config.radial_cutoff
         if (small := (0 < heights) & (heights < cutoff)).any():
             k = int(np.argmax(small))
+            times = math.ceil(cutoff / heights[k])
             raise ValueError(
                 f"the cell of system {k} is {heights[k]:.3g} Å high where it is flattest, less "
                 f"than the cutoff of model {self.name!r}, {cutoff:g} Å: atoms would meet their own "
-                f"images, which move as they do. Repeat it: atoms.repeat("
-                f"{math.ceil(cutoff / heights[k])})"
+                f"images, which move as they do. Repeat it {times} times along each edge at least "
+                f"(mdtrajnet simulate --repeat {times}; in Python, atoms.repeat({times})), for "
+                "phonons or g(r) until it holds some hundred atoms"
             )
 
     def graph(self, system: System, edges: Edges | None = None) -> Graph:
@@ -490,9 +501,15 @@ class MDtrajNet(nn.Module):
         """
         if isinstance(atoms, ase.Atoms):
             return self.dipoles([atoms])[0]
-        every = list(atoms)
-        step = max(1, _DIPOLE_ATOMS // max(map(len, every), default=1))
-        parts = (System.from_atoms(every[k : k + step]) for k in range(0, len(every), step))
+        parts: Iterator[System]
+        if isinstance(atoms, _Frames):  # making Atoms of each would take longer than its dipole
+            one, x = System.from_atoms(atoms.atoms), atoms.positions
+            step = max(1, _DIPOLE_ATOMS // len(one.numbers))
+            parts = (one.copies(x[k : k + step]) for k in range(0, len(x), step))
+        else:
+            every = list(atoms)
+            step = max(1, _DIPOLE_ATOMS // max(map(len, every), default=1))
+            parts = (System.from_atoms(every[k : k + step]) for k in range(0, len(every), step))
         found = [self.dipole_moments(part).detach().cpu().numpy() for part in parts]
         return np.concatenate([np.zeros((0, 3)), *found])
 
@@ -546,6 +563,17 @@ class MDtrajNet(nn.Module):
         return (
             f"{time:g} fs are beyond the {longest:g} fs that model {self.name!r} was trained on: "
             "what it predicts there is worth little"
+        )
+
+    def outgrown(self, system: System) -> str | None:
+        """What to say of the first molecule that is larger than those of the training."""
+        largest, sizes = self.config.largest, np.diff(system.ptr)
+        if largest is None or (beyond := sizes > largest).sum() == 0:
+            return None
+        k = int(np.argmax(beyond))
+        return (
+            f"system {k} has {sizes[k]} atoms, and the molecules that model {self.name!r} was "
+            f"trained on at most {largest}: how right it is there has not been tested"
         )
 
     def stride(self, window: float | None = None) -> float:

@@ -15,6 +15,7 @@ from torch.nn import functional
 
 from ..ops import Graph, cutoff_envelope, gaussian_basis
 from .config import PotentialConfig
+from .initial import normal
 
 # Of the harmonics l = 0, 1, 2 as Cartesian tensors: 1, u, and u u^T - 1/3 in six parts.
 _COMPONENTS = (1, 3, 6)
@@ -36,10 +37,10 @@ class Potential(nn.Module):
         self.radial, self.species, self.cutoff = config.radial, species, cutoff
         basis, products, hidden = species * config.radial, config.products, config.hidden
         features = basis + len(_COMPONENTS) * products
-        maps = torch.randn(2, len(_COMPONENTS), basis, products) / math.sqrt(basis)
+        maps = normal(2, len(_COMPONENTS), basis, products, scale=1 / math.sqrt(basis))
         self.left, self.right = (nn.Parameter(x) for x in maps)
         self.scale = nn.Parameter(torch.full((species, features), 0.3))
-        self.element = nn.Parameter(torch.randn(species, hidden))
+        self.element = nn.Parameter(normal(species, hidden))
         self.first = nn.Linear(features, hidden)
         self.second = nn.Linear(hidden, hidden)
         self.last = nn.Linear(hidden, 1, bias=False)

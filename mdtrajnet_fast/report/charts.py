@@ -109,7 +109,8 @@ def spectrum_charts(found: Spectra, of: str, reference: Spectra | None = None) -
         "density of states (cm)",
         columns,
         tuple(series),
-        note=f"Vibrational density of states: how fast atoms vibrate. {resolved}",
+        note="Vibrational (in a crystal: phonon) density of states: how fast atoms vibrate. "
+        f"{resolved}",
         peaks=tuple(peaks(found.wavenumber, found.motion)),
         x_range=seen,
     )
@@ -118,7 +119,7 @@ def spectrum_charts(found: Spectra, of: str, reference: Spectra | None = None) -
             "infrared-spectrum",
             f"Infrared spectrum of {of}",
             heading,
-            "absorption (cm)",
+            "absorption, of area 1 (cm)",
             {heading: found.wavenumber, "absorption": found.infrared},
             (Series("", 0, 1),),
             note="Classical line shape of the model's dipoles, with the harmonic quantum "

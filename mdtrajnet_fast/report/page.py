@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
+from markdown_it import MarkdownIt
 from markupsafe import Markup
 
 from .. import __version__
@@ -41,6 +42,7 @@ def write_report(
     output: str | Path | None = None,
     *,
     model: MDtrajNet | None = None,
+    trajectory: Trajectory | None = None,
     reference: Trajectory | None = None,
 ) -> Path:
     """Write one self-contained HTML page of a run: viewer, verdict, spectra, energies, settings.
@@ -50,6 +52,7 @@ def write_report(
         output: where to; None: report.html in the folder. It replaces what is there.
         model: that made the run, if it is at hand; None: it is loaded. Where it cannot be, the page
             says so, and has no infrared spectrum.
+        trajectory: of the run, if it is at hand; None: it is read.
         reference: another trajectory of the same molecule, whose spectrum is drawn beside.
 
     Returns the path. Raises FileNotFoundError where there is no run.json or no trajectory, and
@@ -60,7 +63,8 @@ def write_report(
     path = Path(output) if output is not None else folder / "report.html"
     if not path.parent.is_dir():
         raise FileNotFoundError(f"there is no folder {path.parent} for {path.name}; make it first")
-    trajectory = Trajectory.read(folder / run["trajectory"])
+    if trajectory is None:
+        trajectory = Trajectory.read(folder / run["trajectory"])
     missing = []
     if model is None:
         try:
@@ -85,7 +89,7 @@ def write_report(
         data={"charts": [chart.to_dict() for chart in charts], "movie": movie(trajectory)},
         command=shlex.join(map(str, run["command"])),
         facts=_facts(run),
-        card=model_card(run["settings"]["model"]),
+        card=_card(run["settings"]["model"]),
         model=run["settings"]["model"],
         version=__version__,
         policy=_POLICY,
@@ -164,6 +168,14 @@ def _facts(run: dict[str, Any]) -> dict[str, dict[str, Any]]:
         },
         "Made with": {**run.get("versions", {}), "weights": run.get("model_hash", ""), **took},
     }
+
+
+def _card(model: str) -> Markup | None:
+    """The card of a model as HTML; what is HTML in it stays text."""
+    card = model_card(model)
+    if card is None:
+        return None
+    return Markup(MarkdownIt("commonmark", {"html": False}).enable("table").render(card))
 
 
 def _environment() -> jinja2.Environment:

@@ -19,7 +19,10 @@ def verdict(trust: Mapping[str, Any]) -> Verdict:
     """In words what :meth:`.analysis.summary.TrustSummary.to_dict` says in numbers."""
     end = duration(trust["end_fs"])
     if trust["ok"]:
-        headline = f"Nothing speaks against this run: it can be believed to its end at {end}."
+        headline = (
+            f"Nothing speaks against this run, to its end at {end}, as far as the model goes: how "
+            "right it is, and for what, its card says."
+        )
     elif trust["believable_fs"] > trust["start_fs"]:
         until = duration(trust["believable_fs"])
         headline = f"Believe this run up to {until} of {end}, and nothing after that."

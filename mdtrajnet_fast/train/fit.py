@@ -310,12 +310,21 @@ class _Run:
                 "from a copy, or delete it to start over"
             ) from error
 
+    def _largest(self, before: int | None) -> int | None:
+        """Atoms of the largest molecule that the weights have seen, where that is known."""
+        records, unknown = self.pairs.records, self.config.initial and before is None
+        if unknown or any(record.pbc.any() for record in records):
+            return None
+        return max(before or 0, *(len(record.numbers) for record in records))
+
     def finish(self) -> None:
         """Write the averaged weights and the curves."""
         self.log.close()
         self.average = self.task.finished(list(self.checks.values()))
         about, config = _provenance(self.config, self.step), self.average.config
-        self.average.config = dataclasses.replace(config, longest_lag=self.task.longest_lag)
+        self.average.config = dataclasses.replace(
+            config, longest_lag=self.task.longest_lag, largest=self._largest(config.largest)
+        )
         save_model(self.average, self.folder / "model", overwrite=True, provenance=about)
         if self.log.rows:
             plot_training(self.folder / "log.csv", self.folder / "curves.png")

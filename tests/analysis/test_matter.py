@@ -138,6 +138,10 @@ def test_kinetic_energies():
     assert found.freedom == 21
     assert found.temperature == pytest.approx(400, rel=0.02)
     assert found.variance == pytest.approx(1, rel=0.1)
+    kelvin, spread = found.errors()
+    assert kelvin == pytest.approx(400 * np.sqrt(2 / 21 / 4000), rel=0.8)
+    assert spread == pytest.approx(np.sqrt(2 / 4000), rel=0.8)
+    assert np.isnan(found._replace(energies=found.energies[:15]).errors()).all()
     grid = np.linspace(0, 2, 4001)
     density = found.canonical(grid)
     assert np.sum(density) * 5e-4 == pytest.approx(1, rel=1e-3)

@@ -220,7 +220,7 @@ def test_commands(tmp_path, monkeypatch, capsys):
         assert abs(found.motion - whole.motion).max() < 0.01 * whole.motion.max()
         assert main(["spectrum", name]) == 0
     out = capsys.readouterr().out
-    assert out.count("peaks at 1501 cm^-1") == 3
+    assert out.count("beside the highest: 1501 (1.00)") == 3
     assert main("evaluate b.trr --model molecules-nve-small --pairs 20 --times 1 2".split()) == 0
     assert main(["analyze", "a.dcd"]) == 0
     assert (tmp_path / "a-analysis" / "vdos.csv").exists()

@@ -1,6 +1,8 @@
 """Models on disk."""
 
 import json
+import subprocess
+import sys
 import warnings
 
 import cases
@@ -10,6 +12,7 @@ import torch
 from ase.units import fs
 
 from mdtrajnet_fast import MDtrajNetDynamics, bundled_models, load_model, save_model, simulate
+from mdtrajnet_fast.md.simulation import model_hash
 from mdtrajnet_fast.model.checkpoint import BUNDLED, provenance
 
 
@@ -55,6 +58,33 @@ def test_the_longest_lag_is_kept_and_warned_of(tmp_path):
         trust = simulate(atoms, 1.0, duration=12, model=model, window=window).trust
         assert any(beyond in text for text in trust.warnings) == doubted
         assert (trust.believable_fs == 0) == doubted
+
+
+def test_molecules_larger_than_those_of_the_training_are_warned_of(tmp_path):
+    model = cases.model(**cases.OWN, largest=3)
+    assert load_model(save_model(model, tmp_path / "model")).config.largest == 3
+    assert model_hash(model) == model_hash(cases.model(**cases.OWN))
+    settings = {"dt": 1.0, "duration": 2, "model": model}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        simulate(cases.hot("H2O"), **settings)
+    beyond = "system 1 has 4 atoms, and the molecules that model 'unnamed' was trained on at most 3"
+    with pytest.warns(RuntimeWarning, match=beyond):
+        simulate([cases.hot("H2O"), cases.hot("NH3")], **settings)
+    with pytest.warns(RuntimeWarning, match="system 0 has 4 atoms"):
+        MDtrajNetDynamics(cases.hot("NH3"), fs, model=model)
+    with pytest.raises(ValueError, match="largest must be a whole number"):
+        cases.config(largest=0)
+
+
+def test_loading_does_without_the_compiler_of_torch():
+    """To import it takes longer than all the rest."""
+    code = (
+        "import sys, mdtrajnet_fast as m\n"
+        "for name in m.bundled_models(): m.load_model(name)\n"
+        "assert not {'torch._dynamo', 'sympy'} & sys.modules.keys()"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_never_overwritten(tmp_path):

@@ -44,7 +44,7 @@ def test_simulate_makes_it(folder):
     run = json.loads((folder / "run.json").read_text())
     for said in ("simulate ethanol --dt 2", run["model_hash"], run["versions"]["torch"]):
         assert said in page
-    assert "# molecules-nve" in page  # the card
+    assert "<h1>molecules-nve</h1>" in page  # the card
     assert "Redistribution" in page  # the viewer's licence
     # nothing that a browser would load; namespaces, and addresses in scripts, load nothing
     assert 'http-equiv="Content-Security-Policy" content="default-src &#39;none&#39;' in page
