@@ -37,15 +37,16 @@ def write_spectrum(
     intensity: ArrayLike,
     infrared: ArrayLike | None = None,
     title: str = "",
-) -> tuple[Path, Path]:
+    draw: bool = True,
+) -> tuple[Path, ...]:
     """Write ``<prefix>.csv`` and ``<prefix>.png`` of a spectrum; its main peaks are labelled.
 
     Where labels would touch, those of the higher peaks stay.
 
     wavenumber [bins] cm^-1 and intensity [bins] cm, as ``vibrational_density_of_states`` returns
     them. infrared: [bins] cm, that of ``infrared_spectrum``, drawn against it and then the one
-    whose peaks are labelled. title: of the plot, such as molecule and temperature. Returns the two
-    paths. Raises ValueError for shapes that do not match.
+    whose peaks are labelled. title: of the plot, such as molecule and temperature. draw: False for
+    the table alone. Returns the paths. Raises ValueError for shapes that do not match.
     """
     w, y = np.asarray(wavenumber, dtype=np.float64), np.asarray(intensity, dtype=np.float64)
     columns = {"wavenumber_cm-1": w, "intensity_cm": y}
@@ -65,6 +66,8 @@ def write_spectrum(
         header=",".join(columns),
         comments="",
     )
+    if not draw:
+        return (table,)
     figure, (axes,) = _figure(1, width=8.0, height=4.0)
     what = "vibrational density of states"
     if infrared is not None:

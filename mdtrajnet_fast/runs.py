@@ -352,15 +352,17 @@ def _note(run: Run, trajectory: Trajectory, seconds: float) -> None:
     run.write()
 
 
-def finish(run: Run, trajectory: Trajectory, report: MDtrajNet | None) -> Spectra | str:
+def finish(
+    run: Run, trajectory: Trajectory, report: MDtrajNet | None, draw: bool = True
+) -> Spectra | str:
     """Write what a run that was predicted leaves beside its frames; last of all, its outcome.
 
-    report: the model of the run, for its page; None: no page. Returns the spectra, or why there
-    are none.
+    report: the model of the run, for its page; None: no page. draw: whether its spectrum is plotted
+    as well. Returns the spectra, or why there are none.
     """
     found: Spectra | str
     try:
-        found, _ = write_spectra(trajectory, run.folder / "spectrum")
+        found, _ = write_spectra(trajectory, run.folder / "spectrum", draw=draw)
     except ValueError as error:  # too short, or frames too far apart
         found = str(error)
     if report is not None:
@@ -387,13 +389,14 @@ def write_spectra(
     resolution: float | None = None,
     max_wavenumber: float | None = None,
     dipoles: np.ndarray | None = None,
-) -> tuple[Spectra, tuple[Path, Path]]:
+    draw: bool = True,
+) -> tuple[Spectra, tuple[Path, ...]]:
     """Write the spectra of a trajectory, which :func:`.spectra` finds, as a table and a plot.
 
-    Returns them and the two paths; raises ValueError as it does.
+    draw: False for the table alone. Returns them and the paths; raises ValueError as it does.
     """
     found = spectra(
         trajectory, resolution=resolution, max_wavenumber=max_wavenumber, dipoles=dipoles
     )
-    name = title(trajectory)
-    return found, write_spectrum(prefix, found.wavenumber, found.motion, found.infrared, name)
+    curves = found.wavenumber, found.motion, found.infrared
+    return found, write_spectrum(prefix, *curves, title(trajectory), draw)

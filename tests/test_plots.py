@@ -55,6 +55,8 @@ def test_spectrum(tmp_path: Path, drawn) -> None:
     assert "cm" in axes.get_xlabel()
     with pytest.raises(ValueError, match=r"\(801,\) and intensity of shape \(800,\)"):
         write_spectrum(tmp_path / "x", w, y[1:])
+    assert write_spectrum(tmp_path / "table", w, y, draw=False) == (tmp_path / "table.csv",)
+    assert not (tmp_path / "table.png").exists()
 
 
 def test_labels_of_peaks_do_not_touch(tmp_path: Path, drawn) -> None:

@@ -33,7 +33,8 @@ class CampaignConfig:
         ``mdtrajnet simulate``, with its defaults.
     dtype, device: of the models, on the workers.
     format: of the trajectories: "traj", "extxyz" or "h5".
-    reports: whether every run gets its page report.html, which takes longer than a short run.
+    reports: whether every run gets its page report.html and its plot spectrum.png, which take
+        longer than a short run.
     batch_atoms: how many atoms are predicted together, at most; runs larger than that are alone.
         None: 250 on CPUs, which are then as fast as they get, and 20,000 elsewhere; less where
         workers would be idle. The results do not depend on it.

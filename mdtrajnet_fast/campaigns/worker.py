@@ -35,7 +35,7 @@ def advance(
     Arguments
         folders: of runs of the same model and settings, by paths that all workers have.
         version: of the package that plans the campaign.
-        reports: whether the runs get their pages.
+        reports: whether the runs get their pages and plots.
         patience: how long to wait for folders that another process writes (s).
 
     Returns, of each, the content of its run.json and what went wrong, if anything did: a run that
@@ -86,7 +86,7 @@ def _predicted(runs: list[Run], reports: bool) -> dict[Path, str]:
             if not error.trajectories:  # one broke before its frame 0
                 raise
         for run in runs:
-            finish(run, Trajectory.read(run.trajectory), model if reports else None)
+            finish(run, Trajectory.read(run.trajectory), model if reports else None, draw=reports)
     except Exception as error:  # of one of them, whichever
         if len(runs) == 1:
             return {runs[0].folder: f"{type(error).__name__}: {error}"}

@@ -80,7 +80,7 @@ def test_a_campaign(cluster, tmp_path, capsys):
     same(out, table[1]["run"], "water", temperature_K=300, seed=2)
     run = out / "runs" / "a-300K-molecules-nve-small-s5"
     same(out, run.name, str(tmp_path / "start" / "a.extxyz"), temperature_K=300, seed=5)
-    files = {"run.json", "spectrum.csv", "spectrum.png", "trajectory.h5"}
+    files = {"run.json", "spectrum.csv", "trajectory.h5"}
     assert {path.name for path in run.iterdir()} == files
     with (out / "spectra.csv").open() as file:
         mean = [row for row in csv.DictReader(file) if row["runs_of"].startswith("a-300K")]
