@@ -46,7 +46,7 @@ def test_the_longest_lag_is_kept_and_warned_of(tmp_path):
     assert "longest_lag" not in cases.config().to_dict()  # nor in the hash of older models
     atoms = cases.hot("H2O")
     with warnings.catch_warnings():
-        warnings.simplefilter("error")
+        warnings.simplefilter("error", RuntimeWarning)
         model.predict(atoms, [5.0])
         MDtrajNetDynamics(atoms.copy(), fs, model=model, window=5.0)
     beyond = "6 fs are beyond the 5 fs that model 'unnamed' was trained on"
@@ -66,7 +66,7 @@ def test_molecules_larger_than_those_of_the_training_are_warned_of(tmp_path):
     assert model_hash(model) == model_hash(cases.model(**cases.OWN))
     settings = {"dt": 1.0, "duration": 2, "model": model}
     with warnings.catch_warnings():
-        warnings.simplefilter("error")
+        warnings.simplefilter("error", RuntimeWarning)
         simulate(cases.hot("H2O"), **settings)
     beyond = "system 1 has 4 atoms, and the molecules that model 'unnamed' was trained on at most 3"
     with pytest.warns(RuntimeWarning, match=beyond):
@@ -77,14 +77,14 @@ def test_molecules_larger_than_those_of_the_training_are_warned_of(tmp_path):
         cases.config(largest=0)
 
 
-def test_loading_does_without_the_compiler_of_torch():
+def test_loading_does_without_the_compiler_of_torch(tmp_path):
     """To import it takes longer than all the rest."""
     code = (
         "import sys, mdtrajnet_fast as m\n"
         "for name in m.bundled_models(): m.load_model(name)\n"
         "assert not {'torch._dynamo', 'sympy'} & sys.modules.keys()"
     )
-    subprocess.run([sys.executable, "-c", code], check=True)
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path)
 
 
 def test_never_overwritten(tmp_path):

@@ -574,7 +574,7 @@ def test_a_motion_learns_from_a_thermostat(config, tmp_path, data):
         steps=1,
     )
     with warnings.catch_warnings():
-        warnings.simplefilter("error")  # nothing stays behind
+        warnings.simplefilter("error", RuntimeWarning)  # nothing stays behind
         made = fit(tuned, progress=False)
     assert not made.has_energies and made.config.temperature_K == 250.0
     saved = load_model(tmp_path / "tuned")
