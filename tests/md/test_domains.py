@@ -14,7 +14,6 @@ import numpy as np
 import pytest
 
 from mdtrajnet_fast import Trajectory, load_model, read_structure, simulate
-from mdtrajnet_fast.cli import main
 from mdtrajnet_fast.md.domains import bricks_of
 from mdtrajnet_fast.md.rollout import RolloutError
 
@@ -96,7 +95,7 @@ def test_what_cannot_be_shared_is_refused(name, why, found):
 
 @pytest.mark.slow
 def test_command_line(tmp_path):
-    """One folder, as a process alone writes it, and goes on with."""
+    """One folder, as a process alone writes it, which another number of them goes on with."""
     crystal = cases.diamond((4, 2, 2))
     crystal.write(tmp_path / "crystal.extxyz")
     words = ["crystal.extxyz", "--model", "diamond", "--dt", "4", "--quiet", "--no-report"]
@@ -105,9 +104,10 @@ def test_command_line(tmp_path):
     begin = [*module, *words, "--duration", "20", "--output", "shared"]
     done = torchrun(2, *begin, folder=tmp_path)
     assert done.returncode == 0, done.stderr
+    again = [*module, "--resume", "shared", "--duration", "40", "--quiet", "--no-report"]
+    done = torchrun(3, *again, folder=tmp_path)
+    assert done.returncode == 0, done.stderr
     assert done.stdout.count("Written: shared/ (run.json, trajectory.traj)") == 1
-    again = ["simulate", "--resume", str(tmp_path / "shared"), "--duration", "40"]
-    assert main([*again, "--quiet", "--no-report"]) == 0
     assert {p.name for p in tmp_path.iterdir()} == {"crystal.extxyz", "shared"}
     shared = Trajectory.read(tmp_path / "shared" / "trajectory.traj")
     alone = simulate(

@@ -102,7 +102,7 @@ def assert_same_trajectory(
             )
 
 
-@pytest.mark.parametrize("dt", [3.0, 0.7, 25.0])
+@pytest.mark.parametrize("dt", [1.0, 3.0, 0.7, 10.0, 25.0])
 @pytest.mark.parametrize("system", SYSTEMS)
 @pytest.mark.parametrize("model", MODELS)
 def test_the_engines_are_one(model, system, dt):

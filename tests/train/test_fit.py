@@ -341,7 +341,7 @@ def test_processes_share_a_batch(config, tmp_path):
     """Their number changes the order of sums, and nothing else: the loss is that of all atoms."""
     config = dataclasses.replace(config, steps=4, validate_every=1, own_starts=0.4)
     logs = []
-    for processes in (1, 3):
+    for processes in (1, 2, 3):
         folder = tmp_path / str(processes)
         fit(
             dataclasses.replace(config, processes=processes, output=str(folder)),
@@ -350,6 +350,7 @@ def test_processes_share_a_batch(config, tmp_path):
         rows = csv.DictReader((folder / "log.csv").open())
         logs.append([(float(row["loss"]), float(row["val_held"])) for row in rows])
     np.testing.assert_allclose(logs[1], logs[0], rtol=1e-4)
+    np.testing.assert_allclose(logs[2], logs[0], rtol=1e-4)
 
 
 @pytest.mark.slow
