@@ -22,7 +22,6 @@ import torch
 from . import __version__
 from .analysis.spectra import Spectra, spectra
 from .io.run_folder import describing, run_json, trajectory_name
-from .io.structures import read_structure
 from .io.trajectory import Trajectory, description, set_description
 from .md.domains import Processes
 from .md.rollout import RolloutError, exact
@@ -108,21 +107,21 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
 
 
 def describe_run(
-    structure: str, chosen: dict[str, Any], command: Sequence[str], atoms: ase.Atoms | None = None
+    structure: str, chosen: dict[str, Any], command: Sequence[str], atoms: ase.Atoms
 ) -> tuple[dict[str, Any], ase.Atoms]:
     """The content of a new run.json, and the atoms it starts from.
 
     Arguments
-        structure: file, name or SMILES (:func:`~mdtrajnet_fast.read_structure`).
+        structure: file, name or SMILES, to be kept.
         chosen: values in place of :data:`DEFAULTS`; None stands for the default.
         command: that was given, to be kept.
-        atoms: what `structure` was read as already; None: it is read.
+        atoms: what :func:`~mdtrajnet_fast.read_structure` made of it.
 
-    Raises ValueError as :func:`read_structure`, for settings that do not go together, and for
-    velocities under names that ASE does not use.
+    Raises ValueError for settings that do not go together, and for velocities under names that ASE
+    does not use.
     """
     chosen = DEFAULTS | {name: value for name, value in chosen.items() if value is not None}
-    atoms = read_structure(structure) if atoms is None else atoms.copy()
+    atoms = atoms.copy()
     if chosen["masses"] == "standard":
         set_standard_masses(atoms)
     temperature = chosen["temperature"]

@@ -7,7 +7,7 @@ import cases
 import numpy as np
 import pytest
 
-from mdtrajnet_fast import RolloutError, Trajectory, load_model, simulate
+from mdtrajnet_fast import RolloutError, Trajectory, load_model, read_structure, simulate
 from mdtrajnet_fast.runs import Run, check, describe_run, finish, predict, read_run
 
 
@@ -20,7 +20,7 @@ def made(folder, network, **chosen):
     """A run of water or another structure, in a new folder."""
     structure = chosen.pop("structure", "water")
     chosen = {"model": "molecules-nve-small", "dt": 3.0, "equilibration": 0.0} | chosen
-    run = Run(folder, *describe_run(structure, chosen, ["test"]))
+    run = Run(folder, *describe_run(structure, chosen, ["test"], read_structure(structure)))
     check(run, network)
     folder.mkdir()
     return run

@@ -23,7 +23,7 @@ from ..io.trajectory import Trajectory
 from ..plots import write_angle_maps, write_curves
 from ..runs import title, write_spectra
 from .folders import make_folder, new_folder
-from .inputs import any_trajectory, femtoseconds, trajectory_file
+from .inputs import add_frames, any_trajectory, skipped, trajectory_file
 from .printing import print_paths, print_spectra
 
 HELP = "Structure, diffusion, vibrations and kinetic energies of a trajectory: tables and plots."
@@ -34,13 +34,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "trajectory", type=Path, help="folder of a run, .traj, .extxyz, .h5, or what ASE reads"
     )
-    parser.add_argument(
-        "--frame", type=femtoseconds, help="spacing of frames, fs, where the file lacks it"
-    )
+    add_frames(parser)
     parser.add_argument("--output", type=Path, help="new folder (default: beside)")
-    parser.add_argument(
-        "--skip", type=femtoseconds, default=0.0, help="leave out the first so many fs"
-    )
     parser.add_argument(
         "--rdf", action="store_true", help="radial distribution functions, by pairs"
     )
@@ -62,8 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> None:
     """All that applies, or what is asked for."""
     path = trajectory_file(options.trajectory)
-    trajectory = unwrapped(any_trajectory(path, options.frame))
-    trajectory = trajectory[int(np.searchsorted(trajectory.times, options.skip)) :]
+    trajectory = skipped(unwrapped(any_trajectory(path, options.frame)), options.skip)
     kinds: dict[str, Callable[[Trajectory, Path], None]] = {
         "rdf": functools.partial(_write_rdf, farthest=options.farthest),
         "msd": _write_msd,
@@ -113,9 +107,7 @@ def _write_msd(trajectory: Trajectory, prefix: Path) -> None:
 
 
 def _write_vdos(trajectory: Trajectory, prefix: Path) -> None:
-    found, paths = write_spectra(trajectory, prefix)
-    print_spectra(found)
-    print_paths(paths)
+    print_spectra(*write_spectra(trajectory, prefix))
 
 
 def _write_kinetic(trajectory: Trajectory, prefix: Path) -> None:

@@ -7,6 +7,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from ..data.records import as_trajectory, load_records
 from ..io.run_folder import run_json
 from ..io.trajectory import Trajectory
@@ -31,6 +33,21 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default="cpu", help="torch device")
 
 
+def add_frames(parser: argparse.ArgumentParser) -> None:
+    """Which frames of a trajectory a command looks at."""
+    parser.add_argument(
+        "--frame", type=femtoseconds, help="spacing of frames, fs, where the file lacks it"
+    )
+    parser.add_argument(
+        "--skip", type=femtoseconds, default=0.0, help="leave out the first so many fs"
+    )
+
+
+def skipped(trajectory: Trajectory, fs: float) -> Trajectory:
+    """Without the frames before that time."""
+    return trajectory[int(np.searchsorted(trajectory.times, fs)) :]
+
+
 def trajectory_file(path: Path) -> Path:
     """The file itself, or that of the run in a folder."""
     return path / run_of(path)["trajectory"] if path.is_dir() else path
@@ -42,9 +59,14 @@ def any_trajectory(path: Path, frame_fs: float | None) -> Trajectory:
         return Trajectory.read(path)
     except ValueError as own:
         try:
-            records = load_records(path, frame_fs=frame_fs)
+            return one_record(path, frame_fs)
         except ValueError as error:
             raise error from own
+
+
+def one_record(path: Path, frame_fs: float | None = None) -> Trajectory:
+    """What :func:`load_records` reads, if it is one trajectory."""
+    records = load_records(path, frame_fs=frame_fs)
     if len(records) != 1:
         raise ValueError(f"{path} holds {len(records)} trajectories, expected one")
     return as_trajectory(records[0])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from ..analysis.observables import peaks
@@ -37,8 +37,8 @@ def print_paths(written: Iterable[Path]) -> None:
     print(f"Written: {', '.join(map(str, written))}")
 
 
-def print_spectra(found: Spectra) -> None:
-    """The peaks of spectra."""
+def print_spectra(found: Spectra, written: Sequence[Path] = ()) -> None:
+    """The peaks of spectra, and where files of them are."""
     for what, of in (
         ("Vibrational density of states", found.motion),
         ("Infrared absorption (harmonic quantum correction)", found.infrared),
@@ -49,3 +49,5 @@ def print_spectra(found: Spectra) -> None:
                 f"{what}, {found.resolution:g} cm^-1 resolution; peaks in cm^-1, and their heights "
                 f"beside the highest: {', '.join(lines)}"
             )
+    if written:
+        print_paths(written)

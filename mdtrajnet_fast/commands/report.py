@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from ..data.records import as_trajectory, load_records
 from ..report.page import write_report
+from .inputs import one_record
 
 HELP = "One HTML page of a run: 3D view, trust, spectra, energies, temperatures, settings."
 
@@ -28,10 +28,5 @@ def run(options: argparse.Namespace) -> None:
     """Write the page and say where it is."""
     if options.output is not None and options.output.exists():
         raise FileExistsError(f"{options.output} exists and is never overwritten: choose another")
-    reference = None
-    if options.reference is not None:
-        records = load_records(options.reference)
-        if len(records) != 1:
-            raise ValueError(f"{options.reference} holds {len(records)} trajectories, expected one")
-        reference = as_trajectory(records[0])
+    reference = None if options.reference is None else one_record(options.reference)
     print(f"Written: {write_report(options.folder, options.output, reference=reference)}")

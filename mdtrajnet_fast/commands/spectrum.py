@@ -5,12 +5,10 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-import numpy as np
-
 from ..model.checkpoint import load_model
 from ..runs import write_spectra
-from .inputs import any_trajectory, femtoseconds, run_of, trajectory_file
-from .printing import print_paths, print_spectra
+from .inputs import add_frames, any_trajectory, run_of, skipped, trajectory_file
+from .printing import print_spectra
 
 HELP = "Vibrational density of states of a trajectory, or its infrared spectrum against it."
 
@@ -31,9 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--model", help="of the dipoles: bundled name or folder (default: that of the run)"
     )
-    parser.add_argument(
-        "--frame", type=femtoseconds, help="spacing of frames, fs, where the file lacks it"
-    )
+    add_frames(parser)
     parser.add_argument("--output", type=Path, help="prefix of the .csv and .png (default: beside)")
     parser.add_argument(
         "--resolution", type=float, help="cm^-1 (default: 20, or what the run allows)"
@@ -43,9 +39,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=float,
         help="cm^-1 (default: 4500, or what the frames allow down to 4000; 2500 without hydrogen)",
     )
-    parser.add_argument(
-        "--skip", type=femtoseconds, default=0.0, help="leave out the first so many fs"
-    )
 
 
 def run(options: argparse.Namespace) -> None:
@@ -53,8 +46,7 @@ def run(options: argparse.Namespace) -> None:
     if options.model is not None and not options.ir:
         raise ValueError("--model is of the dipoles that --ir asks for: give --ir, or leave it out")
     path = trajectory_file(options.trajectory)
-    trajectory = any_trajectory(path, options.frame)
-    trajectory = trajectory[int(np.searchsorted(trajectory.times, options.skip)) :]
+    trajectory = skipped(any_trajectory(path, options.frame), options.skip)
     kind = "infrared" if options.ir else "spectrum"
     prefix = options.output or path.with_name(f"{path.stem}-{kind}")
     if prefix.suffix in (".csv", ".png"):
@@ -68,8 +60,5 @@ def run(options: argparse.Namespace) -> None:
             raise ValueError(f"there is no run.json beside {path}: say whose dipoles with --model")
         name = options.model or run_of(path.parent)["settings"]["model"]
         dipoles = load_model(name).dipoles(trajectory)
-    found, paths = write_spectra(
-        trajectory, prefix, options.resolution, options.max_wavenumber, dipoles
-    )
-    print_spectra(found)
-    print_paths(paths)
+    limits = options.resolution, options.max_wavenumber
+    print_spectra(*write_spectra(trajectory, prefix, *limits, dipoles))

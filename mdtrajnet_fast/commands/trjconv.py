@@ -5,9 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-import numpy as np
-
-from .inputs import any_trajectory, femtoseconds, trajectory_file
+from .inputs import add_frames, any_trajectory, skipped, trajectory_file
 
 HELP = (
     "Write a trajectory in another format, chosen by the suffix: .traj, .extxyz or .h5 (H5MD) "
@@ -19,12 +17,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Those of the command."""
     parser.add_argument("trajectory", type=Path, help="folder of a run, or a trajectory file")
     parser.add_argument("output", type=Path, help="new file")
-    parser.add_argument(
-        "--frame", type=femtoseconds, help="spacing of frames, fs, where the file lacks it"
-    )
-    parser.add_argument(
-        "--skip", type=femtoseconds, default=0.0, help="leave out the first so many fs"
-    )
+    add_frames(parser)
     parser.add_argument("--every", type=int, default=1, help="one frame in so many")
 
 
@@ -33,6 +26,5 @@ def run(options: argparse.Namespace) -> None:
     if options.every < 1:
         raise ValueError(f"--every is one frame in so many, 1 or more; got {options.every}")
     trajectory = any_trajectory(trajectory_file(options.trajectory), options.frame)
-    first = int(np.searchsorted(trajectory.times, options.skip))
-    trajectory[first :: options.every].write(options.output)
+    skipped(trajectory, options.skip)[:: options.every].write(options.output)
     print(f"Written: {options.output}")

@@ -92,13 +92,6 @@ def frame_atoms(
     return atoms
 
 
-def frame_scalars(frame: ase.Atoms) -> dict[str, float]:
-    """What :func:`frame_atoms` was given of them."""
-    results = {} if frame.calc is None else frame.calc.results
-    found = {"potential_energies": results.get("energy"), "heat": frame.info.get(HEAT)}
-    return {name: value for name, value in found.items() if value is not None}
-
-
 def as_text(path: Path, info: dict[str, Any]) -> dict[str, str]:
     """Entries of info in ASE's JSON; what that cannot hold stays out of files, with a warning."""
     texts = {}

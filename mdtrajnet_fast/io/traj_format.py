@@ -19,7 +19,7 @@ import numpy as np
 from ase.io.trajectory import TrajectoryReader as AseReader
 from ase.io.trajectory import TrajectoryWriter as AseWriter
 
-from .descriptions import HEAT, as_text, described, frame_scalars, plain
+from .descriptions import HEAT, as_text, described, plain
 from .formats import DAMAGE, Array, Format, Metadata, Scalars, as_json, foreign, lacks
 
 
@@ -44,21 +44,17 @@ class Sink:
         # that a calculator has of it, which takes longer than to write it.
         frame, results = self.atoms.copy(), {}
         for k, (time, x, p) in enumerate(zip(times, positions, momenta, strict=True)):
-            frame.positions, frame.info["time_fs"] = x, float(time)
+            frame.positions, frame.info = x, self.atoms.info | {"time_fs": float(time)}
             frame.set_array("momenta", p, float, (3,))
             if "heat" in scalars:
                 frame.info[HEAT] = float(scalars["heat"][k])
             if "potential_energies" in scalars:
                 results["energy"] = float(scalars["potential_energies"][k])
-            of_first = {}
             if start + k == 0:
-                of_first = {"metadata": self.metadata}
+                frame.info["metadata"] = self.metadata
                 if self.more:
-                    of_first["more_arrays"] = self.more
-            frame.info |= of_first
+                    frame.info["more_arrays"] = self.more
             self.file.write(frame, **results)
-            for name in of_first:
-                del frame.info[name]
 
     def close(self) -> None:
         self.file.close()
@@ -110,7 +106,7 @@ def read(
     times, positions, momenta = [], [], []
     with AseReader(str(path)) as reader:
         first = reader[0]
-        scalars: dict[str, list[float]] = {name: [] for name in frame_scalars(first)}
+        scalars: dict[str, list[float]] = {name: [] for name in _scalars(reader.backend[0])}
         for i in range(n)[frames]:
             frame = reader.backend[i]  # Atoms of it would take several times as long
             info = frame.get("info") or {}
@@ -119,10 +115,9 @@ def read(
             times.append(info["time_fs"])
             positions.append(frame.positions)
             momenta.append(frame.momenta)
-            energy = frame.calculator.get("energy") if "calculator" in frame else None
-            found: dict[str, Any] = {"potential_energies": energy, "heat": info.get(HEAT)}
+            found = _scalars(frame)
             for name, values in scalars.items():
-                if found[name] is None:
+                if name not in found:
                     raise lacks(path, i, name)
                 values.append(found[name])
     # ASE's JSON turns keys such as "8" into integers; JSON again makes them text.
@@ -133,6 +128,14 @@ def read(
     x, p = _stack(positions, shape), _stack(momenta, shape)
     known = {name: np.array(values, dtype=np.float64) for name, values in scalars.items()}
     return first, times, x, p, metadata, known
+
+
+def _scalars(frame: Any) -> dict[str, float]:
+    """What is known of :data:`.formats.SCALARS`; frame: as ASE's backend has it."""
+    results = frame.calculator if "calculator" in frame else {}
+    info = frame.get("info") or {}
+    found = {"potential_energies": results.get("energy"), "heat": info.get(HEAT)}
+    return {name: value for name, value in found.items() if value is not None}
 
 
 def _stack(arrays: list[Array], shape: tuple[int, ...]) -> Any:

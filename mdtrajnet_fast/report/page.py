@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
-from markdown_it import MarkdownIt
 from markupsafe import Markup
 
 from .. import __version__
@@ -172,6 +171,8 @@ def _facts(run: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 def _card(model: str) -> Markup | None:
     """The card of a model as HTML; what is HTML in it stays text."""
+    from markdown_it import MarkdownIt  # here: every command would take longer to start
+
     card = model_card(model)
     if card is None:
         return None
