@@ -75,8 +75,7 @@ def campaign(config: CampaignConfig, *, progress: bool = False) -> CampaignResul
             )
             with bar, workers(config) as (client, count):
                 bar.set_postfix_str(f"{count} workers")
-                most = config.batch_atoms or _most_atoms(config, left, count)
-                for ended in _ended(client, batches(left, most), config.reports):
+                for ended in _ended(client, _todo(config, left, count), config.reports):
                     append_rows(folder, ended)
                     bar.update(len(ended))
                     unwell = {k: counted(members)[k] for k in ("broken", "failed")}
@@ -90,10 +89,13 @@ def campaign(config: CampaignConfig, *, progress: bool = False) -> CampaignResul
     )
 
 
-def _most_atoms(config: CampaignConfig, left: list[Member], count: int) -> int:
-    """How many atoms to predict together: fewer, where workers would wait for the last ones."""
-    most = CPU_ATOMS if config.device == "cpu" else GPU_ATOMS
-    return max(1, min(most, sum(one.atoms for one in left) // (12 * max(1, count))))
+def _todo(config: CampaignConfig, left: list[Member], count: int) -> list[list[Member]]:
+    """Batches for so many workers: as large as is said, else such that all work to the end."""
+    if config.batch_atoms:
+        return batches(left, config.batch_atoms)
+    most, count = CPU_ATOMS if config.device == "cpu" else GPU_ATOMS, max(1, count)
+    share = sum(one.atoms for one in left) // (6 * count)
+    return batches(left, max(1, min(most, share)), count)
 
 
 def _ended(client: Client, todo: Iterable[list[Member]], reports: bool) -> Iterable[list[Member]]:

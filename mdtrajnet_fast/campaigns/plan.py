@@ -180,14 +180,18 @@ def _whole(seeds: tuple[int, ...] | int) -> tuple[int, ...]:
     return seeds
 
 
-def batches(members: Sequence[Member], most: int) -> list[list[Member]]:
-    """Members of one model each, of at most so many atoms together; the largest batches first."""
+def batches(members: Sequence[Member], most: int, workers: int = 1) -> list[list[Member]]:
+    """Members of one model each, of at most so many atoms together; the largest batches first.
+
+    For several workers the last ones get smaller, down to a quarter, so that all end together.
+    """
     made: list[list[Member]] = []
-    room = 0
+    left, room = sum(one.atoms for one in members), 0
     for one in sorted(members, key=lambda one: (one.model, -one.atoms, one.folder)):
         if not made or made[-1][0].model != one.model or one.atoms > room:
             made.append([])
-            room = most
+            room = most if workers == 1 else min(most, max(most // 4, left // (3 * workers)))
         made[-1].append(one)
         room -= one.atoms
+        left -= one.atoms
     return sorted(made, key=lambda some: -sum(one.atoms for one in some))

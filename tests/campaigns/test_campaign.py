@@ -22,6 +22,7 @@ from mdtrajnet_fast import (
     simulate,
 )
 from mdtrajnet_fast.campaigns.campaign import campaign
+from mdtrajnet_fast.campaigns.plan import Member, batches
 from mdtrajnet_fast.campaigns.worker import advance
 from mdtrajnet_fast.cli import main
 from mdtrajnet_fast.io.lock import Lock
@@ -155,6 +156,16 @@ def test_a_worker_is_killed(cluster, tmp_path, monkeypatch, allowed):
         model="molecules-nve-small",
     )
     np.testing.assert_array_equal(Trajectory.read(wanted).momenta, expected.momenta)
+
+
+def test_batches_shrink_towards_the_end():
+    """For several workers, none of which then waits long for the last; all runs are in them."""
+    water = {"structure": {"numbers": [8, 1, 1]}}
+    runs = [Member(Path(str(k)), ("", ""), "", None, "m", k, 0, water) for k in range(100)]
+    sizes = [len(some) for some in batches(runs, 48, workers=2)]
+    assert sum(sizes) == 100 and sizes == sorted(sizes, reverse=True)
+    assert sizes[0] == 16 and 4 in sizes and sizes[-1] <= 4
+    assert [len(some) for some in batches(runs, 48)] == [16] * 6 + [4]
 
 
 def test_runs_that_break(cluster, tmp_path):
