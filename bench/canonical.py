@@ -6,9 +6,9 @@
 From the first frames of the reference's runs: a thermostat around the windows of a model of
 constant energy (stochastic velocity rescaling, at the reference's temperature), and a network that
 was trained on trajectories with a thermostat, which is to keep the temperature by itself, by its
-plain map and in reversible windows. Spectra, temperatures and the variance of the kinetic energy
-are compared, pooled over the starts of each molecule, beside one half of the reference's starts
-against the other. bench/README.md says what each column is.
+plain map and in reversible windows, and in these with a thermostat as well. Spectra, temperatures
+and the variance of the kinetic energy are compared, pooled over the starts of each molecule, beside
+one half of the reference's starts against the other. bench/README.md says what each column is.
 """
 
 from __future__ import annotations
@@ -78,6 +78,8 @@ def ways(
     if motion is not None:
         for method in ("plain", "reversible"):
             found[f"{motion.name}, {method}"] = (motion, {"method": method})
+        kept = {"method": "reversible", "thermostat": CSVR(kelvin, MEMORIES[-1])}
+        found[f"{motion.name}, reversible, CSVR of {MEMORIES[-1]:g} fs"] = motion, kept
     return found
 
 
