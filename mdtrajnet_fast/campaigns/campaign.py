@@ -94,7 +94,7 @@ def _todo(config: CampaignConfig, left: list[Member], count: int) -> list[list[M
     if config.batch_atoms:
         return batches(left, config.batch_atoms)
     most, count = CPU_ATOMS if config.device == "cpu" else GPU_ATOMS, max(1, count)
-    share = sum(one.atoms for one in left) // (6 * count)
+    share = sum(one.atoms for one in left) // (12 * count)
     return batches(left, max(1, min(most, share)), count)
 
 
