@@ -61,6 +61,7 @@ def test_ammonia(bench, monkeypatch, tmp_path, capsys, warm):
         "molecules-nve, constant energy",
         "molecules-nve, plain",
         "molecules-nve, reversible",
+        "molecules-nve, reversible, CSVR of 1000 fs",
         "halves of the reference",
     ]
     for row in rows:
