@@ -122,9 +122,8 @@ models = ["molecules-nve-small"]
 temperatures = [300, 500]
 seeds = 3
 dt = 1
-duration = 6000
+duration = 20000
 equilibration = 100
-batch_atoms = 60
 address = "scheduler.json"
 """
 
@@ -167,7 +166,7 @@ def campaigns(folder: Path, rng: random.Random, kills: int = 10) -> int:
             time.sleep(0.2)
         fatal = rng.randrange(kills)
         while killed < kills and running.poll() is None:
-            time.sleep(rng.uniform(2.0, 20.0))
+            time.sleep(rng.uniform(1.0, 9.0))
             if killed == fatal:
                 scheduler.kill()
                 said = running.communicate(timeout=300)[1]
@@ -192,7 +191,7 @@ def campaigns(folder: Path, rng: random.Random, kills: int = 10) -> int:
         undisturbed = simulate(
             read_structure(row["structure"]),
             1.0,
-            duration=6000,
+            duration=20000,
             model=row["model"],
             temperature_K=float(row["target_K"]),
             seed=int(row["seed"]),
