@@ -93,7 +93,8 @@ def _todo(config: CampaignConfig, left: list[Member], count: int) -> list[list[M
     """Batches for so many workers: as large as is said, else such that all work to the end."""
     if config.batch_atoms:
         return batches(left, config.batch_atoms)
-    most, count = CPU_ATOMS if config.device == "cpu" else GPU_ATOMS, max(1, count)
+    most = CPU_ATOMS if config.device == "cpu" else GPU_ATOMS
+    count = max(1, count)  # those of a scheduler may be to come
     share = sum(one.atoms for one in left) // (12 * count)
     return batches(left, max(1, min(most, share)), count)
 

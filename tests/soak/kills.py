@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import tomllib
 from pathlib import Path
 
 import numpy as np
@@ -187,15 +188,16 @@ def campaigns(folder: Path, rng: random.Random, kills: int = 10) -> int:
     with (folder / "campaign" / "table.csv").open(newline="") as file:
         table = list(csv.DictReader(file))
     assert len(table) == 24 and {row["outcome"] for row in table} == {"complete"}
+    asked = tomllib.loads(CAMPAIGN)
     for row in table:
         undisturbed = simulate(
             read_structure(row["structure"]),
-            1.0,
-            duration=20000,
+            asked["dt"],
+            duration=asked["duration"],
             model=row["model"],
             temperature_K=float(row["target_K"]),
             seed=int(row["seed"]),
-            equilibration=100,
+            equilibration=asked["equilibration"],
         )
         found = Trajectory.read(folder / "campaign" / "runs" / row["run"] / "trajectory.h5")
         for name in ("times", "positions", "momenta"):
