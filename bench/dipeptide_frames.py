@@ -4,9 +4,9 @@
     python bench/dipeptide_frames.py data/vacuum-100ps.h5 data/vacuum-held-out.h5 --output frames
 
 Trains window potentials on the first picoseconds of frames, begun from `--model` and from random
-weights of the same sizes, several seeds, with as many windows either way. Prints errors of windows
-on trajectories held out, and draws them. A row is written when it is known, and what is there is
-not trained again.
+weights of the same sizes, several seeds, with as many windows (`--steps` of `--batch-size`) either
+way. Prints errors of windows on trajectories held out, and draws them. A row is written when it is
+known, and what is there is not trained again; several numbers of windows make one table.
 """
 
 from __future__ import annotations
@@ -83,10 +83,11 @@ def main() -> None:
         path.write_text(",".join(COLUMNS) + "\n")
     records, judge = load_records(options.data), Pairs(load_records(options.held_out))
     with path.open() as file:
-        done = {(row["start"], int(row["ps"]), int(row["seed"])) for row in csv.DictReader(file)}
+        done = {tuple(row[name] for name in COLUMNS[:4]) for row in csv.DictReader(file)}
     starts = (options.model, "scratch")
     for seed, ps, start in itertools.product(options.seeds, options.ps, starts):
-        if (start, ps, seed) in done:
+        key = start, str(ps), str(seed), str(options.steps * options.batch_size)
+        if key in done:
             continue
         fresh = start == "scratch"
         with tempfile.TemporaryDirectory() as folder:
@@ -109,7 +110,7 @@ def main() -> None:
             f"{fraction(found['acceleration'], found['true_acceleration']):.5f}",
             f"{time.process_time() - begun:.0f}",
         )
-        row = [start, str(ps), str(seed), str(options.steps * options.batch_size), *values]
+        row = [*key, *values]
         with path.open("a") as file:
             file.write(",".join(row) + "\n")
         print(*row, flush=True)
@@ -121,13 +122,13 @@ def draw(path: Path) -> None:
     with path.open() as file:
         rows = list(csv.DictReader(file))
     with loglog(path.with_suffix(".png")) as axes:
-        for start in dict.fromkeys(row["start"] for row in rows):
+        for kind in dict.fromkeys((row["start"], row["windows"]) for row in rows):
             found = sorted(
                 (int(row["ps"]), 100 * float(row["velocity"]))
                 for row in rows
-                if row["start"] == start
+                if (row["start"], row["windows"]) == kind
             )
-            axes.loglog(*zip(*found, strict=True), "o", label=start)
+            axes.loglog(*zip(*found, strict=True), "o", label=f"{kind[0]}, {kind[1]} windows")
         axes.set_xlabel("ps of frames")
         axes.set_ylabel("error of velocities held out (%)")
 

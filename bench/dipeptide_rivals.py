@@ -10,7 +10,8 @@
 trained on energies and forces of all frames, those of the force field there, by Adam with a rate
 that falls to nothing in the minutes given, of processor time or, with `--device cuda`, by the
 clock, and keep the average of their weights. `cost` is what a ns of a replica takes: a rival's
-forces alone, once every step, and all of `simulate` with a thermostat for a model of mdtrajnet.
+forces alone, once every step (`gfn2-xtb`: of tblite, one replica after another), and all of
+`simulate` with a thermostat for a model of mdtrajnet.
 `run` is Langevin dynamics as `dipeptide.py run` has it, of all replicas in one batch of plain
 torch. `recipes/dipeptide_data.py` needs openmm, for the forces.
 """
@@ -27,6 +28,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import ase
 import ase.units
 import numpy as np
 import torch
@@ -37,12 +39,14 @@ from report import interleave
 from torch import Tensor, nn
 
 from mdtrajnet_fast import MDtrajNetCalculator, Trajectory, load_model
+from mdtrajnet_fast.data.generate import make_calculator
 from mdtrajnet_fast.data.records import Record, as_trajectory, load_records
 from mdtrajnet_fast.mechanics import InternalMotion
 
 sys.path.append(str(Path(__file__).parents[1] / "recipes"))
 
-STEP = {"ani": 0.5, "mace": 0.5}  # fs
+STEP = {"ani": 0.5, "mace": 0.5, "gfn2-xtb": 0.5}  # fs
+MOVED = 0.01  # Å, about what a step moves hydrogen by: charges begin as those of the last step
 
 
 class Ani(nn.Module):
@@ -146,10 +150,17 @@ def labelled(records: list[Record]) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def train(
-    kind: str, data: Path, output: Path, minutes: float, batch: int, rate: float, device: str
+    kind: str,
+    data: Path,
+    output: Path,
+    minutes: float,
+    batch: int,
+    rate: float,
+    device: str,
+    seed: int,
 ) -> None:
     """Train on all trajectories of the files."""
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     torch.set_num_threads(1)
     records = load_records(data)
     x, energies, forces = (each.to(device) for each in labelled(records))
@@ -270,6 +281,12 @@ def cost(starts: Path, models: list[str], replicas: list[int], device: str) -> N
                 kind, network = load(Path(path), atoms[0].numbers)
                 calls[path] = partial(forces_on_host, network.to(device), x)
                 steps[path] = STEP[kind]
+            elif path == "gfn2-xtb":
+                systems = [one.copy() for one in atoms]
+                for one in systems:
+                    one.calc = make_calculator(path)
+                calls[path] = partial(forces_of_moved, systems, np.random.default_rng(1))
+                steps[path] = STEP[path]
             else:
                 model = load_model(path).to(device)
                 for frames in (1, 11):  # their difference is without what a start takes
@@ -283,6 +300,13 @@ def cost(starts: Path, models: list[str], replicas: list[int], device: str) -> N
             print(
                 f"{path}, {count} replicas, {device}: {per_fs * 1e6 / count:.1f} s a ns and replica"
             )
+
+
+def forces_of_moved(systems: list[ase.Atoms], rng: np.random.Generator) -> None:
+    """Forces of their calculators, a step away from where they were asked for before."""
+    for one in systems:
+        one.rattle(MOVED, rng=rng)
+        one.get_forces()
 
 
 def forces_on_host(model: nn.Module, x: Tensor) -> np.ndarray:
@@ -303,6 +327,7 @@ def main() -> None:
     sub.add_argument("--batch", type=int, default=16)
     sub.add_argument("--rate", type=float, default=1e-3)
     sub.add_argument("--device", default="cpu")
+    sub.add_argument("--seed", type=int, default=0)
     sub = commands.add_parser("errors")
     sub.add_argument("model", help=".pt, or name or folder of a model of mdtrajnet")
     sub.add_argument("data", type=Path)
@@ -313,7 +338,7 @@ def main() -> None:
     sub.add_argument("--ps", type=float, default=20.0)
     sub = commands.add_parser("cost")
     sub.add_argument("starts", type=Path)
-    sub.add_argument("models", nargs="+", help=".pt, or names or folders of models of mdtrajnet")
+    sub.add_argument("models", nargs="+", help=".pt, gfn2-xtb, names or folders of our models")
     sub.add_argument("--replicas", type=int, nargs="+", default=[20])
     sub.add_argument("--device", default="cpu")
     options: Any = parser.parse_args()
@@ -326,6 +351,7 @@ def main() -> None:
             options.batch,
             options.rate,
             options.device,
+            options.seed,
         )
     elif options.command == "errors":
         print(errors(options.model, options.data))

@@ -86,7 +86,8 @@ def main() -> None:
             apart = max(abs(a / b - 1) for a, b in zip(losses[n], losses[1], strict=True))
             row = {"batch": batch, "processes": n, "apart": apart}
             report["rows"].append(row | {"seconds": statistics.median(times[n])})
-    write(report, markdown(report), options.output, "training-processes")
+    kind = f"training-processes-{report['recipe']}"
+    write(report, markdown(report), options.output, kind)
 
 
 def markdown(report: dict[str, Any]) -> str:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from ase.units import kJ, mol
+from ase.units import kB, kJ, mol
 from numpy.typing import ArrayLike, NDArray
 
 from .analysis.conformations import AngleMap
@@ -141,13 +141,13 @@ def write_curves(
 
 
 def write_angle_maps(
-    prefix: str | Path, maps: Mapping[str, AngleMap], temperature_K: float
+    prefix: str | Path, maps: Mapping[str, AngleMap], temperature_K: float | None
 ) -> tuple[Path, Path]:
     """Write ``<prefix>.csv`` and ``<prefix>.png`` of Ramachandran maps, side by side.
 
     maps: by their names, all with the same bins. The table has a row for each bin: the middles of
     phi and psi (degrees) and the densities (1/rad²); the picture shows free energies (kJ/mol) at
-    temperature_K. Returns the two paths.
+    temperature_K or, where that is None, in kT. Returns the two paths.
     """
     prefix = Path(prefix)
     table, picture = prefix.with_name(prefix.name + ".csv"), prefix.with_name(prefix.name + ".png")
@@ -159,10 +159,14 @@ def write_angle_maps(
     write_tables(prefix.parent, {prefix.name: columns})
     figure, panels = _figure(1, width=1.0 + 3.6 * len(maps), height=3.4, columns=len(maps))
     edges = np.rad2deg(first.edges)
+    if temperature_K is None:
+        kelvin, unit, called, most = 1 / kB, 1.0, "kT", 12
+    else:
+        kelvin, unit, called, most = temperature_K, kJ / mol, "kJ/mol", 30
     for axes, (name, one) in zip(panels, maps.items(), strict=True):
-        energy = one.free_energy(temperature_K) / (kJ / mol)
+        energy = one.free_energy(kelvin) / unit
         shown = np.ma.masked_invalid(energy.T)  # white where no frame is
-        image = axes.pcolormesh(edges, edges, shown, cmap="viridis", vmin=0, vmax=30)
+        image = axes.pcolormesh(edges, edges, shown, cmap="viridis", vmin=0, vmax=most)
         axes.set_aspect("equal")
         axes.set_xticks(range(-180, 181, 90))
         axes.set_yticks(range(-180, 181, 90))
@@ -170,7 +174,7 @@ def write_angle_maps(
         axes.set_ylabel("ψ (degrees)")
         if len(maps) > 1:
             axes.set_title(name, fontsize=10)
-    figure.colorbar(image, ax=panels, label="free energy (kJ/mol)", extend="max")
+    figure.colorbar(image, ax=panels, label=f"free energy ({called})", extend="max")
     _save(figure, picture)
     return table, picture
 

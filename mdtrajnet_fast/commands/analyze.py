@@ -57,7 +57,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> None:
     """All that applies, or what is asked for."""
     path = trajectory_file(options.trajectory)
-    trajectory = skipped(unwrapped(any_trajectory(path, options.frame)), options.skip)
+    whole = any_trajectory(path, options.frame, velocities=False)
+    trajectory = skipped(unwrapped(whole), options.skip)
     kinds: dict[str, Callable[[Trajectory, Path], None]] = {
         "rdf": functools.partial(_write_rdf, farthest=options.farthest),
         "msd": _write_msd,
@@ -107,10 +108,12 @@ def _write_msd(trajectory: Trajectory, prefix: Path) -> None:
 
 
 def _write_vdos(trajectory: Trajectory, prefix: Path) -> None:
+    _check_velocities(trajectory)
     print_spectra(*write_spectra(trajectory, prefix))
 
 
 def _write_kinetic(trajectory: Trajectory, prefix: Path) -> None:
+    _check_velocities(trajectory)
     kinetic = kinetic_energies(trajectory)
     found, edges = np.histogram(kinetic.energies, bins=40, density=True)
     middles = (edges[1:] + edges[:-1]) / 2
@@ -126,6 +129,18 @@ def _write_kinetic(trajectory: Trajectory, prefix: Path) -> None:
     print_paths(write_curves(prefix, energies, curves, "density (1/eV)", title(trajectory)))
 
 
+def _has_velocities(trajectory: Trajectory) -> bool:
+    return bool(np.isfinite(trajectory.momenta).all())
+
+
+def _check_velocities(trajectory: Trajectory) -> None:
+    if not _has_velocities(trajectory):
+        raise ValueError(
+            "the file holds no velocities, and its frames are too far apart to tell them: use "
+            ".trr, .traj, .extxyz or .h5, or frames of 2 fs"
+        )
+
+
 def _write_ramachandran(trajectory: Trajectory, prefix: Path) -> None:
     """Of all residues together, with free energies at the temperature of the run."""
     found = backbone(trajectory[0])
@@ -139,5 +154,6 @@ def _write_ramachandran(trajectory: Trajectory, prefix: Path) -> None:
         f"visited, phi is positive in {share:.1%} of the frames; the first residue ends at "
         f"({', '.join(degrees)}) degrees"
     )
-    kelvin = kinetic_energies(trajectory).temperature
+    known = _has_velocities(trajectory)
+    kelvin = kinetic_energies(trajectory).temperature if known else None
     print_paths(write_angle_maps(prefix, {"density (1/rad²)": one}, kelvin))

@@ -53,20 +53,20 @@ def trajectory_file(path: Path) -> Path:
     return path / run_of(path)["trajectory"] if path.is_dir() else path
 
 
-def any_trajectory(path: Path, frame_fs: float | None) -> Trajectory:
+def any_trajectory(path: Path, frame_fs: float | None, velocities: bool = True) -> Trajectory:
     """A trajectory of this package, or what :func:`load_records` reads as one."""
     try:
         return Trajectory.read(path)
     except ValueError as own:
         try:
-            return one_record(path, frame_fs)
+            return one_record(path, frame_fs, velocities)
         except ValueError as error:
             raise error from own
 
 
-def one_record(path: Path, frame_fs: float | None = None) -> Trajectory:
+def one_record(path: Path, frame_fs: float | None = None, velocities: bool = True) -> Trajectory:
     """What :func:`load_records` reads, if it is one trajectory."""
-    records = load_records(path, frame_fs=frame_fs)
+    records = load_records(path, frame_fs=frame_fs, velocities=velocities)
     if len(records) != 1:
         raise ValueError(f"{path} holds {len(records)} trajectories, expected one")
     return as_trajectory(records[0])

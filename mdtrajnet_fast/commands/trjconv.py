@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from ..io.exchange import WITHOUT_VELOCITIES
 from .inputs import add_frames, any_trajectory, skipped, trajectory_file
 
 HELP = (
@@ -25,6 +26,8 @@ def run(options: argparse.Namespace) -> None:
     """Write the frames that are asked for."""
     if options.every < 1:
         raise ValueError(f"--every is one frame in so many, 1 or more; got {options.every}")
-    trajectory = any_trajectory(trajectory_file(options.trajectory), options.frame)
+    path = trajectory_file(options.trajectory)
+    needed = options.output.suffix.lower() not in WITHOUT_VELOCITIES
+    trajectory = any_trajectory(path, options.frame, velocities=needed)
     skipped(trajectory, options.skip)[:: options.every].write(options.output)
     print(f"Written: {options.output}")

@@ -64,7 +64,7 @@ class Record:
     numbers: np.ndarray  # int64 [atoms]
     masses: np.ndarray  # float64 [atoms], amu
     positions: np.ndarray  # float32 [frames, atoms, 3], Å, unwrapped
-    velocities: np.ndarray  # float32 [frames, atoms, 3], Å/fs
+    velocities: np.ndarray  # float32 [frames, atoms, 3], Å/fs; all NaN: not known
     frame_fs: float  # time between frames, fs
     energy: np.ndarray | None  # float64 [frames], potential + kinetic, eV
     temperature_K: float | None  # target of the simulation, K
@@ -105,6 +105,8 @@ class Record:
             if value.shape != shape:
                 raise ValueError(f"{where}: {name} has shape {value.shape}, expected {shape}")
             finite = np.isfinite(value)
+            if name == "velocities" and np.isnan(value).all():
+                continue  # not known, where load_records was told that they need not be
             if not finite.all():
                 index = tuple(int(i) for i in np.argwhere(~finite)[0])
                 raise ValueError(
@@ -133,6 +135,7 @@ def load_records(
     exclude_trajectories: Iterable[str] | None = None,
     frame_fs: float | None = None,
     masses: str | None = None,
+    velocities: bool = True,
 ) -> list[Record]:
     """All trajectories of the given files, in the order of the files and of the names in them.
 
@@ -149,7 +152,8 @@ def load_records(
 
     molecules: keep only these, by name or by SMILES. trajectories: keep only these names.
     exclude_trajectories: drop these names. masses: "standard": those of the elements in place of
-    the files'; None: as they are.
+    the files'; None: as they are. velocities: whether all frames have to have them; if not, where
+    files of other programs lack them and frames are too far apart, those of a record are all NaN.
     Raises ValueError, naming file and group, for files that break the format, and for names that no
     file has.
     """
@@ -167,7 +171,7 @@ def load_records(
             raise ValueError(f"{path}: no such file")
         suffix = path.suffix.lower()
         read = _READERS.get(suffix, _read_hdf5 if suffix in HDF5_SUFFIXES else _read_ase)
-        for molecule, smiles, trajectory, make in read(path, frame_fs):
+        for molecule, smiles, trajectory, make in read(path, frame_fs, velocities):
             seen |= {molecule} if smiles is None else {molecule, smiles}
             seen_trajectories.add(trajectory)
             if wanted is not None and not wanted & {molecule, smiles}:
@@ -227,13 +231,13 @@ def _complete(cell: np.ndarray, pbc: np.ndarray) -> np.ndarray:
 _DAMAGE = (OSError, RuntimeError, LookupError, TypeError, AttributeError, MemoryError, UnicodeError)
 
 
-def _read_hdf5(path: Path, frame_fs: float | None) -> Iterator[_Entry]:
+def _read_hdf5(path: Path, frame_fs: float | None, velocities: bool) -> Iterator[_Entry]:
     """Every trajectory of an HDF5 file."""
     if is_hdf5_trajectory(path):
         yield path.stem, None, "traj00", lambda: _from_trajectory(path, frame_fs)
         return
     if is_h5md_of_others(path):
-        yield from _read_exchange(path, frame_fs)
+        yield from _read_exchange(path, frame_fs, velocities)
         return
     try:
         with reading(path) as file:
@@ -350,7 +354,7 @@ def _from_trajectory(path: Path, frame_fs: float | None) -> Record:
     )
 
 
-def _read_ase(path: Path, frame_fs: float | None) -> Iterator[_Entry]:
+def _read_ase(path: Path, frame_fs: float | None, velocities: bool) -> Iterator[_Entry]:
     """The one trajectory of a file that ase.io reads."""
     check_columns(path)
     try:
@@ -360,18 +364,18 @@ def _read_ase(path: Path, frame_fs: float | None) -> Iterator[_Entry]:
             f"{path}: ase.io cannot read it ({type(error).__name__}: {error})"
         ) from None
     noted = _noted_spacing(path)
-    yield path.stem, None, "traj00", lambda: _from_frames(frames, path, frame_fs, noted)
+    yield path.stem, None, "traj00", lambda: _from_frames(frames, path, frame_fs, noted, velocities)
 
 
-def _read_exchange(path: Path, frame_fs: float | None) -> Iterator[_Entry]:
+def _read_exchange(path: Path, frame_fs: float | None, velocities: bool) -> Iterator[_Entry]:
     """The one trajectory of a .dcd, .xtc or .trr file, or of an H5MD file of another program."""
-    yield path.stem, None, "traj00", lambda: _from_exchange(path, frame_fs)
+    yield path.stem, None, "traj00", lambda: _from_exchange(path, frame_fs, velocities)
 
 
 _READERS = dict.fromkeys(exchange.BINARY, _read_exchange)
 
 
-def _from_exchange(path: Path, frame_fs: float | None) -> Record:
+def _from_exchange(path: Path, frame_fs: float | None, needed: bool) -> Record:
     atoms, times, positions, velocities = exchange.read(path)
     if frame_fs is None:  # times are in single precision
         spacing = float(times[-1] - times[0]) / max(len(times) - 1, 1)
@@ -382,7 +386,7 @@ def _from_exchange(path: Path, frame_fs: float | None) -> Record:
     cell = np.array(atoms.cell, float)
     positions = unwrap(positions, cell, atoms.pbc)
     if velocities is None:
-        velocities = _derived(positions, atoms, frame_fs, path)
+        velocities = _derived(positions, atoms, frame_fs, path, needed)
     return Record(
         molecule=path.stem,
         trajectory="traj00",
@@ -399,9 +403,13 @@ def _from_exchange(path: Path, frame_fs: float | None) -> Record:
     )
 
 
-def _derived(positions: np.ndarray, atoms: ase.Atoms, frame_fs: float, path: Path) -> np.ndarray:
-    """Velocities of a format that has none, from unwrapped positions."""
+def _derived(
+    positions: np.ndarray, atoms: ase.Atoms, frame_fs: float, path: Path, needed: bool
+) -> np.ndarray:
+    """Velocities of a file that has none, from unwrapped positions."""
     longest = _LONGEST_FS["H" in atoms.get_chemical_symbols()]
+    if frame_fs > longest and not needed:
+        return np.full_like(positions, np.nan)
     if frame_fs > longest:
         raise ValueError(
             f"{path.stem}: {path.suffix} files hold no velocities, and positions every "
@@ -428,10 +436,11 @@ def _noted_spacing(path: Path) -> float | None:
 
 
 def _from_frames(
-    frames: list[ase.Atoms], path: Path, frame_fs: float | None, noted: float | None
+    frames: list[ase.Atoms], path: Path, frame_fs: float | None, noted: float | None, needed: bool
 ) -> Record:
     first, molecule = frames[0], path.stem
-    still = path.suffix.lower() == ".xyz" and not any(atoms.has("momenta") for atoms in frames)
+    may_lack = path.suffix.lower() == ".xyz" or not needed
+    still = may_lack and not any(atoms.has("momenta") for atoms in frames)
     check_unconstrained(first, molecule)
     for index, atoms in enumerate(frames):
         if not np.array_equal(atoms.numbers, first.numbers):
@@ -455,7 +464,7 @@ def _from_frames(
     positions = unwrap(np.stack([atoms.positions for atoms in frames]), cell, first.pbc)
     spacing = _frame_spacing(frames, molecule, frame_fs, noted)
     if still:
-        velocities = _derived(positions, first, spacing, path)
+        velocities = _derived(positions, first, spacing, path, needed)
     else:
         velocities = np.stack([atoms.get_velocities() for atoms in frames]) * ase.units.fs
     return Record(

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 BINARY = (".dcd", ".xtc", ".trr")
 SUFFIXES = (*BINARY, ".xyz")
+WITHOUT_VELOCITIES = (".dcd", ".xtc", ".xyz")
 # Files of the atoms, in the order in which they are looked for.
 _ATOMS = (".pdb", ".gro", ".extxyz", ".xyz", ".cif", ".traj")
 

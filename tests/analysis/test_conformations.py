@@ -130,6 +130,12 @@ def test_command(tmp_path, capsys):
     phi, _, density = np.loadtxt(out / "ramachandran.csv", delimiter=",", skiprows=1).T
     assert len(density) == 36**2
     assert set(phi[density > 0]) == {-85.0}
+    apart = Trajectory(dipeptide, 100 * np.arange(30.0), positions, momenta)
+    apart.write(tmp_path / "apart.dcd")  # without velocities, so without a temperature
+    asked = ["analyze", str(tmp_path / "apart.dcd"), "--ramachandran", "--output", f"{out}-2"]
+    assert main(asked) == 0
+    again = np.loadtxt(f"{out}-2/ramachandran.csv", delimiter=",", skiprows=1)[:, 2]
+    assert set(phi[again > 0]) == {-85.0}
     water = molecule("H2O")
     Trajectory(water, np.arange(3.0), [water.positions] * 3, np.zeros((3, 3, 3))).write(
         tmp_path / "water.h5"

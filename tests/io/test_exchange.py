@@ -230,6 +230,46 @@ def test_commands(tmp_path, monkeypatch, capsys):
     assert "--every is one frame in so many" in said and "the name must end in .traj" in said
 
 
+@pytest.mark.parametrize("suffix", [".dcd", ".xyz", ".extxyz"])
+def test_structure_needs_no_velocities(tmp_path, capsys, suffix):
+    """Frames too far apart to tell velocities have the g(r) and diffusion of the same with them."""
+    frames, rng = 60, np.random.default_rng(5)
+    atoms = bulk("Ar", "fcc", a=5.4, cubic=True).repeat(2)
+    walk = np.cumsum(rng.normal(size=(frames, len(atoms), 3), scale=0.1), axis=0)
+    p = rng.normal(size=walk.shape)
+    whole = Trajectory(atoms, 100.0 * np.arange(frames), atoms.positions + walk, p)
+    whole.write(tmp_path / "whole.h5")
+    still = tmp_path / f"still{suffix}"
+    if suffix == ".extxyz":  # of another program
+        images = [ase.Atoms(atoms, positions=x) for x in whole.positions]
+        ase.io.write(still, images, columns=["symbols", "positions"])
+    else:
+        whole.write(still)
+    asked = (
+        ["analyze", str(still), "--frame", "100"] if suffix != ".dcd" else ["analyze", str(still)]
+    )
+    assert main(["analyze", str(tmp_path / "whole.h5"), "--rdf", "--msd"]) == 0
+    assert main(asked) == 0
+    said = capsys.readouterr().out
+    for name in ("vdos", "kinetic"):
+        assert f"No {name}: the file holds no velocities, and its frames are too far" in said
+    for name in ("rdf", "msd"):
+        ours, theirs = (
+            np.loadtxt(tmp_path / f"{of}-analysis" / f"{name}.csv", delimiter=",", skiprows=1)
+            for of in ("still", "whole")
+        )
+        np.testing.assert_allclose(ours, theirs, atol=1e-4, rtol=1e-3)
+    again = tmp_path / f"again{'.xyz' if suffix == '.dcd' else '.dcd'}"
+    assert main(["trjconv", str(still), str(again), *asked[2:]]) == 0
+    (record,) = load_records(again, velocities=False, frame_fs=100.0)
+    np.testing.assert_allclose(record.positions, whole.positions, atol=1e-4)
+    assert main(["trjconv", str(still), str(tmp_path / "again.trr"), *asked[2:]]) == 2
+    assert main([*asked, "--vdos"]) == 2
+    assert "the file holds no velocities" in capsys.readouterr().err
+    with pytest.raises(ValueError, match="velocities"):
+        load_records(still, frame_fs=None if suffix == ".dcd" else 100.0)
+
+
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # MDAnalysis
 def test_refused(tmp_path):
     trajectory = vibrating(molecule("CH3OH"))
