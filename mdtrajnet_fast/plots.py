@@ -16,7 +16,7 @@ from ase.units import kB, kJ, mol
 from numpy.typing import ArrayLike, NDArray
 
 from .analysis.conformations import AngleMap
-from .analysis.observables import peaks
+from .analysis.observables import WAVENUMBER, peaks
 
 if TYPE_CHECKING:  # Matplotlib takes long to import: who draws does it
     from matplotlib.axes import Axes
@@ -38,6 +38,7 @@ def write_spectrum(
     infrared: ArrayLike | None = None,
     title: str = "",
     draw: bool = True,
+    terahertz: bool = False,
 ) -> tuple[Path, ...]:
     """Write ``<prefix>.csv`` and ``<prefix>.png`` of a spectrum; its main peaks are labelled.
 
@@ -46,7 +47,8 @@ def write_spectrum(
     wavenumber [bins] cm^-1 and intensity [bins] cm, as ``vibrational_density_of_states`` returns
     them. infrared: [bins] cm, that of ``infrared_spectrum``, drawn against it and then the one
     whose peaks are labelled. title: of the plot, such as molecule and temperature. draw: False for
-    the table alone. Returns the paths. Raises ValueError for shapes that do not match.
+    the table alone. terahertz: an axis of frequencies above, as for phonons. Returns the paths.
+    Raises ValueError for shapes that do not match.
     """
     w, y = np.asarray(wavenumber, dtype=np.float64), np.asarray(intensity, dtype=np.float64)
     columns = {"wavenumber_cm-1": w, "intensity_cm": y}
@@ -95,6 +97,10 @@ def write_spectrum(
     axes.set_ylabel("intensity, of area 1 (cm)" if infrared is not None else f"{what} (cm)")
     if infrared is not None:
         axes.legend(frameon=False, fontsize=8)
+    if terahertz:
+        per = WAVENUMBER / 1000  # cm^-1 of a THz
+        above = axes.secondary_xaxis("top", functions=(lambda x: x / per, lambda x: x * per))
+        above.set_xlabel("frequency (THz)")
     _save(figure, picture)
     return table, picture
 

@@ -398,4 +398,5 @@ def write_spectra(
         trajectory, resolution=resolution, max_wavenumber=max_wavenumber, dipoles=dipoles
     )
     curves = found.wavenumber, found.motion, found.infrared
-    return found, write_spectrum(prefix, *curves, title(trajectory), draw)
+    crystal = bool(trajectory.atoms.pbc.all())
+    return found, write_spectrum(prefix, *curves, title(trajectory), draw, terahertz=crystal)

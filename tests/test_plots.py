@@ -59,6 +59,15 @@ def test_spectrum(tmp_path: Path, drawn) -> None:
     assert not (tmp_path / "table.png").exists()
 
 
+def test_frequencies_of_phonons(tmp_path: Path, drawn) -> None:
+    w = np.linspace(0, 2000, 401)
+    write_spectrum(tmp_path / "run", w, np.exp(-(((w - 1332) / 20) ** 2)), terahertz=True)
+    (above,) = drawn[0].axes[0].child_axes
+    assert above.get_xlabel() == "frequency (THz)"
+    highest = 2000 * 100 * 299792458 / 1e12
+    np.testing.assert_allclose(above.get_xlim(), (0, highest), rtol=1e-12)
+
+
 def test_labels_of_peaks_do_not_touch(tmp_path: Path, drawn) -> None:
     w = np.linspace(0, 4000, 4001)
     lines = {1000: 1.0, 1030: 0.9, 1060: 0.8, 1200: 0.3, 2900: 0.7, 2925: 0.8}

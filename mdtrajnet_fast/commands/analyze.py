@@ -40,6 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--rdf", action="store_true", help="radial distribution functions, by pairs"
     )
     parser.add_argument("--farthest", type=float, help="Å, of these (default: half of the cell)")
+    parser.add_argument("--width", type=float, default=0.05, help="Å of a bin of these")
     parser.add_argument(
         "--msd", action="store_true", help="mean-square displacements and diffusion"
     )
@@ -60,7 +61,7 @@ def run(options: argparse.Namespace) -> None:
     whole = any_trajectory(path, options.frame, velocities=False)
     trajectory = skipped(unwrapped(whole), options.skip)
     kinds: dict[str, Callable[[Trajectory, Path], None]] = {
-        "rdf": functools.partial(_write_rdf, farthest=options.farthest),
+        "rdf": functools.partial(_write_rdf, farthest=options.farthest, width=options.width),
         "msd": _write_msd,
         "vdos": _write_vdos,
         "kinetic": _write_kinetic,
@@ -81,12 +82,12 @@ def run(options: argparse.Namespace) -> None:
             print(f"No {name}: {error}")
 
 
-def _write_rdf(trajectory: Trajectory, prefix: Path, farthest: float | None) -> None:
+def _write_rdf(trajectory: Trajectory, prefix: Path, farthest: float | None, width: float) -> None:
     elements = Counter(sorted(trajectory.atoms.get_chemical_symbols()))
     curves: dict[str, np.ndarray] = {}
     for a, b in itertools.combinations_with_replacement(elements, 2):
         if a != b or elements[a] > 1:
-            r, g = radial_distribution(trajectory, (a, b), farthest=farthest)
+            r, g = radial_distribution(trajectory, (a, b), farthest=farthest, width=width)
             curves[f"{a}-{b}"] = g
             print(f"g(r) of {a}-{b}: highest, {g.max():.2f}, at {r[g.argmax()]:.2f} Å")
     if not curves:

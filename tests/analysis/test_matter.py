@@ -180,6 +180,11 @@ def test_command(tmp_path, capsys):
     assert "g(r) of Ar-Ne" in said and "Diffusion coefficient" in said and "canonical" in said
     columns = (folder / "rdf.csv").read_text().splitlines()[0]
     assert columns == "r (Å),Ar-Ar,Ar-Ne,Ne-Ne"
+    fine = tmp_path / "fine"
+    asked = ["analyze", str(tmp_path / "walk.h5"), "--rdf", "--width", "0.01"]
+    assert main([*asked, "--output", str(fine)]) == 0
+    r = np.loadtxt(fine / "rdf.csv", delimiter=",", skiprows=1)[:, 0]
+    np.testing.assert_allclose(np.diff(r), 0.01, rtol=1e-6)
     assert all((folder / f"{name}.png").stat().st_size > 1000 for name in names)
     out = tmp_path / "only"
     assert main(["analyze", str(tmp_path / "walk.h5"), "--msd", "--output", str(out)]) == 0
