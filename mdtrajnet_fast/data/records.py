@@ -180,6 +180,8 @@ def load_records(
                 continue
             try:
                 records.append(make())
+                if velocities and np.isnan(records[-1].velocities).all():
+                    raise ValueError(f"{trajectory}: velocities are nan, expected finite numbers")
             except ValueError as error:
                 raise ValueError(f"{path}: {error}") from None
             except _DAMAGE as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ase.io
 import cases
+import h5py
 import MDAnalysis
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from MDAnalysis.lib.formats.libdcd import DCDFile
 from mdtrajnet_fast import Trajectory
 from mdtrajnet_fast.analysis.spectra import spectra
 from mdtrajnet_fast.cli import main
-from mdtrajnet_fast.data.records import as_trajectory, load_records
+from mdtrajnet_fast.data.records import as_trajectory, load_records, write_records
 from mdtrajnet_fast.mechanics import momenta_from_velocities, velocities_from_positions
 
 BINARY = [".dcd", ".xtc", ".trr"]
@@ -264,6 +265,14 @@ def test_structure_needs_no_velocities(tmp_path, capsys, suffix):
     (record,) = load_records(again, velocities=False, frame_fs=100.0)
     np.testing.assert_allclose(record.positions, whole.positions, atol=1e-4)
     assert main(["trjconv", str(still), str(tmp_path / "again.trr"), *asked[2:]]) == 2
+    with pytest.raises(ValueError, match="is not finite"):
+        write_records(tmp_path / "refused.h5", [record])
+    known = load_records(tmp_path / "whole.h5")
+    write_records(tmp_path / "unknown.h5", known)
+    with h5py.File(tmp_path / "unknown.h5", "r+") as file:
+        file["whole/traj00/velocities"][:] = np.nan
+    with pytest.raises(ValueError, match="traj00: velocities are nan, expected finite numbers"):
+        load_records(tmp_path / "unknown.h5")
     assert main([*asked, "--vdos"]) == 2
     assert "the file holds no velocities" in capsys.readouterr().err
     with pytest.raises(ValueError, match="velocities"):
