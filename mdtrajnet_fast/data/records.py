@@ -410,9 +410,9 @@ def _derived(
 ) -> np.ndarray:
     """Velocities of a file that has none, from unwrapped positions."""
     longest = _LONGEST_FS["H" in atoms.get_chemical_symbols()]
-    if frame_fs > longest and not needed:
-        return np.full_like(positions, np.nan)
     if frame_fs > longest:
+        if not needed:
+            return np.full_like(positions, np.nan)
         raise ValueError(
             f"{path.stem}: {path.suffix} files hold no velocities, and positions every "
             f"{frame_fs:g} fs do not tell them (at most {longest:g} fs would): use .trr, .traj, "

@@ -246,9 +246,7 @@ def test_structure_needs_no_velocities(tmp_path, capsys, suffix):
         ase.io.write(still, images, columns=["symbols", "positions"])
     else:
         whole.write(still)
-    asked = (
-        ["analyze", str(still), "--frame", "100"] if suffix != ".dcd" else ["analyze", str(still)]
-    )
+    asked = ["analyze", str(still), *([] if suffix == ".dcd" else ["--frame", "100"])]
     assert main(["analyze", str(tmp_path / "whole.h5"), "--rdf", "--msd"]) == 0
     assert main(asked) == 0
     said = capsys.readouterr().out
