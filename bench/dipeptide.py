@@ -49,6 +49,7 @@ from mdtrajnet_fast.analysis.conformations import (
     jensen_shannon_divergence,
     rotational_weights,
 )
+from mdtrajnet_fast.data.generate import make_calculator
 from mdtrajnet_fast.data.records import as_trajectory, load_records
 from mdtrajnet_fast.md.thermostats import Langevin
 from mdtrajnet_fast.md.window import stride_of
@@ -173,7 +174,7 @@ def energies_of(model: str, positions: Array) -> Array:
         _, network = load(Path(model), atoms.numbers)
         parts = torch.from_numpy(positions).float().split(50)
         return torch.cat([network(part).detach() for part in parts]).double().numpy()
-    calculator = MDtrajNetCalculator(model)
+    calculator = make_calculator(model) if model == "gfn2-xtb" else MDtrajNetCalculator(model)
     found = []
     for one in positions:
         atoms.positions = one
@@ -388,7 +389,7 @@ def main() -> None:
     sub.set_defaults(command="run")
     sub = commands.add_parser("static")
     sub.add_argument("reference", type=Path)
-    sub.add_argument("models", nargs="+", help="names, folders of models, .pt of dipeptide_rivals")
+    sub.add_argument("models", nargs="+", help="names, folders, .pt of dipeptide_rivals, gfn2-xtb")
     sub.set_defaults(command="static")
     sub = commands.add_parser("table")
     sub.add_argument("reference", type=Path)
