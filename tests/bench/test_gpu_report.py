@@ -13,8 +13,16 @@ SCRIPT = Path(__file__).resolve().parents[2] / "bench" / "gpu_report.py"
 
 
 @pytest.fixture
-def gpu_report(monkeypatch):
+def gpu_sections(monkeypatch):
     monkeypatch.syspath_prepend(SCRIPT.parent)
+    import gpu_sections
+
+    monkeypatch.setattr(gpu_sections, "DRY", True)
+    return gpu_sections
+
+
+@pytest.fixture
+def gpu_report(gpu_sections, monkeypatch):
     import gpu_report
 
     monkeypatch.setattr(gpu_report, "DRY", True)
@@ -35,8 +43,8 @@ def gpu_report(monkeypatch):
         "peers",
     ],
 )
-def test_sections(gpu_report, name):
-    rows = list(gpu_report.SECTIONS[name][0]())
+def test_sections(gpu_sections, name):
+    rows = list(gpu_sections.SECTIONS[name][0]())
     assert rows and [row for row in rows if "failed" in row] == []
     if name == "trace":
         assert rows[0]["windows"] == 3 and rows[0]["waits"] == []
@@ -77,18 +85,18 @@ def test_what_fails_or_lasts_is_recorded(gpu_report, tmp_path, monkeypatch):
     assert failed["rows"] == late["rows"] == [{"measured": 1}]
 
 
-def test_a_way_that_fails_leaves_the_others(gpu_report):
+def test_a_way_that_fails_leaves_the_others(gpu_sections):
     def fails():
         raise MemoryError("too much")
 
-    rows = list(gpu_report.attempts({"bad": fails, "good": lambda: lambda: None}, atoms=3))
+    rows = list(gpu_sections.attempts({"bad": fails, "good": lambda: lambda: None}, atoms=3))
     assert rows[0] == {"atoms": 3, "provider": "bad", "failed": "MemoryError: too much"}
     assert rows[1]["median"] > 0 and "failed" not in rows[1]
 
 
-def test_a_stopped_command_keeps_its_words(gpu_report):
+def test_a_stopped_command_keeps_its_words(gpu_sections):
     words = [sys.executable, "-c", "import time; print('begun', flush=True); time.sleep(60)"]
-    row = gpu_report.command(words, 2)
+    row = gpu_sections.command(words, 2)
     assert row["returncode"] is None and row["tail"] == "begun\n\nstopped after 2 s"
 
 
