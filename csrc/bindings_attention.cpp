@@ -209,6 +209,40 @@ void charges(const Predictor& predictor, const py::tuple& graph, Pointer species
     });
 }
 
+// Energies and slopes of window potentials, atom by atom in its role.  network: as density_network has it, of kRoles roles.
+void window_slopes(bool float64, const py::object& network, const py::tuple& graph, Pointer species, Pointer roles,
+                   Pointer energy, Pointer slope, int threads) {
+    const DensityNetwork of = density_network(network);
+    const Graph g = graph_of(graph);
+    check_labels("species", species, g.atoms, of.sizes.species);
+    check_labels("roles", roles, g.atoms, kRoles);
+    const Computing computing;
+    with_precision(float64, [&](auto zero) {
+        using T = decltype(zero);
+        functions_of<T>(chosen_kernels())
+            .window_potential(of.sizes, of.weights_as<T>(), g.view<T>(), as<std::int64_t>(species),
+                              {0, as<std::int64_t>(roles)}, as<T>(energy), as<double>(slope), threads);
+    });
+}
+
+// Gradients of the weights, where there is memory for them, from those of what window_slopes found.
+void window_gradients(bool float64, const py::object& network, const py::tuple& graph, Pointer species, Pointer roles,
+                      Pointer energy_gradient, Pointer slope_gradient, const Pointers& gradient, int threads) {
+    const DensityNetwork of = density_network(network);
+    const Graph g = graph_of(graph);
+    check_labels("species", species, g.atoms, of.sizes.species);
+    check_labels("roles", roles, g.atoms, kRoles);
+    const Computing computing;
+    with_precision(float64, [&](auto zero) {
+        using T = decltype(zero);
+        WindowPotentialGradients<T> to;
+        for (std::size_t k = 0; k < kWeights; ++k) to.weights[k] = as<T>(gradient.at(k));
+        functions_of<T>(chosen_kernels())
+            .window_gradients(of.sizes, of.weights_as<T>(), g.view<T>(), as<std::int64_t>(species),
+                              {0, as<std::int64_t>(roles)}, as<T>(energy_gradient), as<T>(slope_gradient), to, threads);
+    });
+}
+
 template <class T>
 BlockPaths<T> paths_of(const Pointers& pointers) {
     BlockPaths<T> w;
@@ -288,6 +322,9 @@ void bind_attention(py::module_& module) {
         const Computing computing;
         (float64 ? fold_weights<double> : fold_weights<float>)(size, weights, folded, gradient);
     });
+
+    module.def("window_slopes", &window_slopes);
+    module.def("window_gradients", &window_gradients);
 
     py::class_<Predictor, std::shared_ptr<Predictor>>(module, "Predictor")
         .def(py::init(&make_predictor), py::kw_only(), py::arg("real"), py::arg("members"), py::arg("embeddings"),

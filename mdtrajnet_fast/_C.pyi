@@ -122,6 +122,30 @@ def fold(
     /,
 ) -> None: ...
 
+def window_slopes(
+    float64: bool,
+    network: tuple[int, int, int, int, int, int, int, float, list[int]],
+    graph: tuple[int, int, int, int, int],
+    species: int,
+    roles: int,
+    energy: int,
+    slope: int,
+    threads: int,
+    /,
+) -> None: ...
+def window_gradients(
+    float64: bool,
+    network: tuple[int, int, int, int, int, int, int, float, list[int]],
+    graph: tuple[int, int, int, int, int],
+    species: int,
+    roles: int,
+    energy_gradient: int,
+    slope_gradient: int,
+    gradient: list[int],
+    threads: int,
+    /,
+) -> None: ...
+
 class Predictor:
     def __init__(
         self,

@@ -116,6 +116,31 @@ struct WindowPotentialWeights {
     const T* last;         // [roles][layers][hidden]
 };
 
+// Of those of them that are not copies, in their layouts: of radial, element, onward, maps, scale, first, second, second_bias, last.
+constexpr int kWeights = 9;
+template <class T>
+struct WindowPotentialGradients {
+    T* weights[kWeights];
+
+    T* radial() const { return weights[0]; }
+    T* element() const { return weights[1]; }
+    T* onward() const { return weights[2]; }
+    T* maps() const { return weights[3]; }
+    T* scale() const { return weights[4]; }
+    T* first() const { return weights[5]; }
+    T* second() const { return weights[6]; }
+    T* second_bias() const { return weights[7]; }
+    T* last() const { return weights[8]; }
+};
+
+// Of each atom, or of all of them where `each` is null.
+struct WindowRoles {
+    std::int64_t all;
+    const std::int64_t* each;
+
+    std::int64_t of(std::int64_t atom) const { return each ? each[atom] : all; }
+};
+
 template <class T>
 struct AttentionFunctions {
     // Weights in the layout of this instruction set; `gradients` adds what backward needs.
@@ -134,10 +159,14 @@ struct AttentionFunctions {
     // atomic energies [own atoms] (eV), of species [atoms]; reads no w of the graph
     void (*potential)(const PotentialSizes&, const PotentialWeights<T>&, const SharedGraph<T>&,
                       const std::int64_t* species, T* energy, int threads);
-    // atomic energies [atoms] (eV) in a role, and slopes of the sum of all [atoms, 3] (eV/Å); either may be null, and those of
-    // ghosts mean nothing.  Every edge of the graph must be there from its other end, too; reads no w
+    // atomic energies [atoms] (eV) in their roles, and slopes of the sum of all [atoms, 3] (eV/Å); either may be null, and
+    // those of ghosts mean nothing.  Every edge of the graph must be there from its other end, too; reads no w
     void (*window_potential)(const WindowPotentialSizes&, const WindowPotentialWeights<T>&, const SharedGraph<T>&,
-                             const std::int64_t* species, int role, T* energy, double* slope, int threads);
+                             const std::int64_t* species, const WindowRoles&, T* energy, double* slope, int threads);
+    // gradients of the weights, of kRoles roles, from those of the energies [atoms] and of the slopes [atoms, 3]; overwritten
+    void (*window_gradients)(const WindowPotentialSizes&, const WindowPotentialWeights<T>&, const AttentionGraph<T>&,
+                             const std::int64_t* species, const WindowRoles&, const T* energy_gradient,
+                             const T* slope_gradient, const WindowPotentialGradients<T>& gradient, int threads);
 };
 
 struct AttentionKernels {

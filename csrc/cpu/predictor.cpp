@@ -163,12 +163,8 @@ namespace {
 template <class T>
 void scalars(const DensityNetwork& of, const SharedGraph<T>& graph, const int64_t* species, int role, T* scalar,
              double* slope, int threads) {
-    WindowPotentialWeights<T> w{};
-    std::size_t k = 0;
-    for (const T** p : {&w.radial, &w.element, &w.onward, &w.onward_back, &w.maps, &w.maps_back, &w.scale, &w.first,
-                        &w.first_back, &w.second, &w.second_back, &w.second_bias, &w.last})
-        *p = static_cast<const T*>(of.weights[k++]);
-    functions_of<T>(chosen_kernels()).window_potential(of.sizes, w, graph, species, role, scalar, slope, threads);
+    functions_of<T>(chosen_kernels())
+        .window_potential(of.sizes, of.weights_as<T>(), graph, species, {role, nullptr}, scalar, slope, threads);
 }
 
 }  // namespace

@@ -66,6 +66,16 @@ struct DensityNetwork {
     int roles;  // 0: the model has none
     WindowPotentialSizes sizes;
     const void* weights[13];  // in the order of WindowPotentialWeights
+
+    template <class T>
+    WindowPotentialWeights<T> weights_as() const {
+        WindowPotentialWeights<T> w{};
+        std::size_t k = 0;
+        for (const T** p : {&w.radial, &w.element, &w.onward, &w.onward_back, &w.maps, &w.maps_back, &w.scale, &w.first,
+                            &w.first_back, &w.second, &w.second_back, &w.second_bias, &w.last})
+            *p = static_cast<const T*>(weights[k++]);
+        return w;
+    }
 };
 
 // What a model consists of beside its blocks.  Addresses are of arrays that outlive it, in the blocks' precision.

@@ -169,7 +169,7 @@ int run(const AttentionFunctions<T>& kernels, const WindowPotentialSizes& z, lon
     for (int role = 0; role < kRoles; ++role) {
         std::vector<T> energy(atoms, T(NAN));
         std::vector<double> slope(3 * atoms, NAN);
-        kernels.window_potential(z, weights, system.graph, system.species.data(), role,
+        kernels.window_potential(z, weights, system.graph, system.species.data(), {role, nullptr},
                                  role == 1 ? nullptr : energy.data(), role == 2 ? nullptr : slope.data(), threads);
         bool fine = true;
         for (const T x : energy) fine = fine && (role == 1 || std::isfinite(x));

@@ -28,7 +28,7 @@ from ase.units import fs
 from ..model.archive import write_whole
 from ..model.config import irreps_channels
 from ..model.network import MDtrajNet
-from ..model.predictor import density_weights, potential_weights
+from ..model.packed_weights import density_weights, potential_weights
 from ..ops.reference import FoldedWeights
 from ..system import FARTHEST
 from .window import (

@@ -22,8 +22,10 @@ import torch
 from torch import Tensor
 
 from ..ops import Graph
+from ..ops.window_slopes import window_slopes
 from .config import WindowPotentialsConfig
 from .density_network import DensityNetwork
+from .packed_weights import density_weights
 
 ENERGY, ENDS, MIDDLE = ROLES = range(3)
 # Atoms whose features are computed at a time: a crystal's would take some 20 kB an atom.
@@ -71,6 +73,11 @@ class WindowPotentials(DensityNetwork):
         slopes = along.new_zeros(graph.atoms + 1, 3)  # the last is for edges that no atom has
         slopes = slopes.index_add(0, graph.neighbor, along).index_add(0, graph.centre, -along)[:-1]
         return energy if learning else energy.detach(), slopes
+
+    def native_slopes(self, graph: Graph, role: Tensor) -> tuple[Tensor, Tensor]:
+        """As :meth:`slopes`, by the kernels for CPUs; gradients are of the weights alone."""
+        sizes, weights = density_weights(self)
+        return window_slopes(sizes, weights, graph.csr, graph.species, role)
 
     def virial(self, graph: Graph, role: Tensor) -> Tensor:
         """How the sum of the atomic energies changes with a strain of all edges, [3, 3] (eV)."""

@@ -18,6 +18,7 @@ from ..data.pairs import MARGIN, Batch, Choice, Pairs
 from ..data.records import Record, check_constant_energy
 from ..model.network import MDtrajNet
 from ..model.window_potentials import ENDS, ENERGY, MIDDLE
+from ..ops import choose_backend
 
 AT_ONCE = 64  # pairs of a forward pass
 
@@ -128,6 +129,7 @@ def window_errors(model: MDtrajNet, batch: WindowBatch) -> tuple[WindowErrors, T
     if potentials is None or sizes is None:
         raise ValueError(f"model {model.name!r} has no window potentials")
     learning, h = torch.is_grad_enabled(), sizes.window
+    native = choose_backend(model.backend, model.device, model.dtype).networks
     masses = batch.masses[:, None] / fs**2
 
     def accelerations(roles: list[int], positions: list[Tensor]) -> tuple[Tensor, Tensor]:
@@ -135,7 +137,10 @@ def window_errors(model: MDtrajNet, batch: WindowBatch) -> tuple[WindowErrors, T
         their energies in these roles."""
         graph = batch.graph(torch.stack(positions))
         of_atoms = torch.cat([torch.full_like(graph.species[: len(x)], role) for role in roles])
-        energies, slopes = potentials.slopes(graph, of_atoms, learning=learning)
+        if native:
+            energies, slopes = potentials.native_slopes(graph, of_atoms)
+        else:
+            energies, slopes = potentials.slopes(graph, of_atoms, learning=learning)
         return -slopes.view(len(roles), -1, 3) / masses, energies.view(len(roles), -1)
 
     x, v = batch.positions, batch.velocities

@@ -70,6 +70,63 @@ def test_kernel_is_plain_torch(instruction_set, sizes, dtype):
             torch.testing.assert_close(x.double(), y, rtol=0, atol=limit)
 
 
+def gradients(made, graph, role, slopes, seed=1):
+    """Of a random linear function of energies and slopes, by the names of the weights."""
+    of, rng = made.window_potentials.requires_grad_(True), np.random.default_rng(seed)
+    found = slopes(of, graph, role)
+    loss = sum(
+        (x.double() * torch.from_numpy(rng.standard_normal(x.shape))).sum() for x in found
+    )
+    names, weights = zip(*of.named_parameters(), strict=True)
+    return dict(zip(names, torch.autograd.grad(loss, weights, allow_unused=True), strict=True))
+
+
+def by_torch(of, graph, role):
+    return of.slopes(graph, role, learning=True)
+
+
+def by_kernel(of, graph, role):
+    return of.native_slopes(graph, role)
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@pytest.mark.parametrize("sizes", SIZES.values(), ids=SIZES)
+def test_gradients_of_weights_are_those_of_plain_torch(
+    instruction_set, monkeypatch, sizes, dtype, threads
+):
+    """Atom by atom in roles of their own."""
+    made, real = model(sizes, dtype, radial_cutoff=5.0), model(sizes, radial_cutoff=5.0)
+    graph, exact = graph_of(made, many()), graph_of(real, many())
+    role = torch.from_numpy(np.random.default_rng(0).integers(0, len(ROLES), graph.atoms))
+    monkeypatch.setattr("mdtrajnet_fast.ops.window_slopes.threads_for", lambda *_: threads)
+    found = gradients(made, graph, role, by_kernel)
+    for name, expected in gradients(real, exact, role, by_torch).items():
+        if expected is None:  # of maps onward from the only layer
+            assert found[name] is None or not found[name].numel()
+            continue
+        assert found[name].dtype == dtype
+        limit = 5 * TOLERANCE[dtype] * float(expected.abs().max())
+        torch.testing.assert_close(found[name].double(), expected, rtol=0, atol=limit, msg=name)
+        if expected.numel():
+            assert expected.abs().max() > 0.01, name
+    again = gradients(made, graph, role, by_kernel)
+    assert all(x is None or torch.equal(x, again[name]) for name, x in found.items())
+
+
+def test_gradients_of_the_kernel_are_taken_once():
+    made, role = model(), torch.zeros(9, dtype=torch.int64)
+    of = made.window_potentials.requires_grad_(True)
+    energy, slopes = of.native_slopes(graph_of(made, cases.hot("CH3CH2OH")), role)
+    loss = energy.sum() + slopes.square().sum()
+    (once,) = torch.autograd.grad(loss, [of.last], create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        once.sum().backward()
+    for bad in (-1, len(ROLES)):
+        with pytest.raises(ValueError, match="roles must lie in 0 .. 2, but atom 0 has"):
+            of.native_slopes(graph_of(made, cases.hot("CH3CH2OH")), role + bad)
+
+
 def test_roles_differ():
     made, atoms = model(), cases.hot("CH3CH2OH")
     values = [native(made, atoms, role)[0].sum() for role in ROLES]
