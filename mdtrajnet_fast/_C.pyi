@@ -121,7 +121,6 @@ def fold(
     gradient: list[int],
     /,
 ) -> None: ...
-
 def window_slopes(
     float64: bool,
     network: tuple[int, int, int, int, int, int, int, float, list[int]],

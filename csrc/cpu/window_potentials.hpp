@@ -48,9 +48,9 @@ struct WindowMemory {
 
     const WindowRows<T> row;
     const long channels, atoms, groups;
-    F density;       // [layers][groups][harmonics][atoms of the group][channels]; at last its gradient
-    F entry;         // [layers][atoms][entry]; the bias is followed by silu's slope there, and that by the gradient
-    F slope;         // [layers][atoms][hidden]: silu's in the second hidden layer; without D nobody comes back to the last
+    F density;  // [layers][groups][harmonics][atoms of the group][channels]; at last its gradient
+    F entry;    // [layers][atoms][entry]; the bias is followed by silu's slope there, and that by the gradient
+    F slope;    // [layers][atoms][hidden]: silu's in the second hidden layer; without D nobody comes back to the last
     F inner, known;  // [layers][atoms][hidden], with D: the first hidden layer, and what the layer knows in the end
 
     WindowMemory(const WindowPotentialSizes& z, long count)
@@ -403,14 +403,13 @@ class WindowLayers {
     // A component of the vector of an edge of the atom i.
     N component(long i, int64_t e, int q) const {
         if constexpr (D)
-            return {graph.r[3 * e + q],
-                    loss.slope[3 * graph.neighbor[e] + q] - loss.slope[3 * (begin + i) + q]};
+            return {graph.r[3 * e + q], loss.slope[3 * graph.neighbor[e] + q] - loss.slope[3 * (begin + i) + q]};
         else return graph.r[3 * e + q];
     }
 
-    // Directions of n edges of the atom i from e on, and their radial functions: n rows of values, and without D, if they
-    // are wanted, of slopes.
-    void look(long layer, long i, int64_t e, long n, bool slopes) {
+    // Directions of n edges of the atom i from e on, and their radial functions: n rows of values. back: also what it takes
+    // to go back from them, slopes or, with D, places.
+    void look(long layer, long i, int64_t e, long n, bool back) {
         const long interval_length = kRadialPowers * row.channels;
         const T per = T(z.intervals / z.cutoff), most = T(z.intervals);
         const T* table = w.radial + layer * z.intervals * interval_length;
@@ -422,8 +421,8 @@ class WindowLayers {
             const long interval = at < most ? static_cast<long>(at) : z.intervals - 1;
             const T s = at - T(interval), *from = table + interval * interval_length;
             T forth = 0;  // how s changes
-            if constexpr (D) {
-                forth = at < most ? per * d.t : T(0);
+            if constexpr (D) forth = at < most ? per * d.t : T(0);
+            if (D && back) {
                 places[k].interval = interval;
                 T power = 1;
                 for (long p = 0; p < kRadialPowers; ++p) {
@@ -437,7 +436,7 @@ class WindowLayers {
                 for (long p = 0; p < kRadialPowers; ++p) a[p] = load<T>(from + p * row.channels + c);
                 store<T>(radial.v + k * row.channels + c,
                          a[0] + s * (a[1] + s * (a[2] + s * (a[3] + s * (a[4] + s * a[5])))));
-                if (!D && !slopes) continue;
+                if (!D && !back) continue;
                 const Vec<T> slope = a[1] + s * (2 * a[2] + s * (3 * a[3] + s * (4 * a[4] + s * (5 * a[5]))));
                 if constexpr (D) store<T>(radial.t + k * row.channels + c, forth * slope);
                 else store<T>(change + k * row.channels + c, per * slope);
@@ -485,7 +484,7 @@ class WindowLayers {
         T* table = sum.radial() + layer * z.intervals * interval_length;
         clear(to, row.channels);
         for_each_edges(i, [&](int64_t e, long n) {
-            look(layer, i, e, n, false);
+            look(layer, i, e, n, true);
             for (long c = 0; c < row.channels; c += W) {
                 NV mine_seen = get_vector(to, c);
                 for (long k = 0; k < n; ++k) {
@@ -502,7 +501,8 @@ class WindowLayers {
                     const NV of_radial = get_vector(m.entry_of(layer, j), c) * here;
                     T* at = table + places[k].interval * interval_length + c;
                     for (long p = 0; p < kRadialPowers; ++p, at += row.channels)
-                        store<T>(at, load<T>(at) + places[k].change[p] * of_radial.v + places[k].power[p] * of_radial.t);
+                        store<T>(at,
+                                 load<T>(at) + places[k].change[p] * of_radial.v + places[k].power[p] * of_radial.t);
                 }
                 put_vector(to, c, mine_seen);
             }
@@ -544,8 +544,8 @@ class WindowLayers {
                                             y + at.twice[1] * yy + at.mixed[0] * xy + at.mixed[2] * yw,
                                             w + at.twice[2] * ww + at.mixed[0] * xw + at.mixed[1] * yw};
                     const Vec<T> across = at.over_d * value;
-                    const Vec<T> along =
-                        load<T>(change + k * row.channels + c) * sum - across * (at.u[0] * side[0] + at.u[1] * side[1] + at.u[2] * side[2]);
+                    const Vec<T> along = load<T>(change + k * row.channels + c) * sum -
+                                         across * (at.u[0] * side[0] + at.u[1] * side[1] + at.u[2] * side[2]);
                     for (long q = 0; q < 3; ++q) total[q] += at.u[q] * along + across * side[q];
                 }
                 if (Seen) store<T>(to + c, mine_seen);
@@ -679,8 +679,7 @@ class WindowLayers {
         for (long i = 0; i < count; ++i)
             for (long n = 0; n < row.features; n += W)
                 put_vector(to, i * row.features + n,
-                           get_vector(from, i * row.features + n) *
-                               load<T>(w.scale + scale_row(layer, i) + n));
+                           get_vector(from, i * row.features + n) * load<T>(w.scale + scale_row(layer, i) + n));
     }
 
     // Those of the scales, from features and the gradients of the scaled ones.

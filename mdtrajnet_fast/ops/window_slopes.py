@@ -73,8 +73,8 @@ def window_slopes(
     """Atomic energies [atoms] (eV), and the slopes of their sum [atoms, 3] (eV/Å).
 
     Differentiable with respect to the weights alone, once. sizes, weights: as
-    :func:`mdtrajnet_fast.model.packed_weights.density_weights` has them. csr: its edges r [edges, 3]
-    in Å, each there from both its ends. species, role: of the atoms [atoms].
+    :func:`mdtrajnet_fast.model.packed_weights.density_weights` has them. csr: its edges (Å) are
+    there from both ends. species, role: of the atoms [atoms].
     """
     found: tuple[Tensor, Tensor] = _WindowSlopes.apply(sizes, csr, species, role, *weights)
     return found

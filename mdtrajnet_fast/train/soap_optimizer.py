@@ -52,7 +52,7 @@ class SOAP(Optimizer):
         for group in self.param_groups:
             equal: dict[tuple[torch.Size, int], list[Tensor]] = {}
             for parameter in group["params"]:
-                if parameter.grad is not None:
+                if parameter.grad is not None and parameter.numel():
                     state = self.state[parameter] or self._begin(parameter)
                     equal.setdefault((parameter.shape, state["step"]), []).append(parameter)
             for parameters in equal.values():

@@ -85,6 +85,7 @@ def test_windows_are_those_of_pairs(monkeypatch):
     for a, b in zip(*found, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-12)
     monkeypatch.setattr(resident, "_send", unwatched)
+    model.backend = "reference"  # as on a device
     with NoWaits(), torch.no_grad():
         window_errors(model, resident.windows(choice))
 

@@ -74,9 +74,7 @@ def gradients(made, graph, role, slopes, seed=1):
     """Of a random linear function of energies and slopes, by the names of the weights."""
     of, rng = made.window_potentials.requires_grad_(True), np.random.default_rng(seed)
     found = slopes(of, graph, role)
-    loss = sum(
-        (x.double() * torch.from_numpy(rng.standard_normal(x.shape))).sum() for x in found
-    )
+    loss = sum((x.double() * torch.from_numpy(rng.standard_normal(x.shape))).sum() for x in found)
     names, weights = zip(*of.named_parameters(), strict=True)
     return dict(zip(names, torch.autograd.grad(loss, weights, allow_unused=True), strict=True))
 
