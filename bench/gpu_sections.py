@@ -396,37 +396,17 @@ def neighbors() -> Iterator[Row]:
 
 
 def records() -> list[Any]:
-    """Trajectories of molecules of up to 9 atoms: harmonic motion, whose physics is no matter."""
-    import numpy as np
+    """Trajectories of molecules of up to 9 atoms."""
     from ase.build import molecule
     from ase.collections import g2
     from cases import hot
+    from systems import vibrating
 
-    from mdtrajnet_fast.data.records import Record
-
-    made, frames = [], 40 if DRY else 400
+    made = []
     for k, name in enumerate(g2.names):
         atoms = molecule(name)
-        if not 2 <= len(atoms) <= 9 or not set(atoms.symbols) <= set("CHNO"):
-            continue
-        atoms, rng = hot(name, seed=k), np.random.default_rng(k)
-        phase = np.arange(frames)[:, None, None] * rng.uniform(0.05, 0.3, (len(atoms), 3))
-        made.append(
-            Record(
-                molecule=name,
-                trajectory="traj00",
-                numbers=atoms.numbers.astype(np.int64),
-                masses=atoms.get_masses(),
-                positions=(atoms.positions + 0.05 * np.sin(phase)).astype(np.float32),
-                velocities=(0.01 * np.cos(phase)).astype(np.float32),
-                frame_fs=1.0,
-                energy=None,
-                temperature_K=None,
-                smiles=None,
-                cell=np.zeros((3, 3)),
-                pbc=np.zeros(3, bool),
-            )
-        )
+        if 2 <= len(atoms) <= 9 and set(atoms.symbols) <= set("CHNO"):
+            made.append(vibrating(name, hot(name, seed=k), 40 if DRY else 400, k))
     return made[:6] if DRY else made
 
 

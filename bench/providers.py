@@ -13,11 +13,16 @@ from collections.abc import Sequence
 import ase
 import numpy as np
 import torch
+from systems import vibrating
 from torch import Tensor
 
+from mdtrajnet_fast import load_model
+from mdtrajnet_fast.data.device_pairs import window_batch
+from mdtrajnet_fast.data.pairs import MARGIN, Pairs
 from mdtrajnet_fast.model.config import ModelConfig
 from mdtrajnet_fast.model.network import MDtrajNet
 from mdtrajnet_fast.system import System
+from mdtrajnet_fast.train.evaluate import window_errors
 
 THREADS = int(os.environ.get("MDTRAJNET_BENCH_THREADS", "1"))
 PROVIDERS = ("ours", "reference", "e3nn-sparse", "e3nn-dense")
@@ -154,6 +159,24 @@ def provider(
     made.model.train(train).requires_grad_(train)
     made.atoms = sum(len(one) for one in many)
     return made
+
+
+class WindowTrainingStep:
+    """Forward, loss and backward of windows of a bundled model's potentials; no optimizer."""
+
+    def __init__(self, name: str, backend: str | None, atoms: ase.Atoms, windows: int):
+        self.model = load_model(name)
+        self.model.backend = backend
+        self.weights = list(self.model.window_potentials.requires_grad_(True).parameters())
+        pairs = Pairs([vibrating("molecule", atoms, 100, 0)])
+        h = self.model.config.window_potentials.window
+        choice = pairs.choose(np.random.default_rng(0), windows, h, lag_fs=h, margin=MARGIN)
+        self.batch = window_batch(self.model, pairs, choice)
+
+    def __call__(self) -> tuple[Tensor, ...]:
+        errors, energies = window_errors(self.model, self.batch)
+        loss = sum(x.square().sum() for x in (*errors, energies))
+        return torch.autograd.grad(loss, self.weights)
 
 
 class TrainingStep:

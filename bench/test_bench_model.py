@@ -13,9 +13,17 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
-from providers import PROVIDERS, THREADS, TrainingStep, provider, published_model
+from providers import (
+    PROVIDERS,
+    THREADS,
+    TrainingStep,
+    WindowTrainingStep,
+    provider,
+    published_model,
+)
 from systems import SYSTEMS
 
+from mdtrajnet_fast import read_structure
 from mdtrajnet_fast.system import System
 
 # The most edges that a provider is asked to take.
@@ -74,6 +82,16 @@ def test_positions_and_velocities(benchmark, system, name):
 def test_training_step(benchmark, system, name):
     made = make(name, system, "training")
     run(benchmark, TrainingStep(made), f"training step, {system}", made.atoms)
+
+
+@pytest.mark.parametrize("name", ["ours", "reference"])
+@pytest.mark.parametrize("windows", [32, 128])
+@pytest.mark.parametrize("model", ["alanine-dipeptide", "alanine-dipeptide-small"])
+def test_window_training_step(benchmark, model, windows, name):
+    """Of potentials whose kicks make windows; the sizes of the first are those of molecules-nve."""
+    atoms = read_structure("alanine dipeptide")
+    step = WindowTrainingStep(model, None if name == "ours" else name, atoms, windows)
+    run(benchmark, step, f"{windows} windows, {model}", windows * len(atoms))
 
 
 @pytest.mark.parametrize("frames", [1, 10])
