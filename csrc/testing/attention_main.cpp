@@ -146,7 +146,7 @@ bool run(const AttentionFunctions<T>& kernels, const PotentialSizes& z, long ato
     return fine;
 }
 
-// Window potentials: with both results, then with each alone.
+// Window potentials: with both results, then with each alone; and gradients of their weights.
 template <class T>
 int run(const AttentionFunctions<T>& kernels, const WindowPotentialSizes& z, long atoms, long most, int threads) {
     const System<T> system(atoms, most, z.species);
@@ -176,7 +176,29 @@ int run(const AttentionFunctions<T>& kernels, const WindowPotentialSizes& z, lon
         for (const double x : slope) fine = fine && (role == 2 || std::isfinite(x));
         good += fine;
     }
-    return good;
+    const long counts[kWeights] = {L * z.intervals * kRadialPowers * channels,
+                                   kRoles * L * z.species * entry,
+                                   (L - 1) * z.hidden * entry,
+                                   L * z.channels * 7 * products,
+                                   L * z.species * features,
+                                   L * features * hidden,
+                                   L * z.hidden * hidden,
+                                   L * hidden,
+                                   kRoles * L * hidden};
+    std::vector<T> gradients[kWeights];
+    WindowPotentialGradients<T> gradient;
+    for (int k = 0; k < kWeights; ++k) {
+        gradients[k].assign(counts[k], T(NAN));
+        gradient.weights[k] = gradients[k].data();
+    }
+    std::vector<std::int64_t> roles(atoms);
+    for (long i = 0; i < atoms; ++i) roles[i] = i % kRoles;
+    kernels.window_gradients(z, weights, system.graph, system.species.data(), {0, roles.data()}, random_array<T>(atoms),
+                             random_array<T>(3 * atoms), gradient, threads);
+    bool fine = true;
+    for (const auto& one : gradients)
+        for (const T x : one) fine = fine && std::isfinite(x);
+    return good + fine;
 }
 
 }  // namespace
@@ -210,7 +232,7 @@ int main() {
                 const long most = atoms > 1 ? 3 * atoms : 0;
                 good +=
                     run(kernels.single, sizes, atoms, most, threads) + run(kernels.real, sizes, atoms, most, threads);
-                all += 6;
+                all += 2 * (kRoles + 1);
             }
     std::printf("%s: %d of %d finite\n", kernels.instruction_set, good, all);
     return good != all;

@@ -79,7 +79,7 @@ def test_attention_and_potentials(tmp_path, shared):
     chosen = choice(tmp_path, f"return &attention_kernels_{name}();")
     kernels = compiled(tmp_path, *cpu(f"attention_{name}"), flags=INSTRUCTIONS[name])
     main = compiled(tmp_path, chosen, program_of("attention_main"))
-    assert run(tmp_path, *main, *kernels, *shared) == f"{name}: 288 of 288 finite\n"
+    assert run(tmp_path, *main, *kernels, *shared) == f"{name}: 324 of 324 finite\n"
 
 
 def test_head(tmp_path, shared):
