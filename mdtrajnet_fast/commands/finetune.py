@@ -68,4 +68,6 @@ def run(options: argparse.Namespace) -> None:
             shown = [f"{100 * x:.1f} %" if unit == "%" else f"{x:.4f} {unit}" for x in pair]
             print(f"{name:12}{shown[0]:>12}{shown[1]:>12}")
     print()
+    if done.step < options.steps:
+        print(f"Smallest after {done.step} of {options.steps} steps: the weights are those.")
     print_trained(options.output)

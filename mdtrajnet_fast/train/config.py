@@ -71,6 +71,9 @@ class TrainConfig:
     ema_decay: decay of the averaged weights, the ones that are validated and saved.
     validate_every, validation_pairs: steps between validations, and pairs of each set, all at the
         model's window.
+    patience: validations in a row without a smaller error, in the mean of the sets, after which
+        training ends; the model is then the best that was validated. 0: it goes on to its last
+        step, and the model is that of then.
     checkpoint_minutes: wall-clock time between checkpoints.
     seed: of the weights and the pairs; the pairs of step k depend on nothing but seed and k.
     threads: torch threads of each process; None shares torch's setting among the processes.
@@ -113,6 +116,7 @@ class TrainConfig:
     ema_decay: float = 0.999
     validate_every: int = 1000
     validation_pairs: int = 1000
+    patience: int = 0
     checkpoint_minutes: float = 5.0
     seed: int = 0
     threads: int | None = None
@@ -141,7 +145,7 @@ class TrainConfig:
                 f"{self.processes} processes cannot share a batch of {self.batch_size} pairs; "
                 "choose a larger batch_size"
             )
-        for name in ("warmup_steps", "seed"):
+        for name in ("warmup_steps", "seed", "patience"):
             value = getattr(self, name)
             if not is_number(value, whole=True) or value < 0:
                 raise ValueError(f"{name} must be a whole number, at least 0, got {value!r}")
@@ -169,6 +173,11 @@ class TrainConfig:
         for name in ("time_reversal", "keep_potentials"):
             if not isinstance(value := getattr(self, name), bool):
                 raise ValueError(f"{name} must be true or false, got {value!r}")
+        if self.patience and not self.validation:
+            raise ValueError(
+                f"patience = {self.patience} is for a training with validation sets, by which it "
+                "ends; expected some, or patience = 0"
+            )
         if not self.keep_potentials and (self.initial is None or self.target != "motion"):
             raise ValueError(
                 'keep_potentials = false is for target = "motion" and the potentials of a model '

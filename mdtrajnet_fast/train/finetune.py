@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from ..data.pairs import Pairs
 from ..data.records import Record, load_records
-from ..model.checkpoint import load_model
+from ..model.checkpoint import load_model, provenance
 from ..model.network import MDtrajNet
 from .config import TrainConfig, trained_with
 from .evaluate import atom_errors, fraction, rms_energy_errors, rms_window_errors
@@ -23,6 +23,8 @@ from .fit import fit
 
 # One of so many trajectories is held out.
 HELD_OUT = 5
+# So often it is validated, and it ends after so many times without a smaller error.
+VALIDATIONS, PATIENCE = 15, 5
 # In the loss of window potentials: energies of a molecule of twenty atoms that are a kT off weigh
 # like velocities that are 6 % off.
 ENERGY_WEIGHT = 0.2
@@ -46,12 +48,17 @@ class Errors(NamedTuple):
 
 
 class FineTuned(NamedTuple):
-    """What came of a fine-tuning: the model, its errors and those of the model that it was."""
+    """What came of a fine-tuning: the model, its errors and those of the model that it was.
+
+    held_out: names of trajectories, or of files. step: after which the weights were these, the
+    best on what was held out.
+    """
 
     model: MDtrajNet
     before: Errors
     after: Errors
-    held_out: tuple[str, ...]  # names of trajectories, or of files
+    held_out: tuple[str, ...]
+    step: int
 
 
 def finetune(
@@ -85,6 +92,9 @@ def finetune(
     steps, batch_size, learning_rate, processes, device, seed: of the training, by SOAP.
     frame_fs: spacing of the frames (fs), for files that do not say it.
     masses: as of :class:`.TrainConfig`.
+
+    Training ends where the errors of what is held out have not fallen for a third of the steps; the
+    model is the one whose were smallest.
 
     Raises ValueError for too few trajectories, elements that the model does not know, and what
     :func:`.fit` refuses.
@@ -126,8 +136,9 @@ def finetune(
         learning_rate=learning_rate,
         warmup_steps=min(100, steps // 5),
         ema_decay=0.99,
-        validate_every=max(1, min(250, steps // 5)),
+        validate_every=max(1, steps // VALIDATIONS),
         validation_pairs=500,
+        patience=PATIENCE,
         processes=processes,
         device=device,
         seed=seed,
@@ -135,7 +146,8 @@ def finetune(
     pairs = Pairs(load(judges["data"], trajectories=names or None))
     judged = _errors(before, pairs)  # what cannot be judged is refused before it is trained on
     after = fit(config, progress=progress).cpu()
-    return FineTuned(after, judged, _errors(after, pairs), apart)
+    step = provenance(Path(output) / "model")["steps"]
+    return FineTuned(after, judged, _errors(after, pairs), apart, step)
 
 
 def _held_out(records: list[Record], files: list[str], wanted: list[str] | None) -> tuple[str, ...]:

@@ -110,7 +110,7 @@ def _train(run: _Run, end: int, progress: bool) -> None:
     bar = tqdm(total=config.steps, initial=run.step, unit="step", disable=not progress)
     saved = time.perf_counter()
     with bar, _deferred_interrupt(run.member) as interrupted:
-        while run.step < end:
+        while run.step < end and not run.ended:
             run.advance(interrupted())
             bar.update()
             due = time.perf_counter() - saved > 60 * config.checkpoint_minutes
@@ -209,6 +209,9 @@ class _Run:
         self.step, self.seconds = 0, 0.0
         self.losses: list[float] = []
         self.stopping = False  # some process was told to stop, before the last step
+        self.best: dict[str, Any] | None = None  # error, step and averaged weights, with patience
+        self.stale = 0  # validations since then
+        self.ended = False  # patience was at its end before the last step
         self.settings = dataclasses.asdict(config) | {"model": self.model.config.to_dict()}
         self.checkpoint = self.folder / "checkpoint.pt"
 
@@ -244,10 +247,12 @@ class _Run:
         loss.backward()
         trained = [x for x in self.weights if x.grad is not None]
         loss = loss.detach().to(self.model.dtype)
-        told = torch.full_like(loss, stopping)
-        whole = self.member.sum([loss, told, *(x.grad for x in trained if x.grad is not None)])
-        value, gradient = whole[0].item(), whole[2:]
+        ending = bool(config.patience) and self.stale >= config.patience
+        told = [torch.full_like(loss, x) for x in (stopping, ending)]
+        whole = self.member.sum([loss, *told, *(x.grad for x in trained if x.grad is not None)])
+        value, gradient = whole[0].item(), whole[3:]
         self.stopping = self.member.equal and whole[1].item() > 0
+        self.ended = whole[2].item() > 0
         if not math.isfinite(value):
             raise FloatingPointError(
                 f"the loss is {value} at step {self.step}. Choose a smaller learning_rate (now "
@@ -278,7 +283,17 @@ class _Run:
         figures = {name: self.task.figures(pairs) for name, pairs in self.checks.items()}
         row |= {f"val_{name}{x}": value for name, of in figures.items() for x, value in of.items()}
         self.log.write(row)
-        return {name: of[self.task.columns[0]] for name, of in figures.items()}
+        errors = {name: of[self.task.columns[0]] for name, of in figures.items()}
+        if self.config.patience:
+            self._compare(float(np.mean(list(errors.values()))))
+        return errors
+
+    def _compare(self, error: float) -> None:
+        """Keep the averaged weights where none before had so small an error."""
+        self.stale += 1
+        if self.best is None or error < self.best["error"]:
+            average = {name: x.clone() for name, x in self.average.state_dict().items()}
+            self.best, self.stale = {"error": error, "step": self.step, "average": average}, 0
 
     def save(self) -> None:
         """Replace the checkpoint by the state now."""
@@ -290,6 +305,9 @@ class _Run:
             "step": self.step,
             "seconds": self.seconds,
             "losses": self.losses,
+            "best": self.best,
+            "stale": self.stale,
+            "ended": self.ended,
         }
         packed = io.BytesIO()  # torch does not say which file it cannot write, nor why
         torch.save(content, packed)
@@ -304,6 +322,9 @@ class _Run:
             self.optimizer.load_state_dict(saved["optimizer"])
             self.step, self.seconds = int(saved["step"]), float(saved["seconds"])
             self.losses = [float(loss) for loss in saved["losses"]]
+            if self.config.patience:
+                self.best, self.stale = saved["best"], int(saved["stale"])
+                self.ended = bool(saved["ended"])
         except (LookupError, TypeError, AttributeError, RuntimeError) as error:
             raise ValueError(
                 f"{self.checkpoint} does not hold the state of this training ({error}); restore it "
@@ -320,8 +341,12 @@ class _Run:
     def finish(self) -> None:
         """Write the averaged weights and the curves."""
         self.log.close()
+        step = self.step
+        if self.best is not None:
+            self.average.load_state_dict(self.best["average"])
+            step = self.best["step"]
         self.average = self.task.finished(list(self.checks.values()))
-        about, config = _provenance(self.config, self.step), self.average.config
+        about, config = _provenance(self.config, step), self.average.config
         self.average.config = dataclasses.replace(
             config, longest_lag=self.task.longest_lag, largest=self._largest(config.largest)
         )

@@ -44,6 +44,21 @@ def test_window_potentials_get_better(files, tmp_path):
     simulate(atoms, 3.0, duration=9, model=load_model(tmp_path / "run"))
 
 
+def test_it_ends_when_nothing_gets_better(files, tmp_path, capsys):
+    """With the weights that were best on what is held out: here a rate that soon spoils them."""
+    words = [str(tmp_path / "windows"), *map(str, files), "--output", str(tmp_path / "run")]
+    words += ["--steps", "150", "--learning-rate", "1.0", "--quiet"]
+    assert main(["finetune", *words]) == 0
+    rows = np.genfromtxt(tmp_path / "run" / "log.csv", delimiter=",", names=True)
+    best = int(rows["step"][rows["val_held_out_velocity"].argmin()])
+    assert rows["step"].tolist() == list(range(10, best + 60, 10)) and best < 100
+    assert f"Smallest after {best} of 150 steps" in capsys.readouterr().out
+    assert torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)["best"]["step"] == best
+    weights = (tmp_path / "run" / "model" / "weights.safetensors").read_bytes()
+    assert main(["finetune", *words]) == 0  # nothing is left
+    assert (tmp_path / "run" / "model" / "weights.safetensors").read_bytes() == weights
+
+
 def test_the_motion_of_other_models(files, tmp_path, capsys):
     chosen = ["--held-out", str(files[0]), "--steps", "200", "--learning-rate", "0.02", "--quiet"]
     given = [str(tmp_path / "motion"), *map(str, files[1:])]

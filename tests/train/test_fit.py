@@ -26,6 +26,7 @@ from mdtrajnet_fast.data.records import (
 )
 from mdtrajnet_fast.io.lock import Lock
 from mdtrajnet_fast.md.window import method_of
+from mdtrajnet_fast.model.checkpoint import provenance
 from mdtrajnet_fast.model.config import PotentialConfig
 from mdtrajnet_fast.system import System
 from mdtrajnet_fast.train import fit as train
@@ -690,6 +691,7 @@ def test_one_process_trains_in_a_folder(config):
         ("velocity_weight_fs", float("nan")),
         ("velocity_weight_fs", -1),
         ("warmup_steps", -1),
+        ("patience", -1),
         ("lag_power", float("inf")),
         ("lag_power", float("nan")),
         ("steps", True),
@@ -704,6 +706,36 @@ def test_one_process_trains_in_a_folder(config):
 def test_nonsense_in_recipes_is_refused(config, name, value):
     with pytest.raises(ValueError, match=name):
         dataclasses.replace(config, **{name: value})
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_patience_keeps_the_best(config, tmp_path, monkeypatch, processes):
+    """It ends a step after it is at its end; interrupted or not, to the same bits."""
+    errors = dict(zip((5, 10, 15, 20), (0.3, 0.1, 0.2, 0.2), strict=True))
+    compare = train._Run._compare
+    monkeypatch.setattr(train._Run, "_compare", lambda run, _: compare(run, errors[run.step]))
+    config = dataclasses.replace(config, validate_every=5, patience=2, processes=processes)
+    model = fit(config, progress=False)
+    assert [row["step"] for row in logged(tmp_path / "run")] == ["5", "10", "15", "20"]
+    held = torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)
+    assert (held["step"], held["best"]["step"]) == (21, 10)
+    assert provenance(tmp_path / "run")["steps"] == 10
+    if processes > 1:
+        return
+    parts = dataclasses.replace(config, output=str(tmp_path / "parts"))
+    for stop in (12, 20, None, None):  # the last one has nothing to do
+        again = fit(parts, progress=False, stop_after=stop)
+        for name, value in weights(model).items():
+            torch.testing.assert_close(weights(again)[name], value, rtol=0, atol=0)
+    assert logged(tmp_path / "parts") == logged(tmp_path / "run")
+    early = dataclasses.replace(config, output=str(tmp_path / "early"), patience=0)
+    at_ten = fit(early, progress=False, stop_after=10)
+    assert all(torch.equal(value, weights(model)[name]) for name, value in weights(at_ten).items())
+
+
+def test_patience_needs_validation(config):
+    with pytest.raises(ValueError, match="patience = 3 is for a training with validation sets"):
+        dataclasses.replace(config, patience=3, validation={})
 
 
 def test_divergence_is_reported(config):
