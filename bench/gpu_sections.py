@@ -400,7 +400,7 @@ def records() -> list[Any]:
     from ase.build import molecule
     from ase.collections import g2
     from cases import hot
-    from systems import vibrating
+    from providers import vibrating
 
     made = []
     for k, name in enumerate(g2.names):

@@ -13,12 +13,12 @@ from collections.abc import Sequence
 import ase
 import numpy as np
 import torch
-from systems import vibrating
 from torch import Tensor
 
 from mdtrajnet_fast import load_model
 from mdtrajnet_fast.data.device_pairs import window_batch
 from mdtrajnet_fast.data.pairs import MARGIN, Pairs
+from mdtrajnet_fast.data.records import Record
 from mdtrajnet_fast.model.config import ModelConfig
 from mdtrajnet_fast.model.network import MDtrajNet
 from mdtrajnet_fast.system import System
@@ -159,6 +159,26 @@ def provider(
     made.model.train(train).requires_grad_(train)
     made.atoms = sum(len(one) for one in many)
     return made
+
+
+def vibrating(name: str, atoms: ase.Atoms, frames: int, seed: int) -> Record:
+    """Frames of a molecule, 1 fs apart: harmonic motion, whose physics is no matter."""
+    rng = np.random.default_rng(seed)
+    phase = np.arange(frames)[:, None, None] * rng.uniform(0.05, 0.3, (len(atoms), 3))
+    return Record(
+        molecule=name,
+        trajectory="traj00",
+        numbers=atoms.numbers.astype(np.int64),
+        masses=atoms.get_masses(),
+        positions=(atoms.positions + 0.05 * np.sin(phase)).astype(np.float32),
+        velocities=(0.01 * np.cos(phase)).astype(np.float32),
+        frame_fs=1.0,
+        energy=None,
+        temperature_K=None,
+        smiles=None,
+        cell=np.zeros((3, 3)),
+        pbc=np.zeros(3, bool),
+    )
 
 
 class WindowTrainingStep:

@@ -6,7 +6,6 @@ import ase
 import numpy as np
 from cases import diamond, hot
 
-from mdtrajnet_fast.data.records import Record
 from mdtrajnet_fast.mechanics import thermal_velocities
 from mdtrajnet_fast.neighbors.host import neighbor_list
 
@@ -48,26 +47,6 @@ def fluid(count: int, seed: int = 0) -> ase.Atoms:
     atoms = ase.Atoms(f"C{count}", positions=x, cell=cell, pbc=True)
     thermal_velocities(atoms, 500.0, seed)
     return atoms
-
-
-def vibrating(name: str, atoms: ase.Atoms, frames: int, seed: int) -> Record:
-    """Frames of a molecule, 1 fs apart: harmonic motion, whose physics is no matter."""
-    rng = np.random.default_rng(seed)
-    phase = np.arange(frames)[:, None, None] * rng.uniform(0.05, 0.3, (len(atoms), 3))
-    return Record(
-        molecule=name,
-        trajectory="traj00",
-        numbers=atoms.numbers.astype(np.int64),
-        masses=atoms.get_masses(),
-        positions=(atoms.positions + 0.05 * np.sin(phase)).astype(np.float32),
-        velocities=(0.01 * np.cos(phase)).astype(np.float32),
-        frame_fs=1.0,
-        energy=None,
-        temperature_K=None,
-        smiles=None,
-        cell=np.zeros((3, 3)),
-        pbc=np.zeros(3, bool),
-    )
 
 
 # By name, as (builder, size, neighbours of an atom).
