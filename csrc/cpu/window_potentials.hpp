@@ -243,7 +243,8 @@ class WindowLayers {
     void forward(long layer, long group, T* energy) {
         take(group);
         for (long i = 0; i < count; ++i) sum_density(layer, i);
-        features(layer);
+        map(layer);
+        for (long i = 0; i < count; ++i) invariants(layer, i);
         scale(layer, feature, feature);
         const F to = m.entry_of(layer, begin) + row.channels, inner = inner_of(layer), both = known_of(layer);
         product(row.hidden, count, row.features, feature, row.features,
@@ -316,8 +317,9 @@ class WindowLayers {
                 put_vector(to, i * row.entry + n,
                            get_vector(to, i * row.entry + n) * get_vector(known, i * row.hidden + n));
         const T* first = w.first_back + layer * z.hidden * row.features;
+        if (!is_last) map(layer);  // once more: kept for all atoms, it would be the most of the memory
         if constexpr (D) {
-            features(layer);
+            for (long i = 0; i < count; ++i) invariants(layer, i);
             scale(layer, feature, scaled);
             add_derivative(row.hidden, row.features, count, scaled, row.features, to, row.entry,
                            sum.first() + layer * row.features * row.hidden, row.hidden);
@@ -329,7 +331,6 @@ class WindowLayers {
             product(row.features, count, z.hidden, to, row.entry, constant<T, D>(first), row.features, feature,
                     row.features);
             scale(layer, feature, feature);
-            if (!is_last) map(layer);  // once more: kept for all atoms, it would be the most of the memory
         }
         for (long i = 0; i < count; ++i) invariants_back(i);
         map_back(layer);
@@ -616,12 +617,7 @@ class WindowLayers {
         out[2] = q[2] * v[2] + apart(q[4] * v[0] + q[5] * v[1]);
     }
 
-    // Features of the atoms, not yet scaled: the isotropic density, the products of each l, and a . q c.
-    void features(long layer) {
-        map(layer);
-        for (long i = 0; i < count; ++i) invariants(layer, i);
-    }
-
+    // Features of an atom, not yet scaled: the isotropic density, the products of each l, and a . q c.
     void invariants(long layer, long i) {
         F to = feature + i * row.features;
         for (long n = 0; n < row.channels; n += W) put_vector(to, n, get_vector(density(layer), i * row.channels + n));
@@ -787,10 +783,10 @@ void window_gradients(const WindowPotentialSizes& z, const WindowPotentialWeight
             for (long g = 0; g < memory.groups; ++g) guard([&] { work(g); });
         };
         pass([&](long g) { layers->enter(g); });
-        for (long k = 0; k < z.layers; ++k) pass([&](long g) { layers->forward(k, g, nullptr); });
-        pass([&](long g) { layers->backward(z.layers - 1, g); });
-        for (long k = z.layers - 1; k > 0; --k)
-            pass([&](long g) { layers->edge_gradients(k, g), layers->backward(k - 1, g); });
+        const long last = z.layers - 1;
+        for (long k = 0; k < last; ++k) pass([&](long g) { layers->forward(k, g, nullptr); });
+        pass([&](long g) { layers->forward(last, g, nullptr), layers->backward(last, g); });
+        for (long k = last; k > 0; --k) pass([&](long g) { layers->edge_gradients(k, g), layers->backward(k - 1, g); });
         pass([&](long g) { layers->edge_gradients(0, g); });
     });
     long counts[kWeights];
