@@ -88,6 +88,9 @@ _CHANGED_FS = 1000.0  # looked at in runs of this length and more
 _FIRST_FS = 200.0
 _STEP_FS = 8.0  # frames this close tell the change of the energies along a path
 _ENERGY = 0.25  # total energy off by this part of the kinetic energy
+# With a thermostat in this time (fs): what comes in does not stay. A friction of 1/ps leaves the
+# temperature 1 % too high where the energy drifts as fast as that.
+_ENERGY_FS = 10_000.0
 _UNSURE_EVERY_FS = (
     250.0  # frames whose forces' errors are asked for: the surroundings change slowly
 )
@@ -130,7 +133,8 @@ class TrustMonitor:
       chance allows for so few atoms;
     * the temperature depends on the time within the window, where frames divide it evenly;
     * the total energy leaves that of the start by a quarter of the kinetic energy; with a
-      thermostat, that less its heat, and by more than it wanders by chance;
+      thermostat, which takes away what comes in, that less its heat, as fast as that in 10 ps and
+      by more than it wanders by chance;
     * the temperature after 300 fs differs from that of 100 to 300 fs by more than 10 %, and more
       than chance allows (in runs of a picosecond or more);
     * the temperature changes by more than 10 % from the first to the last fifth, and more than
@@ -601,8 +605,11 @@ class TrustMonitor:
                 )
 
         kinetic = 0.5 * kB * float(np.nan_to_num(seen.temperature.mean * self._freedom))
+        allowed = _ENERGY * kinetic
+        if self._with_heat():
+            allowed *= max(1.0, (end_fs - start_fs) / _ENERGY_FS)
         if seen.energy_change is not None and abs(seen.energy_change) > max(
-            _ENERGY * kinetic, self._wandering()
+            allowed, self._wandering()
         ):
             less = " less the heat put in" if self._with_heat() else ""
             yield _Doubt(

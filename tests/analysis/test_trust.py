@@ -225,9 +225,9 @@ def test_the_total_energy_less_heat_is_watched():
     metadata = {"thermostat": "csvr", "temperature_K": 300.0}
     heat = np.cumsum(np.random.default_rng(0).normal(0, 0.1, len(run)))
 
-    def heated(slope, heat, metadata=metadata):
-        potential = 7 - run.kinetic_energies + slope * run.times + heat
-        state = run.times, run.positions, run.momenta
+    def heated(slope, heat, times=run.times):
+        potential = 7 - run.kinetic_energies + slope * times + heat
+        state = times, run.positions, run.momenta
         return Trajectory(run.atoms, *state, metadata, potential, heat)
 
     summary = trust_summary(heated(0.0, heat))
@@ -249,6 +249,10 @@ def test_the_total_energy_less_heat_is_watched():
         f"  heat put in      {heat[-1]:+8.3f} eV by the end; drift of the total energy less heat "
         "+11.111 meV per atom and ps\n  its last fifth     +0.442 eV beside the first 200 fs\n"
     ) in str(summary)
+    # as far in twenty times the time, and as fast
+    slow, fast = (trust_summary(heated(slope, heat, 20 * run.times)) for slope in (5e-6, 1e-4))
+    assert slow.ok and slow.energy_change == pytest.approx(0.45, abs=0.01)
+    assert any("the total energy less the heat put in left" in text for text in fast.warnings)
     # as far, but by chance
     walk = np.cumsum(np.random.default_rng(2).normal(0, 0.44 / 2501**0.5, 2501))
     state = run.times, run.positions, run.momenta
