@@ -25,6 +25,7 @@ def windows_alone(model: MDtrajNet, name: str) -> MDtrajNet:
         radial_cutoff=model.config.radial_cutoff,
         window_potentials=model.config.window_potentials,
         systems=model.config.systems,
+        largest=model.config.largest,
     )
     alone = MDtrajNet(config, 0, name).to(model.dtype)
     alone.load_state_dict({k: v for k, v in model.state_dict().items() if k in alone.state_dict()})

@@ -162,7 +162,7 @@ def test_bundled_models_load_and_say_where_they_come_from():
         ("argon", 50.0, "periodic", 0.011),
         ("alanine-dipeptide", 3.0, "molecules", 0.011),
         ("alanine-dipeptide-gbn2", 3.0, "molecules", 0.011),
-        ("alanine-dipeptide-small", 4.0, "molecules", 0.024),
+        ("alanine-dipeptide-small", 4.0, "molecules", 0.013),
     ],
 )
 def test_bundled_models_of_windows_alone_say_how_good_they_are(name, window, systems, most):
