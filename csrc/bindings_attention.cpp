@@ -236,7 +236,7 @@ void window_gradients(bool float64, const py::object& network, const py::tuple& 
     with_precision(float64, [&](auto zero) {
         using T = decltype(zero);
         WindowPotentialGradients<T> to;
-        for (std::size_t k = 0; k < kWeights; ++k) to.weights[k] = as<T>(gradient.at(k));
+        for (std::size_t k = 0; k < kWindowWeights; ++k) to.weights[k] = as<T>(gradient.at(k));
         functions_of<T>(chosen_kernels())
             .window_gradients(of.sizes, of.weights_as<T>(), g.view<T>(), as<std::int64_t>(species),
                               {0, as<std::int64_t>(roles)}, as<T>(energy_gradient), as<T>(slope_gradient), to, threads);

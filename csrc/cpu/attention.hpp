@@ -117,10 +117,10 @@ struct WindowPotentialWeights {
 };
 
 // Of those of them that are not copies, in their layouts: of radial, element, onward, maps, scale, first, second, second_bias, last.
-constexpr int kWeights = 9;
+constexpr int kWindowWeights = 9;
 template <class T>
 struct WindowPotentialGradients {
-    T* weights[kWeights];
+    T* weights[kWindowWeights];
 
     T* radial() const { return weights[0]; }
     T* element() const { return weights[1]; }

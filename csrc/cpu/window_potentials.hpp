@@ -18,7 +18,7 @@ namespace {
 
 using mdtrajnet::kRadialPowers;
 using mdtrajnet::kRoles;
-using mdtrajnet::kWeights;
+using mdtrajnet::kWindowWeights;
 using mdtrajnet::WindowPotentialGradients;
 using mdtrajnet::WindowPotentialSizes;
 using mdtrajnet::WindowPotentialWeights;
@@ -173,33 +173,33 @@ void add_derivative(long columns, long rows, long depth, Field<T, true> a, long 
 
 // Elements of each of the weights that have gradients, in the order of WindowPotentialGradients.
 template <class T>
-void count_weights(const WindowPotentialSizes& z, long (&counts)[kWeights]) {
+void count_weights(const WindowPotentialSizes& z, long (&counts)[kWindowWeights]) {
     const WindowRows<T> row(z);
-    const long each[kWeights] = {z.intervals * kRadialPowers * row.channels,
-                                 kRoles * z.species * row.entry,
-                                 z.hidden * row.entry,
-                                 z.channels * kFirstMap[3] * row.products,
-                                 z.species * row.features,
-                                 row.features * row.hidden,
-                                 z.hidden * row.hidden,
-                                 row.hidden,
-                                 kRoles * row.hidden};
-    for (int k = 0; k < kWeights; ++k) counts[k] = each[k] * (k == 2 ? z.layers - 1 : z.layers);
+    const long each[kWindowWeights] = {z.intervals * kRadialPowers * row.channels,
+                                       kRoles * z.species * row.entry,
+                                       z.hidden * row.entry,
+                                       z.channels * kFirstMap[3] * row.products,
+                                       z.species * row.features,
+                                       row.features * row.hidden,
+                                       z.hidden * row.hidden,
+                                       row.hidden,
+                                       kRoles * row.hidden};
+    for (int k = 0; k < kWindowWeights; ++k) counts[k] = each[k] * (k == 2 ? z.layers - 1 : z.layers);
 }
 
 // Gradients of one thread's atoms.
 template <class T>
 struct WindowSums {
     explicit WindowSums(const WindowPotentialSizes& z) {
-        long counts[kWeights];
+        long counts[kWindowWeights];
         count_weights<T>(z, counts);
-        for (int k = 0; k < kWeights; ++k) of.weights[k] = memory_[k].resize(counts[k]);
+        for (int k = 0; k < kWindowWeights; ++k) of.weights[k] = memory_[k].resize(counts[k]);
     }
 
     WindowPotentialGradients<T> of;
 
   private:
-    Buffer<T> memory_[kWeights];
+    Buffer<T> memory_[kWindowWeights];
 };
 
 // What gradients of weights are asked of.
@@ -221,7 +221,7 @@ class WindowLayers {
                  const AttentionGraph<T>& graph, const int64_t* species, const WindowRoles& roles,
                  const WindowMemory<T, D>& memory, const WindowLoss<T>& loss = {}, WindowSums<T>* sums = nullptr)
         : z(z), w(weights), graph(graph), species(species), roles(roles), m(memory), loss(loss), row(memory.row) {
-        if constexpr (D) sum = sums->of;
+        if constexpr (D) gradient = sums->of;
         radial = scratch.template field<D>(kEdges * row.channels);
         if constexpr (!D) change = scratch.take(kEdges * row.channels);
         mapped = scratch.template field<D>(kAtoms * kFirstMapped[3] * row.products);
@@ -292,7 +292,7 @@ class WindowLayers {
             product(row.hidden, count, z.hidden, bias, row.entry, constant<T, D>(onward + row.channels * row.hidden),
                     row.hidden, known, row.hidden, Start::kAdd);
             if constexpr (D) {
-                T* to = sum.onward() + layer * z.hidden * row.entry;
+                T* to = gradient.onward() + layer * z.hidden * row.entry;
                 const F both = known_of(layer);
                 add_derivative(row.channels, z.hidden, count, both, row.hidden, seen, row.channels, to, row.entry);
                 add_derivative(row.hidden, z.hidden, count, both, row.hidden, bias, row.entry, to + row.channels,
@@ -304,9 +304,9 @@ class WindowLayers {
             put_vector(other, n, get_vector(known, n) * get_vector(slopes, n));
         if constexpr (D) {
             add_derivative(row.hidden, z.hidden, count, inner_of(layer), row.hidden, other, row.hidden,
-                           sum.second() + layer * z.hidden * row.hidden, row.hidden);
+                           gradient.second() + layer * z.hidden * row.hidden, row.hidden);
             for (long i = 0; i < count; ++i)
-                add_row(row.hidden, other.t + i * row.hidden, sum.second_bias() + layer * row.hidden);
+                add_row(row.hidden, other.t + i * row.hidden, gradient.second_bias() + layer * row.hidden);
         }
         product(row.hidden, count, z.hidden, other, row.hidden,
                 constant<T, D>(w.second_back + layer * z.hidden * row.hidden), row.hidden, known, row.hidden,
@@ -322,7 +322,7 @@ class WindowLayers {
             for (long i = 0; i < count; ++i) invariants(layer, i);
             scale(layer, feature, scaled);
             add_derivative(row.hidden, row.features, count, scaled, row.features, to, row.entry,
-                           sum.first() + layer * row.features * row.hidden, row.hidden);
+                           gradient.first() + layer * row.features * row.hidden, row.hidden);
             product(row.features, count, z.hidden, to, row.entry, constant<T, D>(first), row.features, scaled,
                     row.features);
             scale_gradients(layer);
@@ -350,7 +350,7 @@ class WindowLayers {
         take(group);
         for (long i = 0; i < count; ++i) {
             radial_gradients(layer, i);
-            T* to = sum.element() + element_row(layer, i);
+            T* to = gradient.element() + element_row(layer, i);
             add_row(row.channels, seen.t + i * row.channels, to);
             add_row(row.hidden, m.entry_of(layer, begin + i).t + row.channels, to + row.channels);
         }
@@ -393,7 +393,7 @@ class WindowLayers {
         if constexpr (D) {
             const Vec<T> factor = broadcast(loss.energy[begin + i]);
             const F both = known_of(layer) + i * row.hidden;
-            T* to = sum.last() + last_row(layer, i);
+            T* to = gradient.last() + last_row(layer, i);
             for (long n = 0; n < row.hidden; n += W) {
                 store<T>(known.t + i * row.hidden + n, factor * load<T>(last + n));
                 store<T>(to + n, load<T>(to + n) + load<T>(both.t + n) + factor * load<T>(both.v + n));
@@ -482,7 +482,7 @@ class WindowLayers {
     void radial_gradients(long layer, long i) {
         const F own = density(layer) + i * row.channels, to = seen + i * row.channels;
         const long stride = count * row.channels, interval_length = kRadialPowers * row.channels;
-        T* table = sum.radial() + layer * z.intervals * interval_length;
+        T* table = gradient.radial() + layer * z.intervals * interval_length;
         clear(to, row.channels);
         for_each_edges(i, [&](int64_t e, long n) {
             look(layer, i, e, n, true);
@@ -579,7 +579,7 @@ class WindowLayers {
             const F at = to + kFirst[l] * count * row.channels;
             if constexpr (D)
                 add_derivative(width, z.channels, each * count, at, row.channels, mapped_of(l), width,
-                               sum.maps() + layer * z.channels * all + kFirstMap[l] * row.products, all);
+                               gradient.maps() + layer * z.channels * all + kFirstMap[l] * row.products, all);
             for (long i = 0; l == 0 && i < count; ++i)
                 for (long n = 0; n < row.channels; n += W)
                     put_vector(at, i * row.channels + n, get_vector(feature, i * row.features + n));
@@ -681,7 +681,7 @@ class WindowLayers {
     // Those of the scales, from features and the gradients of the scaled ones.
     void scale_gradients(long layer) {
         for (long i = 0; i < count; ++i) {
-            T* to = sum.scale() + scale_row(layer, i);
+            T* to = gradient.scale() + scale_row(layer, i);
             for (long n = 0; n < row.features; n += W) {
                 const NV both = get_vector(feature, i * row.features + n) * get_vector(scaled, i * row.features + n);
                 store<T>(to + n, load<T>(to + n) + both.t);
@@ -697,8 +697,8 @@ class WindowLayers {
     const WindowMemory<T, D>& m;
     const WindowLoss<T> loss;
     const WindowRows<T> row;
-    WindowPotentialGradients<T> sum;
-    long begin = 0, count = 0;  // of the group
+    WindowPotentialGradients<T> gradient;  // of the thread, with D
+    long begin = 0, count = 0;             // of the group
     Direction<N> directions[kEdges];
     Place<T> places[D ? kEdges : 1];
     Scratch<T> scratch;
@@ -789,9 +789,9 @@ void window_gradients(const WindowPotentialSizes& z, const WindowPotentialWeight
         for (long k = last; k > 0; --k) pass([&](long g) { layers->edge_gradients(k, g), layers->backward(k - 1, g); });
         pass([&](long g) { layers->edge_gradients(0, g); });
     });
-    long counts[kWeights];
+    long counts[kWindowWeights];
     count_weights<T>(z, counts);
-    for (int k = 0; k < kWeights; ++k)
+    for (int k = 0; k < kWindowWeights; ++k)
         for (long n = 0; n < counts[k]; ++n) {
             T total = 0;
             for (int t = 0; t < team; ++t) total += sums[t]->of.weights[k][n];

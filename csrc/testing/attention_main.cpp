@@ -176,18 +176,18 @@ int run(const AttentionFunctions<T>& kernels, const WindowPotentialSizes& z, lon
         for (const double x : slope) fine = fine && (role == 2 || std::isfinite(x));
         good += fine;
     }
-    const long counts[kWeights] = {L * z.intervals * kRadialPowers * channels,
-                                   kRoles * L * z.species * entry,
-                                   (L - 1) * z.hidden * entry,
-                                   L * z.channels * 7 * products,
-                                   L * z.species * features,
-                                   L * features * hidden,
-                                   L * z.hidden * hidden,
-                                   L * hidden,
-                                   kRoles * L * hidden};
-    std::vector<T> gradients[kWeights];
+    const long counts[kWindowWeights] = {L * z.intervals * kRadialPowers * channels,
+                                         kRoles * L * z.species * entry,
+                                         (L - 1) * z.hidden * entry,
+                                         L * z.channels * 7 * products,
+                                         L * z.species * features,
+                                         L * features * hidden,
+                                         L * z.hidden * hidden,
+                                         L * hidden,
+                                         kRoles * L * hidden};
+    std::vector<T> gradients[kWindowWeights];
     WindowPotentialGradients<T> gradient;
-    for (int k = 0; k < kWeights; ++k) {
+    for (int k = 0; k < kWindowWeights; ++k) {
         gradients[k].assign(counts[k], T(NAN));
         gradient.weights[k] = gradients[k].data();
     }
