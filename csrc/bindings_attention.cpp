@@ -209,37 +209,48 @@ void charges(const Predictor& predictor, const py::tuple& graph, Pointer species
     });
 }
 
-// Energies and slopes of window potentials, atom by atom in its role.  network: as density_network has it, of kRoles roles.
-void window_slopes(bool float64, const py::object& network, const py::tuple& graph, Pointer species, Pointer roles,
-                   Pointer energy, Pointer slope, int threads) {
+// Window potentials, and a graph whose atoms have roles of their own.
+struct Roles {
+    DensityNetwork network;
+    Graph graph;
+    const std::int64_t* species;
+    WindowRoles each;
+};
+
+// network: as density_network has it, of kRoles roles.
+Roles roles_of(const py::object& network, const py::tuple& graph, Pointer species, Pointer roles) {
     const DensityNetwork of = density_network(network);
     const Graph g = graph_of(graph);
     check_labels("species", species, g.atoms, of.sizes.species);
     check_labels("roles", roles, g.atoms, kRoles);
+    return {of, g, as<std::int64_t>(species), {0, as<std::int64_t>(roles)}};
+}
+
+// Energies and slopes.
+void window_slopes(bool float64, const py::object& network, const py::tuple& graph, Pointer species, Pointer roles,
+                   Pointer energy, Pointer slope, int threads) {
+    const Roles in = roles_of(network, graph, species, roles);
     const Computing computing;
     with_precision(float64, [&](auto zero) {
         using T = decltype(zero);
         functions_of<T>(chosen_kernels())
-            .window_potential(of.sizes, of.weights_as<T>(), g.view<T>(), as<std::int64_t>(species),
-                              {0, as<std::int64_t>(roles)}, as<T>(energy), as<double>(slope), threads);
+            .window_potential(in.network.sizes, in.network.weights_as<T>(), in.graph.view<T>(), in.species, in.each,
+                              as<T>(energy), as<double>(slope), threads);
     });
 }
 
-// Gradients of the weights, where there is memory for them, from those of what window_slopes found.
+// Gradients of the weights, from those of what window_slopes found.
 void window_gradients(bool float64, const py::object& network, const py::tuple& graph, Pointer species, Pointer roles,
                       Pointer energy_gradient, Pointer slope_gradient, const Pointers& gradient, int threads) {
-    const DensityNetwork of = density_network(network);
-    const Graph g = graph_of(graph);
-    check_labels("species", species, g.atoms, of.sizes.species);
-    check_labels("roles", roles, g.atoms, kRoles);
+    const Roles in = roles_of(network, graph, species, roles);
     const Computing computing;
     with_precision(float64, [&](auto zero) {
         using T = decltype(zero);
         WindowPotentialGradients<T> to;
         for (std::size_t k = 0; k < kWindowWeights; ++k) to.weights[k] = as<T>(gradient.at(k));
         functions_of<T>(chosen_kernels())
-            .window_gradients(of.sizes, of.weights_as<T>(), g.view<T>(), as<std::int64_t>(species),
-                              {0, as<std::int64_t>(roles)}, as<T>(energy_gradient), as<T>(slope_gradient), to, threads);
+            .window_gradients(in.network.sizes, in.network.weights_as<T>(), in.graph.view<T>(), in.species, in.each,
+                              as<T>(energy_gradient), as<T>(slope_gradient), to, threads);
     });
 }
 

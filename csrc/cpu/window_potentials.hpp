@@ -48,9 +48,9 @@ struct WindowMemory {
 
     const WindowRows<T> row;
     const long channels, atoms, groups;
-    F density;  // [layers][groups][harmonics][atoms of the group][channels]; at last its gradient
-    F entry;    // [layers][atoms][entry]; the bias is followed by silu's slope there, and that by the gradient
-    F slope;    // [layers][atoms][hidden]: silu's in the second hidden layer; without D nobody comes back to the last
+    F density;       // [layers][groups][harmonics][atoms of the group][channels]; at last its gradient
+    F entry;         // [layers][atoms][entry]; the bias is followed by silu's slope there, and that by the gradient
+    F slope;         // [layers - 1][atoms][hidden]: silu's in the second hidden layer; nobody comes back to the last
     F inner, known;  // [layers][atoms][hidden], with D: the first hidden layer, and what the layer knows in the end
 
     WindowMemory(const WindowPotentialSizes& z, long count)
@@ -58,7 +58,7 @@ struct WindowMemory {
         const long hidden = z.layers * atoms * row.hidden;
         density = take(z.layers * groups * kAtoms * kHarmonics * row.channels);
         entry = take(z.layers * atoms * row.entry);
-        slope = take(D ? hidden : hidden - atoms * row.hidden);
+        slope = take(hidden - atoms * row.hidden);
         if (D) inner = take(hidden), known = take(hidden);
     }
 
@@ -229,7 +229,7 @@ class WindowLayers {
         if constexpr (D) scaled = scratch.template field<D>(kAtoms * row.features);
         known = scratch.template field<D>(kAtoms * row.hidden);
         other = scratch.template field<D>(kAtoms * row.hidden);
-        if constexpr (!D) last_slope = scratch.template field<D>(kAtoms * row.hidden);
+        last_slope = scratch.template field<D>(kAtoms * row.hidden);
         seen = scratch.template field<D>(kAtoms * row.channels);
     }
 
@@ -367,9 +367,7 @@ class WindowLayers {
     F density(long layer) const { return m.density_of(layer, begin / kAtoms); }
     F inner_of(long layer) const { return D ? m.inner + m.hidden_of(layer, begin) : known; }
     F known_of(long layer) const { return D ? m.known + m.hidden_of(layer, begin) : known; }
-    F slopes_of(long layer) const {
-        return D || layer + 1 < z.layers ? m.slope + m.hidden_of(layer, begin) : last_slope;
-    }
+    F slopes_of(long layer) const { return layer + 1 < z.layers ? m.slope + m.hidden_of(layer, begin) : last_slope; }
     long last_row(long layer, long i) const { return (roles.of(begin + i) * z.layers + layer) * row.hidden; }
     const T* last_of(long layer, long i) const { return w.last + last_row(layer, i); }
     long element_row(long layer, long i) const {

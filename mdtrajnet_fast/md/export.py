@@ -69,6 +69,7 @@ def export_model(model: MDtrajNet, path: str | Path) -> Path:
     return path
 
 
+@torch.no_grad()
 def contents(model: MDtrajNet) -> dict[str, Any]:
     """What the file says of a model: numbers and arrays by their names."""
     config = model.config

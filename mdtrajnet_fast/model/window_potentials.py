@@ -16,6 +16,7 @@ x = w h, 6 w^2 (2 - x cot(x / 2)) / x^2 in ENDS and 6 w^2 (1 - sin(x) / x) / x^2
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import torch
@@ -74,10 +75,17 @@ class WindowPotentials(DensityNetwork):
         slopes = slopes.index_add(0, graph.neighbor, along).index_add(0, graph.centre, -along)[:-1]
         return energy if learning else energy.detach(), slopes
 
-    def native_slopes(self, graph: Graph, role: Tensor) -> tuple[Tensor, Tensor]:
-        """As :meth:`slopes`, by the kernels for CPUs; gradients are of the weights alone."""
+    def native_slopes(self) -> Callable[[Graph, Tensor], tuple[Tensor, Tensor]]:
+        """As :meth:`slopes`, by the kernels for CPUs; gradients are of the weights alone.
+
+        These are packed here, once for all calls.
+        """
         sizes, weights = density_weights(self)
-        return window_slopes(sizes, weights, graph.csr, graph.species, role)
+
+        def slopes(graph: Graph, role: Tensor) -> tuple[Tensor, Tensor]:
+            return window_slopes(sizes, weights, graph.csr, graph.species, role)
+
+        return slopes
 
     def virial(self, graph: Graph, role: Tensor) -> Tensor:
         """How the sum of the atomic energies changes with a strain of all edges, [3, 3] (eV)."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -128,8 +129,11 @@ def window_errors(model: MDtrajNet, batch: WindowBatch) -> tuple[WindowErrors, T
     potentials, sizes = model.window_potentials, model.config.window_potentials
     if potentials is None or sizes is None:
         raise ValueError(f"model {model.name!r} has no window potentials")
-    learning, h = torch.is_grad_enabled(), sizes.window
-    native = choose_backend(model.backend, model.device, model.dtype).networks
+    h = sizes.window
+    if choose_backend(model.backend, model.device, model.dtype).networks:
+        slopes_of = potentials.native_slopes()
+    else:
+        slopes_of = partial(potentials.slopes, learning=torch.is_grad_enabled())
     masses = batch.masses[:, None] / fs**2
 
     def accelerations(roles: list[int], positions: list[Tensor]) -> tuple[Tensor, Tensor]:
@@ -137,10 +141,7 @@ def window_errors(model: MDtrajNet, batch: WindowBatch) -> tuple[WindowErrors, T
         their energies in these roles."""
         graph = batch.graph(torch.stack(positions))
         of_atoms = torch.cat([torch.full_like(graph.species[: len(x)], role) for role in roles])
-        if native:
-            energies, slopes = potentials.native_slopes(graph, of_atoms)
-        else:
-            energies, slopes = potentials.slopes(graph, of_atoms, learning=learning)
+        energies, slopes = slopes_of(graph, of_atoms)
         return -slopes.view(len(roles), -1, 3) / masses, energies.view(len(roles), -1)
 
     x, v = batch.positions, batch.velocities

@@ -410,3 +410,10 @@ def test_only_the_header_is_visible():
     header = (LIB / "mdtrajnet.h").read_text()
     assert exported and all(f"{name}(" in header for name in exported)
     assert all(name in exported for name in ("mdtrajnet_load", "mdtrajnet_advance"))
+
+
+@pytest.mark.parametrize("options", [cases.POTENTIAL, cases.WINDOW_POTENTIALS])
+def test_a_model_in_training_is_written_as_it_is(tmp_path, options):
+    model = cases.gentle(**cases.OWN, **options)
+    still = export_model(model, tmp_path / "still").read_bytes()
+    assert export_model(model.requires_grad_(True), tmp_path / "trained").read_bytes() == still

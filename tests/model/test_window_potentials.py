@@ -84,7 +84,7 @@ def by_torch(of, graph, role):
 
 
 def by_kernel(of, graph, role):
-    return of.native_slopes(graph, role)
+    return of.native_slopes()(graph, role)
 
 
 @pytest.mark.parametrize("threads", [1, 3])
@@ -115,14 +115,14 @@ def test_gradients_of_weights_are_those_of_plain_torch(
 def test_gradients_of_the_kernel_are_taken_once():
     made, role = model(), torch.zeros(9, dtype=torch.int64)
     of = made.window_potentials.requires_grad_(True)
-    energy, slopes = of.native_slopes(graph_of(made, cases.hot("CH3CH2OH")), role)
+    energy, slopes = of.native_slopes()(graph_of(made, cases.hot("CH3CH2OH")), role)
     loss = energy.sum() + slopes.square().sum()
     (once,) = torch.autograd.grad(loss, [of.last], create_graph=True)
     with pytest.raises(RuntimeError, match="once_differentiable"):
         once.sum().backward()
     for bad in (-1, len(ROLES)):
         with pytest.raises(ValueError, match="roles must lie in 0 .. 2, but atom 0 has"):
-            of.native_slopes(graph_of(made, cases.hot("CH3CH2OH")), role + bad)
+            of.native_slopes()(graph_of(made, cases.hot("CH3CH2OH")), role + bad)
 
 
 def test_roles_differ():
