@@ -13,6 +13,10 @@ ATTENTION = [
     CSRC / "testing" / "attention_launchers.cpp",
     *sorted((CSRC / "cuda").glob("attention*.cu")),
 ]
+NEIGHBORS = [
+    CSRC / "testing" / "neighbors_launchers.cpp",
+    *sorted((CSRC / "cuda").glob("neighbors*.cu")),
+]
 
 
 class CSizes(ctypes.Structure):
@@ -117,7 +121,7 @@ class EmulatedNeighbors(SimpleNamespace):
     """`_C`'s functions for neighbours."""
 
     def __init__(self) -> None:
-        library = load(CSRC / "testing" / "neighbors_launchers.cpp")
+        library = load(*NEIGHBORS)
         sizes = (library.emulated_workspace_bytes, library.emulated_skin_bytes)
         for function in sizes:
             function.restype = ctypes.c_size_t

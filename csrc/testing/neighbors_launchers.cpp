@@ -1,8 +1,8 @@
 // The launchers of cuda/neighbors.hpp for ctypes.  Each returns null, or the message of the exception.
-#include "cuda/neighbors.cu"  // not the header: emulated_scan is none of its launchers
-
 #include <exception>
 #include <string>
+
+#include "cuda/neighbors_parts.hpp"  // for emulated_scan
 
 using namespace mdtrajnet;
 

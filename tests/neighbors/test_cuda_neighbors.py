@@ -11,7 +11,6 @@ import ase
 import numpy as np
 import pytest
 from cuda_emulation import (
-    CSRC,
     CSkinList,
     CSystems,
     call,
@@ -21,6 +20,7 @@ from cuda_emulation import (
     run_sanitized,
     set_order,
 )
+from emulated_gpu import NEIGHBORS
 from neighbor_cases import SYSTEMS, assert_equal, batched, calls, fluid, refusals
 
 from mdtrajnet_fast.neighbors.host import Edges, NeighborList, neighbor_list
@@ -72,7 +72,7 @@ class Search:
     """The GPU's search, emulated."""
 
     def __init__(self) -> None:
-        self.library = load(CSRC / "testing" / "neighbors_launchers.cpp")
+        self.library = load(*NEIGHBORS)
         for name in ("workspace", "skin"):
             function = getattr(self.library, f"emulated_{name}_bytes")
             function.restype = ctypes.c_size_t

@@ -44,7 +44,10 @@ class Budget:
 # Edge kernels of the attention: for known sizes, two blocks of 192 threads a multiprocessor; for
 # any sizes there is one block.
 BUDGETS = {
-    "neighbors.cu": Budget(registers=64, shared=4096, stack=16),
+    "neighbors.cu": Budget(registers=64, shared=4096),
+    "neighbors_bins.cu": Budget(registers=64, shared=0, stack=16),
+    "neighbors_scan.cu": Budget(registers=64, shared=64),
+    "neighbors_skin.cu": Budget(registers=64, shared=0, stack=16),
     "attention.cu": Budget(registers=128, shared=48 * 1024),
     "attention_logits.cu": Budget(registers=232, shared=0, known=168),
     "attention_values.cu": Budget(registers=232, shared=0, known=168),
