@@ -186,7 +186,7 @@ class Backward : public Forward<T, false> {
             const T* of_mean = mean_gradient + c * 3 * h * ldm;
             T* f = factor_gradient + row * ld_factors;
             if (wants_scalars) {
-                transpose(3 * h, p.m + 1, of_mean, ldm, mean_columns, ld_factors);
+                transpose<T, true>(3 * h, p.m + 1, of_mean, ldm, mean_columns, ld_factors);
                 multiply<T>(3 * h, {count, p.m, x + row * ld, ld, mean_columns, ld_factors, f, ld_factors,
                                     mean_columns + p.m * ld_factors, Start::kBias});
             } else {
@@ -239,7 +239,7 @@ class Backward : public Forward<T, false> {
             }
             // hidden layer and columns
             const T* own_columns = value_own.v + c * p.ld_value_atom;
-            transpose(p.m + 1, columns, own_columns, columns, value_back, ldm);
+            transpose<T, true>(p.m + 1, columns, own_columns, columns, value_back, ldm);
             T* of_hidden = hidden_gradient[1] + row * ld;
             const T* gy = value_gradient + row * p.ld_value;
             multiply<T>(p.m, {count, 8 * h, gy, p.ld_value, value_back, ldm, of_hidden, ld, nullptr, Start::kZero});
@@ -336,7 +336,7 @@ class Backward : public Forward<T, false> {
                 g[2] += of_ww;
             }
             const T* columns = key_own.v + c * p.ld_key;
-            transpose(p.n, p.key_columns, columns, p.key_columns, key_back, ldn);
+            transpose<T, true>(p.n, p.key_columns, columns, p.key_columns, key_back, ldn);
             const T* a = own.v + row * ld_own;
             multiply<T>(p.n, {count, p.key_columns, a, ld_own, key_back, ldn, hidden_gradient[0] + row * ld, ld,
                               nullptr, Start::kZero});

@@ -209,7 +209,7 @@ class Forward {
         p.h == kHeads ? logits<kHeads>(group) : logits<0>(group);
         softmax(group);
         radial(1, group);
-        value_columns(group);
+        p.h == kHeads ? value_columns<kHeads>(group) : value_columns<0>(group);
         scale_weights(group);
         if (wants_scalars) averages(group);
         p.h == kHeads ? sum_vectors<kHeads>(group) : sum_vectors<0>(group);
@@ -313,7 +313,9 @@ class Forward {
                 NV sum{};
                 for (; x + W <= c; x += W)
                     sum += get_vector(q, x) * (get_vector(a, x) + dv * get_vector(b, x) + wv * get_vector(b, c + x));
-                for (long l = 0; l < W; l += h)
+                constexpr long together = H && W % H == 0 ? H : W;
+                sum = fold_all<T, together>(sum);
+                for (long l = 0; l < together; l += h)
                     for (long k = 0; k < h; ++k) {
                         const long at = k * ld_rows + e;
                         put(weight, at, get(weight, at) + lane<T>(sum, l + k));
@@ -363,9 +365,10 @@ class Forward {
     }
 
     // The columns of the vector values, own and shared: [own, times r, times w, times (w.u) u] x [position, velocity] x heads.
+    template <int H>
     void value_columns(Group group) {
         const F x = last_hidden(1);
-        const long ld = ld_hidden(1), columns = p.value_columns;
+        const long ld = ld_hidden(1), columns = 2 * (H ? H : p.h);
         long row = 0;
         for (long c = group.first; c < group.last; row += degree(c), ++c) {
             const F mine = value_own + c * p.ld_value_atom;

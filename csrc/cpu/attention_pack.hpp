@@ -106,20 +106,22 @@ inline void swap_squares(Vec<T> (&x)[kLanes<T>], Lanes<Lane...> lanes) {
     if constexpr (Side > 1) swap_squares<T, Side / 2>(x, lanes);
 }
 
-// b [columns, ldb] = transpose of a [rows, lda].  Rows of b are written in whole vectors, so ldb must be padded.
-template <class T>
+// b [columns, ldb] = transpose of a [rows, lda].  Rows of b are written in whole vectors, so ldb must be padded; Roomy: those
+// of a may be read so, too, beyond their columns and the end.
+template <class T, bool Roomy = false>
 void transpose(long rows, long columns, const T* a, long lda, T* b, long ldb) {
     constexpr long W = kLanes<T>;
     for (long i = 0; i < rows; i += W) {
         long j = 0;
-        for (; j + W <= columns; j += W) {
+        for (; j + (Roomy ? 1 : W) <= columns; j += W) {
             Vec<T> x[W] = {};
 #pragma GCC unroll 16
             for (long k = 0; k < W; ++k)
                 if (i + k < rows) x[k] = load(a + (i + k) * lda + j);
             swap_squares<T, W / 2>(x, AllLanes<W>{});
 #pragma GCC unroll 16
-            for (long k = 0; k < W; ++k) store(b + (j + k) * ldb + i, x[k]);
+            for (long k = 0; k < W; ++k)
+                if (j + k < columns) store(b + (j + k) * ldb + i, x[k]);
         }
         for (; j < columns; ++j)
             for (long k = i; k < i + W && k < rows; ++k) b[j * ldb + k] = a[k * lda + j];

@@ -77,6 +77,15 @@ inline Dual<T> lane(const Dual<Vec<T>>& x, long k) {
     return {x.v[k], x.t[k]};
 }
 
+template <class T, long Rest>
+inline Vec<T> fold_all(Vec<T> x) {
+    return fold<T, Rest>(x);
+}
+template <class T, long Rest>
+inline Dual<Vec<T>> fold_all(const Dual<Vec<T>>& x) {
+    return {fold<T, Rest>(x.v), fold<T, Rest>(x.t)};
+}
+
 // c = start + a b with the tangent; an operand without one (t null) is constant.
 template <bool Transposed = false, class T, bool D>
 void product(long columns, long rows, long depth, Field<T, D> a, long lda, Field<T, D> b, long ldb, Field<T, D> c,

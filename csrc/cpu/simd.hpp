@@ -53,13 +53,6 @@ inline Vec<T> broadcast(T x) {
     return x - Vec<T>{};
 }
 
-template <class T>
-inline T lane_sum(Vec<T> x) {
-    T sum = 0;
-    for (int k = 0; k < kLanes<T>; ++k) sum += x[k];
-    return sum;
-}
-
 // The numbers 0 ... W - 1 as template arguments.
 template <long... Lane>
 struct Lanes {};
@@ -71,6 +64,25 @@ struct CountLanes<0, Lane...> {
 };
 template <long W>
 using AllLanes = typename CountLanes<W>::Type;
+
+// Lane k of the result is lane k ^ Step of x.
+template <class T, long Step, long... Lane>
+inline Vec<T> swapped(Vec<T> x, Lanes<Lane...>) {
+    constexpr typename Simd<T>::I from = {(Lane ^ Step)...};
+    return __builtin_shuffle(x, from);
+}
+
+// The sums of the lanes that are equal modulo `Rest`, in each of these.
+template <class T, long Rest, long Step = kLanes<T> / 2>
+inline Vec<T> fold(Vec<T> x) {
+    if constexpr (Step < Rest) return x;
+    else return fold<T, Rest, Step / 2>(x + swapped<T, Step>(x, AllLanes<kLanes<T>>{}));
+}
+
+template <class T>
+inline T lane_sum(Vec<T> x) {
+    return fold<T, 1>(x)[0];
+}
 
 // Elements in whole vectors.
 template <class T>
