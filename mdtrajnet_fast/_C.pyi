@@ -306,6 +306,21 @@ def cuda_edge_vectors(
     stream: int,
 ) -> None: ...
 
+def cuda_window_bytes(
+    network: tuple[int, int, int, int, int, int, int, float, list[int]], atoms: int, slopes: bool
+) -> int: ...
+def cuda_window_potential(
+    network: tuple[int, int, int, int, int, int, int, float, list[int]],
+    graph: tuple[int, int, int, int, int],
+    species: int,
+    role: int,
+    energy: int,
+    slope: int,
+    workspace: int,
+    stream: int,
+    /,
+) -> None: ...
+
 class CudaAttentionBlock:
     def __init__(
         self,

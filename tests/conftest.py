@@ -43,7 +43,8 @@ def instruction_set(request, monkeypatch):
 
 @pytest.fixture
 def emulated_attention(monkeypatch):
-    """Tensors on the CPU count as those of a GPU, whose attention kernels run in the emulation."""
+    """Tensors on the CPU count as those of a GPU, whose kernels for attention blocks and window
+    potentials run in the emulation."""
     import emulated_gpu
 
     from mdtrajnet_fast.ops import BACKENDS, blocks, cuda
@@ -51,6 +52,8 @@ def emulated_attention(monkeypatch):
     emulated = SimpleNamespace(
         CudaAttentionBlock=emulated_gpu.EmulatedBlock,
         cuda_attention_stack=emulated_gpu.emulated_stack,
+        cuda_window_bytes=emulated_gpu.emulated_window_bytes,
+        cuda_window_potential=emulated_gpu.emulated_window_potential,
     )
     monkeypatch.setattr(cuda, "_C", emulated)
     monkeypatch.setattr(cuda, "_stream", lambda device: 0)

@@ -13,6 +13,10 @@ ATTENTION = [
     CSRC / "testing" / "attention_launchers.cpp",
     *sorted((CSRC / "cuda").glob("attention*.cu")),
 ]
+WINDOWS = [
+    CSRC / "testing" / "window_potentials_launchers.cpp",
+    CSRC / "cuda" / "window_potentials.cu",
+]
 
 
 class CSizes(ctypes.Structure):
@@ -110,6 +114,48 @@ def emulated_stack(blocks, running, graph, times, scalars, outs, workspace, stre
         *(blocks[0].library.emulated_attention_stack, sizes, packed, len(blocks), int(running)),
         *(CRows(*graph, times), pointers[0], *(pointers[1:] or [None])),
         *(states[0], *(states[1:] or [None]), ctypes.c_void_p(workspace)),
+    )
+
+
+class CDensityNetwork(ctypes.Structure):
+    """DensityNetwork of csrc/cpu/predictor.hpp."""
+
+    _fields_ = [
+        ("roles", ctypes.c_int),
+        *((name, ctypes.c_long) for name in ("species", "layers", "intervals")),
+        *((name, ctypes.c_long) for name in ("channels", "products", "hidden")),
+        ("cutoff", ctypes.c_double),
+        ("weights", ctypes.c_void_p * 13),
+    ]
+
+
+class CGraph(ctypes.Structure):
+    """AttentionGraph of csrc/cpu/attention.hpp."""
+
+    _fields_ = [
+        ("atoms", ctypes.c_int64),
+        *((name, ctypes.c_void_p) for name in ("row_ptr", "neighbor", "r", "w")),
+    ]
+
+
+def c_network(network: tuple) -> CDensityNetwork:
+    """Sizes, then the addresses of the weights, as `_C` takes them."""
+    return CDensityNetwork(*network[:8], (ctypes.c_void_p * 13)(*network[8]))
+
+
+def emulated_window_bytes(network: tuple, atoms: int, slopes: bool) -> int:
+    """`_C.cuda_window_bytes` out of the emulation."""
+    size = np.zeros(1, np.int64)
+    call(load(*WINDOWS).emulated_window_bytes, c_network(network), atoms, int(slopes), size)
+    return size.item()
+
+
+def emulated_window_potential(network, graph, species, role, *addresses) -> None:
+    """`_C.cuda_window_potential` out of the emulation."""
+    energy, slope, workspace = (ctypes.c_void_p(x) for x in addresses[:3])
+    call(
+        *(load(*WINDOWS).emulated_window_potential, c_network(network), CGraph(*graph)),
+        *(ctypes.c_void_p(species), role, energy, slope, workspace),
     )
 
 

@@ -1,0 +1,694 @@
+#include "cuda/window_potentials.hpp"
+
+#include <algorithm>
+#include <limits>
+#include <stdexcept>
+#include <string>
+
+#include "cuda/launch.hpp"
+
+// Rows are padded as the weights' are.  Sums over channels, features or hidden units are a thread's own, over the same
+// numbers in the same order whatever the tile, so an atom gets the same result whatever else is in the graph.
+
+namespace mdtrajnet::cuda {
+namespace {
+
+using std::int64_t;
+
+constexpr unsigned kAll = 0xffffffffu;
+constexpr int kThreads = 256, kWarps = kThreads / 32;
+constexpr int kHarmonics = 10;                  // of l = 0, 1, 2 as Cartesian tensors
+constexpr int kMaps = 7;                        // linear maps of the density: two of each l, and one more of l = 1
+constexpr int kMapped = 23;                     // the same where each harmonic counts
+constexpr int kVectors = 2, kTensors = 11;      // the first mapped ones of l = 1 and 2
+constexpr int kLanes = 16;                      // channels that half a warp has at a time; rows are multiples of it
+constexpr int kLeast = 2, kMost = 16;           // atoms of a tile
+constexpr int kBlocks = 2 * 132;                // that should be at work: two a multiprocessor, of 132
+constexpr std::size_t kMaxShared = 99 * 1024;   // bytes of a block that every device since sm_80 has
+constexpr std::size_t kGoodShared = 76 * 1024;  // of which two or three blocks fit on one multiprocessor
+constexpr float kApart = 0.70710678118654752440f;
+
+// A layer, as kernels are given it.
+struct Layer {
+    // lengths of rows; features: channels, then four times products. entry: channels, then hidden
+    int channels, products, hidden, features, entry;
+    int depth_channels, depth_products, depth_hidden;  // how much of them there is, of products in fours
+    int intervals;
+    float cutoff;
+    // weights, as WindowPotentialWeights has them, of this layer and the role
+    const float *radial, *element, *maps, *maps_back, *scale, *first, *first_back, *second, *second_back, *second_bias;
+    const float* last;
+    // those into the next one; null in the last layer
+    const float *next_element, *onward, *onward_back;
+    AttentionGraph<float> graph;
+    const int64_t* species;
+    // memory: rows of all atoms
+    const float* seen;     // [channels], what neighbours see; null in the first layer: their element's
+    float* density;        // [harmonics][channels]; `backward` makes its gradient of it. Null: energies alone
+    float* inner;          // [hidden]: a bias (not in the first layer), then silu's slope there, then the gradient
+    float* outer;          // [hidden]: silu's slope in the second hidden layer
+    float* next_seen;      // [channels], the next layer's
+    float* next_inner;     // [hidden], the next layer's
+    float* seen_gradient;  // [channels], of the layer whose edges were last: null in the first layer
+    const float* next_seen_gradient;
+    float* energy;
+    double* slope;
+    bool adds;  // this layer's energies or slopes to those that are there
+
+    __device__ const float* element_of(long atom) const { return element + species[atom] * entry; }
+    // What an atom shows its neighbours.
+    __device__ const float* seen_of(long atom) const { return seen ? seen + atom * channels : element_of(atom); }
+};
+
+__device__ float4 load4(const float* p) { return *reinterpret_cast<const float4*>(p); }
+
+// ---- Edges.
+
+// The direction of an edge, what densities have of it, and where its distance is among the intervals.
+struct Edge {
+    float u[3], over_d;
+    float harmonic[kHarmonics];
+    const float* radial;  // [powers][channels] of the interval
+    float s;              // the place in it
+
+    __device__ Edge(const Layer& l, long edge) {
+        constexpr float mixed = 1.41421356237309504880f, third = 1.0f / 3;
+        const float* r = l.graph.r + 3 * edge;
+        const float square = r[0] * r[0] + r[1] * r[1] + r[2] * r[2];
+        over_d = rsqrtf(square);
+        const float x = r[0] * over_d, y = r[1] * over_d, z = r[2] * over_d;
+        u[0] = x, u[1] = y, u[2] = z;
+        harmonic[0] = 1;
+        harmonic[1] = x, harmonic[2] = y, harmonic[3] = z;
+        harmonic[4] = x * x - third, harmonic[5] = y * y - third, harmonic[6] = z * z - third;
+        harmonic[7] = mixed * x * y, harmonic[8] = mixed * x * z, harmonic[9] = mixed * y * z;
+        // at the cutoff and beyond: zero
+        const float most = float(l.intervals), far = square * over_d * (most / l.cutoff), at = far < most ? far : most;
+        const int interval = at < most ? int(at) : l.intervals - 1;
+        radial = l.radial + long(interval) * kRadialPowers * l.channels;
+        s = at - float(interval);
+    }
+};
+
+struct Powers {
+    float a[kRadialPowers];
+
+    __device__ Powers(const Layer& l, const Edge& edge, int channel) {
+#pragma unroll
+        for (int p = 0; p < kRadialPowers; ++p) a[p] = edge.radial[p * l.channels + channel];
+    }
+    __device__ float value(float s) const {
+        return a[0] + s * (a[1] + s * (a[2] + s * (a[3] + s * (a[4] + s * a[5]))));
+    }
+    __device__ float slope(float s) const {
+        return a[1] + s * (2 * a[2] + s * (3 * a[3] + s * (4 * a[4] + s * (5 * a[5]))));
+    }
+};
+
+// ---- Products of a tile's rows, in shared memory, with weights.
+
+// y[g] += sum over k of x[g][k] w[k], kWide rows of w at a time from k on.
+template <int kWide, int G>
+__device__ void multiply_some(float (&y)[G], const float* x, int ldx, const float* w, int ldw) {
+    float own[kWide];
+#pragma unroll
+    for (int k = 0; k < kWide; ++k) own[k] = w[long(k) * ldw];
+#pragma unroll
+    for (int g = 0; g < G; ++g) {
+        if constexpr (kWide == 4) {
+            const float4 v = load4(x + g * ldx);
+            y[g] += v.x * own[0];
+            y[g] += v.y * own[1];
+            y[g] += v.z * own[2];
+            y[g] += v.w * own[3];
+        } else {
+#pragma unroll
+            for (int k = 0; k < kWide; ++k) y[g] += x[g * ldx + k] * own[k];
+        }
+    }
+}
+
+template <int G>
+__device__ void multiply(float (&y)[G], const float* x, int ldx, const float* w, int ldw, int depth) {
+    int k = 0;
+#pragma unroll 4
+    for (; k + 4 <= depth; k += 4) multiply_some<4>(y, x + k, ldx, w + long(k) * ldw, ldw);
+    for (; k < depth; ++k) multiply_some<1>(y, x + k, ldx, w + long(k) * ldw, ldw);
+}
+
+// Calls work(column, first atom of a group of G) for a tile of A atoms, every thread for its own.
+template <int A, int G, class Work>
+__device__ void for_columns(int columns, const Work& work) {
+    for (int item = threadIdx.x; item < columns * (A / G); item += kThreads)
+        work(item % columns, item / columns * G);
+}
+
+// Linear maps of densities [G][harmonics][channels] to one of the products: in the order of kVectors, kTensors, the maps of
+// a harmonic one after another.  w: the column of the product; ldw, maps_apart: of its rows and maps.
+template <int kWide, int G>
+__device__ void map_some(float (&y)[G][kMapped], const float* density, int channels, const float* w, int ldw,
+                         int maps_apart) {
+    float own[kWide][kMaps];
+#pragma unroll
+    for (int k = 0; k < kWide; ++k)
+#pragma unroll
+        for (int m = 0; m < kMaps; ++m) own[k][m] = w[long(k) * ldw + m * maps_apart];
+#pragma unroll
+    for (int g = 0; g < G; ++g)
+#pragma unroll
+        for (int h = 0; h < kHarmonics; ++h) {
+            const float* from = density + (g * kHarmonics + h) * channels;
+            float x[kWide];
+            if constexpr (kWide == 4) {
+                const float4 v = load4(from);
+                x[0] = v.x, x[1] = v.y, x[2] = v.z, x[3] = v.w;
+            } else {
+#pragma unroll
+                for (int k = 0; k < kWide; ++k) x[k] = from[k];
+            }
+            const int to = h < 1 ? 0 : h < 4 ? kVectors + 3 * (h - 1) : kTensors + 2 * (h - 4);
+            const int map = h < 1 ? 0 : h < 4 ? 2 : 5, count = h < 1 || h >= 4 ? 2 : 3;
+#pragma unroll
+            for (int m = 0; m < count; ++m)
+#pragma unroll
+                for (int k = 0; k < kWide; ++k) y[g][to + m] += x[k] * own[k][map + m];
+        }
+}
+
+template <int G>
+__device__ void map_density(const Layer& l, float (&y)[G][kMapped], const float* density, int product) {
+#pragma unroll
+    for (int g = 0; g < G; ++g)
+#pragma unroll
+        for (int k = 0; k < kMapped; ++k) y[g][k] = 0;
+    const int ldw = kMaps * l.products;
+    const float* w = l.maps + product;
+    int c = 0;
+#pragma unroll 1
+    for (; c + 4 <= l.depth_channels; c += 4)
+        map_some<4>(y, density + c, l.channels, w + long(c) * ldw, ldw, l.products);
+#pragma unroll 1
+    for (; c < l.depth_channels; ++c) map_some<1>(y, density + c, l.channels, w + long(c) * ldw, ldw, l.products);
+}
+
+// The tensor q, a symmetric matrix, times v. Components such as xy are in the matrix twice.
+__device__ void turn(const float (&q)[6], const float (&v)[3], float (&out)[3]) {
+    out[0] = q[0] * v[0] + kApart * (q[3] * v[1] + q[4] * v[2]);
+    out[1] = q[1] * v[1] + kApart * (q[3] * v[0] + q[5] * v[2]);
+    out[2] = q[2] * v[2] + kApart * (q[4] * v[0] + q[5] * v[1]);
+}
+
+// What was mapped, by name.
+struct Mapped {
+    float left, right, a[3], b[3], c[3], q[6], p[6];
+
+    __device__ explicit Mapped(const float (&y)[kMapped]) : left(y[0]), right(y[1]) {
+#pragma unroll
+        for (int h = 0; h < 3; ++h)
+            a[h] = y[kVectors + 3 * h], b[h] = y[kVectors + 3 * h + 1], c[h] = y[kVectors + 3 * h + 2];
+#pragma unroll
+        for (int h = 0; h < 6; ++h) q[h] = y[kTensors + 2 * h], p[h] = y[kTensors + 2 * h + 1];
+    }
+
+    // The four features of the product.
+    __device__ void invariants(float (&f)[4]) const {
+        float turned[3];
+        turn(q, c, turned);
+        f[0] = left * right, f[1] = f[2] = f[3] = 0;
+#pragma unroll
+        for (int h = 0; h < 3; ++h) f[1] += a[h] * b[h], f[3] += a[h] * turned[h];
+#pragma unroll
+        for (int h = 0; h < 6; ++h) f[2] += q[h] * p[h];
+    }
+
+    // Gradients of all that was mapped, from those of the features, into rows `apart` from each other.
+    __device__ void back(const float (&g)[4], float* to, int apart) const {
+        float forth[3], back[3];
+        turn(q, c, forth);
+        turn(q, a, back);
+        to[0] = g[0] * right;
+        to[apart] = g[0] * left;
+#pragma unroll
+        for (int h = 0; h < 3; ++h) {
+            float* vector = to + (kVectors + 3 * h) * apart;
+            vector[0] = g[1] * b[h] + g[3] * forth[h];
+            vector[apart] = g[1] * a[h];
+            vector[2 * apart] = g[3] * back[h];
+        }
+        const float bent[6] = {a[0] * c[0],
+                               a[1] * c[1],
+                               a[2] * c[2],
+                               kApart * (a[0] * c[1] + a[1] * c[0]),
+                               kApart * (a[0] * c[2] + a[2] * c[0]),
+                               kApart * (a[1] * c[2] + a[2] * c[1])};
+#pragma unroll
+        for (int h = 0; h < 6; ++h) {
+            float* tensor = to + (kTensors + 2 * h) * apart;
+            tensor[0] = g[2] * p[h] + g[3] * bent[h];
+            tensor[apart] = g[2] * q[h];
+        }
+    }
+};
+
+// Value of silu, and its slope.
+__device__ float silu(float x, float& slope) {
+    const float s = 1 / (1 + expf(-x));
+    slope = s * (x * (1 - s) + 1);
+    return x * s;
+}
+
+// ---- Tiles.
+
+// Atoms that share a thread's weights: of hidden layers, and of maps, which have 23 sums each.
+template <int A>
+constexpr int kTogether = A < 4 ? 1 : A < 16 ? A / 2 : 8;
+template <int A>
+constexpr int kMapsTogether = A < 8 ? 1 : 2;
+
+// The atoms of a block: rows past the last atom are computed like others, from nothing, and not written.
+template <int A>
+struct Tile {
+    long first;
+    int count;
+
+    __device__ explicit Tile(const Layer& l) : first(long(blockIdx.x) * A) {
+        count = l.graph.atoms - first < A ? int(l.graph.atoms - first) : A;
+    }
+    __device__ bool has(int atom) const { return atom < count; }
+    // Any atom for a row that has none.
+    __device__ long atom(int row) const { return first + (row < count ? row : 0); }
+};
+
+// Floats of shared memory for an atom of a tile.
+long forward_row(const Layer& l) { return std::max(kHarmonics * l.channels, 2 * l.hidden) + l.features; }
+long backward_row(const Layer& l) {
+    return kHarmonics * l.channels + l.features + std::max(kMapped * l.products, 2 * l.hidden + l.entry);
+}
+
+template <int A>
+__global__ void __launch_bounds__(kThreads, 2) forward(Layer l) {
+    const Tile<A> tile(l);
+    float* const feature = dynamic_shared<float>();    // [A][features]
+    float* const density = feature + A * l.features;   // [A][harmonics][channels]
+    float* const inner = density;                      // [A][hidden], once the density is no longer needed
+    float* const known = inner + A * l.hidden;         // [A][hidden]
+    constexpr int G = kTogether<A>, M = kMapsTogether<A>;
+
+    for_columns<A, 1>(l.channels, [&](int c, int i) {
+        float sum[kHarmonics] = {};
+        const long atom = tile.atom(i);
+        const long end = tile.has(i) ? l.graph.row_ptr[atom + 1] : 0;
+        for (long e = tile.has(i) ? l.graph.row_ptr[atom] : 0; e < end; ++e) {
+            const Edge edge(l, e);
+            const float size = Powers(l, edge, c).value(edge.s) * l.seen_of(l.graph.neighbor[e])[c];
+#pragma unroll
+            for (int h = 0; h < kHarmonics; ++h) sum[h] += edge.harmonic[h] * size;
+        }
+#pragma unroll
+        for (int h = 0; h < kHarmonics; ++h) density[(i * kHarmonics + h) * l.channels + c] = sum[h];
+        if (l.density && tile.has(i)) {
+#pragma unroll
+            for (int h = 0; h < kHarmonics; ++h) l.density[(atom * kHarmonics + h) * l.channels + c] = sum[h];
+        }
+        feature[i * l.features + c] = sum[0] * l.scale[l.species[atom] * l.features + c];
+    });
+    __syncthreads();
+
+    for_columns<A, M>(l.products, [&](int n, int i) {
+        float y[M][kMapped];
+        map_density(l, y, density + i * kHarmonics * l.channels, n);
+#pragma unroll
+        for (int g = 0; g < M; ++g) {
+            float f[4];
+            Mapped(y[g]).invariants(f);
+            const float* scale = l.scale + l.species[tile.atom(i + g)] * l.features + l.channels + n;
+            float* to = feature + (i + g) * l.features + l.channels + n;
+#pragma unroll
+            for (int k = 0; k < 4; ++k) to[k * l.products] = f[k] * scale[k * l.products];
+        }
+    });
+    __syncthreads();
+
+    for_columns<A, G>(l.hidden, [&](int n, int i) {
+        float y[G];
+#pragma unroll
+        for (int g = 0; g < G; ++g) {
+            const long atom = tile.atom(i + g);
+            y[g] = l.seen ? l.inner[atom * l.hidden + n] : l.element_of(atom)[l.channels + n];
+        }
+        multiply(y, feature + i * l.features, l.features, l.first + n, l.hidden, l.features);
+#pragma unroll
+        for (int g = 0; g < G; ++g) {
+            float slope;
+            inner[(i + g) * l.hidden + n] = silu(y[g], slope);
+            if (l.density && tile.has(i + g)) l.inner[tile.atom(i + g) * l.hidden + n] = slope;
+        }
+    });
+    __syncthreads();
+
+    for_columns<A, G>(l.hidden, [&](int n, int i) {
+        float y[G];
+#pragma unroll
+        for (int g = 0; g < G; ++g) y[g] = l.second_bias[n];
+        multiply(y, inner + i * l.hidden, l.hidden, l.second + n, l.hidden, l.depth_hidden);
+#pragma unroll
+        for (int g = 0; g < G; ++g) {
+            float slope;
+            known[(i + g) * l.hidden + n] = inner[(i + g) * l.hidden + n] + silu(y[g], slope);
+            if (l.density && tile.has(i + g)) l.outer[tile.atom(i + g) * l.hidden + n] = slope;
+        }
+    });
+    __syncthreads();
+
+    for (int i = threadIdx.x / 32; i < tile.count; i += kWarps) {
+        float sum = 0;
+        for (int n = threadIdx.x % 32; n < l.hidden; n += 32) sum += known[i * l.hidden + n] * l.last[n];
+#pragma unroll
+        for (int step = 16; step; step /= 2) sum += __shfl_xor_sync(kAll, sum, step);
+        float* to = l.energy + tile.atom(i);
+        if (threadIdx.x % 32 == 0) *to = l.adds ? *to + sum : sum;
+    }
+    if (!l.onward) return;
+    for_columns<A, G>(l.entry, [&](int n, int i) {
+        float y[G];
+#pragma unroll
+        for (int g = 0; g < G; ++g) y[g] = l.next_element[l.species[tile.atom(i + g)] * l.entry + n];
+        multiply(y, known + i * l.hidden, l.hidden, l.onward + n, l.entry, l.depth_hidden);
+#pragma unroll
+        for (int g = 0; g < G; ++g) {
+            if (!tile.has(i + g)) continue;
+            const long atom = tile.atom(i + g);
+            if (n < l.channels) l.next_seen[atom * l.channels + n] = y[g];
+            else l.next_inner[atom * l.hidden + n - l.channels] = y[g];
+        }
+    });
+}
+
+template <int A>
+__global__ void __launch_bounds__(kThreads, 2) backward(Layer l) {
+    const Tile<A> tile(l);
+    float* const feature = dynamic_shared<float>();                    // [A][features]: gradients
+    float* const density = feature + A * l.features;                   // [A][harmonics][channels]
+    float* const mapped = density + A * kHarmonics * l.channels;       // [A][mapped][products]: gradients
+    float* const entry = mapped;                                       // [A][entry], before that
+    float* const known = entry + A * l.entry;                          // [A][hidden]
+    float* const outer = known + A * l.hidden;                         // [A][hidden]
+    constexpr int G = kTogether<A>, M = kMapsTogether<A>;
+
+    for_columns<A, 1>(kHarmonics * l.channels, [&](int k, int i) {
+        const long at = tile.atom(i) * kHarmonics * l.channels + k;
+        density[i * kHarmonics * l.channels + k] = l.density[at];
+    });
+    if (l.onward)
+        for_columns<A, 1>(l.entry, [&](int n, int i) {
+            const long atom = tile.atom(i);
+            entry[i * l.entry + n] = n < l.channels ? l.next_seen_gradient[atom * l.channels + n]
+                                                    : l.next_inner[atom * l.hidden + n - l.channels];
+        });
+    __syncthreads();
+
+    for_columns<A, G>(l.hidden, [&](int n, int i) {
+        float y[G];
+#pragma unroll
+        for (int g = 0; g < G; ++g) y[g] = l.last[n];
+        if (l.onward) multiply(y, entry + i * l.entry, l.entry, l.onward_back + n, l.hidden, l.entry);
+#pragma unroll
+        for (int g = 0; g < G; ++g) {
+            known[(i + g) * l.hidden + n] = y[g];
+            outer[(i + g) * l.hidden + n] = y[g] * l.outer[tile.atom(i + g) * l.hidden + n];
+        }
+    });
+    __syncthreads();
+
+    for_columns<A, G>(l.hidden, [&](int n, int i) {
+        float y[G];
+#pragma unroll
+        for (int g = 0; g < G; ++g) y[g] = known[(i + g) * l.hidden + n];
+        multiply(y, outer + i * l.hidden, l.hidden, l.second_back + n, l.hidden, l.depth_hidden);
+#pragma unroll
+        for (int g = 0; g < G; ++g) {
+            float* slope = l.inner + tile.atom(i + g) * l.hidden + n;
+            const float gradient = y[g] * *slope;
+            known[(i + g) * l.hidden + n] = gradient;
+            if (tile.has(i + g)) *slope = gradient;
+        }
+    });
+    __syncthreads();
+
+    for_columns<A, G>(l.features, [&](int n, int i) {
+        float y[G] = {};
+        multiply(y, known + i * l.hidden, l.hidden, l.first_back + n, l.features, l.depth_hidden);
+#pragma unroll
+        for (int g = 0; g < G; ++g)
+            feature[(i + g) * l.features + n] = y[g] * l.scale[l.species[tile.atom(i + g)] * l.features + n];
+    });
+    __syncthreads();
+
+    // maps once more: kept for all atoms, they would be the most of the memory
+    for_columns<A, M>(l.products, [&](int n, int i) {
+        float y[M][kMapped];
+        map_density(l, y, density + i * kHarmonics * l.channels, n);
+#pragma unroll
+        for (int g = 0; g < M; ++g) {
+            const float* from = feature + (i + g) * l.features + l.channels + n;
+            const float of[4] = {from[0], from[l.products], from[2 * l.products], from[3 * l.products]};
+            Mapped(y[g]).back(of, mapped + (i + g) * kMapped * l.products + n, l.products);
+        }
+    });
+    __syncthreads();
+
+    for_columns<A, M>(l.channels, [&](int c, int i) {
+        float y[M][kHarmonics] = {};
+#pragma unroll
+        for (int g = 0; g < M; ++g) y[g][0] = feature[(i + g) * l.features + c];
+#pragma unroll 1
+        for (int n = 0; n < l.depth_products; n += 4) {
+            float w[kMaps][4];
+#pragma unroll
+            for (int m = 0; m < kMaps; ++m)
+#pragma unroll
+                for (int k = 0; k < 4; ++k) w[m][k] = l.maps_back[long(m * l.products + n + k) * l.channels + c];
+#pragma unroll
+            for (int g = 0; g < M; ++g)
+#pragma unroll
+                for (int h = 0; h < kHarmonics; ++h) {
+                    const int from = h < 1 ? 0 : h < 4 ? kVectors + 3 * (h - 1) : kTensors + 2 * (h - 4);
+                    const int map = h < 1 ? 0 : h < 4 ? 2 : 5, count = h < 1 || h >= 4 ? 2 : 3;
+#pragma unroll
+                    for (int m = 0; m < count; ++m) {
+                        const float4 v = load4(mapped + ((i + g) * kMapped + from + m) * l.products + n);
+                        y[g][h] += v.x * w[map + m][0];
+                        y[g][h] += v.y * w[map + m][1];
+                        y[g][h] += v.z * w[map + m][2];
+                        y[g][h] += v.w * w[map + m][3];
+                    }
+                }
+        }
+#pragma unroll
+        for (int g = 0; g < M; ++g) {
+            if (!tile.has(i + g)) continue;
+#pragma unroll
+            for (int h = 0; h < kHarmonics; ++h)
+                l.density[(tile.atom(i + g) * kHarmonics + h) * l.channels + c] = y[g][h];
+        }
+    });
+}
+
+// An edge is in the densities of both its ends.  With their gradients D it is worth R(d) Y(u) . (f_j D_i +- f_i D_j), minus
+// for the odd l, which is differentiated along r and across.  Each half of a warp has every second edge of an atom.
+__global__ void __launch_bounds__(kThreads) edges(Layer l) {
+    const long atom = long(blockIdx.x) * kWarps + threadIdx.x / 32;
+    if (atom >= l.graph.atoms) return;
+    const int lane = threadIdx.x % kLanes, half = threadIdx.x % 32 / kLanes;
+    const long begin = l.graph.row_ptr[atom] + half, end = l.graph.row_ptr[atom + 1];
+    const float per = float(l.intervals) / l.cutoff;
+    float total[3] = {};
+    for (int c = lane; c < l.channels; c += kLanes) {
+        float own[kHarmonics];
+#pragma unroll
+        for (int h = 0; h < kHarmonics; ++h) own[h] = l.density[(atom * kHarmonics + h) * l.channels + c];
+        const float mine = l.seen_of(atom)[c];
+        float mine_seen = 0;
+        for (long e = begin; e < end; e += 2) {
+            const Edge edge(l, e);
+            const Powers powers(l, edge, c);
+            const long j = l.graph.neighbor[e];
+            const float theirs = l.seen_of(j)[c];
+            const float* from = l.density + j * kHarmonics * l.channels + c;
+            float both[kHarmonics], sum = 0, back = 0;
+#pragma unroll
+            for (int h = 0; h < kHarmonics; ++h) {
+                const float x = h >= 1 && h < 4 ? -from[h * l.channels] : from[h * l.channels];
+                both[h] = theirs * own[h] + mine * x;
+                back += edge.harmonic[h] * x;
+                sum += edge.harmonic[h] * both[h];
+            }
+            const float value = powers.value(edge.s), across = edge.over_d * value;
+            mine_seen += value * back;
+            constexpr float mixed = 1.41421356237309504880f;
+            const float x = edge.u[0], y = edge.u[1], z = edge.u[2];
+            const float side[3] = {both[1] + 2 * x * both[4] + mixed * (y * both[7] + z * both[8]),
+                                   both[2] + 2 * y * both[5] + mixed * (x * both[7] + z * both[9]),
+                                   both[3] + 2 * z * both[6] + mixed * (x * both[8] + y * both[9])};
+            const float along = per * powers.slope(edge.s) * sum - across * (x * side[0] + y * side[1] + z * side[2]);
+#pragma unroll
+            for (int q = 0; q < 3; ++q) total[q] += edge.u[q] * along + across * side[q];
+        }
+        mine_seen += __shfl_xor_sync(kAll, mine_seen, kLanes);
+        if (l.seen_gradient && half == 0) l.seen_gradient[atom * l.channels + c] = mine_seen;
+    }
+#pragma unroll
+    for (int q = 0; q < 3; ++q) {
+        double sum = total[q];
+#pragma unroll
+        for (int step = 16; step; step /= 2) sum += __shfl_xor_sync(kAll, sum, step);
+        double* to = l.slope + 3 * atom + q;
+        if (threadIdx.x % 32 == 0) *to = l.adds ? *to - sum : -sum;
+    }
+}
+
+// ---- The host's part.
+
+// Hands out aligned pieces of one allocation; from null it only measures.
+class Pieces {
+  public:
+    explicit Pieces(void* start) : start_(static_cast<char*>(start)) {}
+    float* take(int64_t floats) {
+        float* piece = start_ ? reinterpret_cast<float*>(start_ + used_) : nullptr;
+        used_ += (size_t(floats) * sizeof(float) + 255) / 256 * 256;
+        return piece;
+    }
+    size_t used() const { return used_; }
+
+  private:
+    char* start_;
+    size_t used_ = 0;
+};
+
+// Of each layer; with slopes all of it is kept until the way back.
+struct Memory {
+    float *density, *inner, *outer, *seen;
+    float* seen_gradient;  // of one layer at a time
+    size_t bytes;
+
+    Memory(const WindowPotentialSizes& z, const Layer& l, int64_t atoms, bool slopes, void* start) {
+        Pieces pieces(start);
+        const int64_t rows = z.layers * atoms;
+        density = outer = seen_gradient = nullptr;
+        inner = pieces.take(rows * l.hidden);
+        seen = pieces.take(rows * l.channels);
+        if (slopes) {
+            density = pieces.take(rows * kHarmonics * l.channels);
+            outer = pieces.take(rows * l.hidden);
+            seen_gradient = pieces.take(atoms * l.channels);
+        }
+        bytes = pieces.used();
+    }
+};
+
+int padded(long x) { return int((x + kLanes - 1) / kLanes * kLanes); }
+
+// What all layers have in common.  Throws for sizes beyond the limits.
+Layer sizes_of(const WindowPotentialSizes& z, int64_t atoms) {
+    if (atoms > std::numeric_limits<std::int32_t>::max())
+        throw std::invalid_argument("window potentials on a GPU take at most 2147483647 atoms, got " +
+                                    std::to_string(atoms) + "; split the systems over calls");
+    const double most = 1 << 20;  // of each, so that rows are counted in 32 bits
+    const bool countable = z.channels < most && z.products < most && z.hidden < most && z.intervals < most;
+    Layer l{};
+    if (countable) {
+        l.channels = padded(z.channels), l.products = padded(z.products), l.hidden = padded(z.hidden);
+        l.features = l.channels + 4 * l.products, l.entry = l.channels + l.hidden;
+        l.depth_channels = int(z.channels), l.depth_products = int((z.products + 3) / 4 * 4);
+        l.depth_hidden = int(z.hidden), l.intervals = int(z.intervals), l.cutoff = float(z.cutoff);
+    }
+    const size_t least = kLeast * sizeof(float) * std::max(forward_row(l), backward_row(l));
+    if (!countable || least > kMaxShared)
+        throw std::invalid_argument("window potentials of " + std::to_string(z.channels) + " channels, " +
+                                    std::to_string(z.products) + " products and " + std::to_string(z.hidden) +
+                                    " hidden units are too large for the CUDA kernels; use backend=\"reference\"");
+    return l;
+}
+
+// A tile's kernel on all atoms.
+template <int A, class Kernel>
+void launch_tiles(Kernel kernel, const Layer& l, long row, cudaStream_t stream) {
+    const size_t bytes = A * row * sizeof(float);
+    check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(bytes)), "window potentials");
+    launch(kernel, dim3(unsigned((l.graph.atoms + A - 1) / A)), dim3(kThreads), bytes, stream, l);
+}
+
+// As many atoms share a block's weights as leave blocks enough, and room for a second one beside it.
+template <class Run>
+void with_tile(const Layer& l, long row, const Run& run) {
+    const auto good = [&](int atoms) {
+        return atoms * row * sizeof(float) <= kGoodShared && l.graph.atoms >= int64_t(atoms) * kBlocks;
+    };
+    if (good(kMost)) run(std::integral_constant<int, kMost>{});
+    else if (good(8)) run(std::integral_constant<int, 8>{});
+    else if (4 * row * sizeof(float) <= kMaxShared) run(std::integral_constant<int, 4>{});
+    else run(std::integral_constant<int, kLeast>{});
+}
+
+}  // namespace
+
+std::size_t window_potential_bytes(const WindowPotentialSizes& sizes, std::int64_t atoms, bool slopes) {
+    return Memory(sizes, sizes_of(sizes, atoms), atoms, slopes, nullptr).bytes;
+}
+
+void window_potential(const WindowPotentialSizes& z, const WindowPotentialWeights<float>& w,
+                      const AttentionGraph<float>& graph, const std::int64_t* species, std::int64_t role, float* energy,
+                      double* slope, void* workspace, Stream stream) {
+    Layer all = sizes_of(z, graph.atoms);
+    if (graph.atoms == 0) return;
+    const Memory memory(z, all, graph.atoms, slope, workspace);
+    all.graph = graph, all.species = species, all.energy = energy, all.slope = slope;
+    const auto layer = [&](long k) {
+        Layer l = all;
+        const long maps = kMaps * l.products, elements = z.species * l.entry;
+        const int64_t rows = k * graph.atoms, next = rows + graph.atoms;
+        l.radial = w.radial + k * z.intervals * kRadialPowers * l.channels;
+        l.element = w.element + (role * z.layers + k) * elements;
+        l.maps = w.maps + k * z.channels * maps;
+        l.maps_back = w.maps_back + k * maps * l.channels;
+        l.scale = w.scale + k * z.species * l.features;
+        l.first = w.first + k * l.features * l.hidden;
+        l.first_back = w.first_back + k * z.hidden * l.features;
+        l.second = w.second + k * z.hidden * l.hidden;
+        l.second_back = w.second_back + k * z.hidden * l.hidden;
+        l.second_bias = w.second_bias + k * l.hidden;
+        l.last = w.last + (role * z.layers + k) * l.hidden;
+        l.seen = k ? memory.seen + rows * l.channels : nullptr;
+        l.seen_gradient = k ? memory.seen_gradient : nullptr;
+        l.density = slope ? memory.density + rows * kHarmonics * l.channels : nullptr;
+        l.inner = memory.inner + rows * l.hidden;
+        l.outer = slope ? memory.outer + rows * l.hidden : nullptr;
+        if (k + 1 < z.layers) {
+            l.next_element = l.element + elements;
+            l.onward = w.onward + k * z.hidden * l.entry;
+            l.onward_back = w.onward_back + k * l.entry * l.hidden;
+            l.next_seen = memory.seen + next * l.channels;
+            l.next_inner = memory.inner + next * l.hidden;
+            l.next_seen_gradient = memory.seen_gradient;
+        }
+        return l;
+    };
+    for (long k = 0; k < z.layers; ++k) {
+        Layer l = layer(k);
+        l.adds = k > 0;
+        with_tile(l, forward_row(l), [&](auto tile) {
+            launch_tiles<tile()>(forward<tile()>, l, forward_row(l), stream);
+        });
+    }
+    for (long k = z.layers - 1; slope && k >= 0; --k) {
+        Layer l = layer(k);
+        l.adds = k + 1 < z.layers;
+        with_tile(l, backward_row(l), [&](auto tile) {
+            launch_tiles<tile()>(backward<tile()>, l, backward_row(l), stream);
+        });
+        launch(edges, dim3(unsigned((graph.atoms + kWarps - 1) / kWarps)), dim3(kThreads), 0, stream, l);
+    }
+    check(cudaGetLastError(), "window potentials");
+}
+
+}  // namespace mdtrajnet::cuda
