@@ -545,6 +545,25 @@ def test_energy_on_the_emulated_gpu(emulated_neighbors):
     assert_same_trajectory(POTENTIALS["own"], slow(), dt=10.0, duration=275.0)
 
 
+@needs_compiler
+@pytest.mark.parametrize("dt", [1.0, 3.0])
+@pytest.mark.usefixtures("emulated_neighbors", "emulated_attention")
+def test_symplectic_windows_on_the_emulated_gpu(dt):
+    """Kicks by the kernels of window potentials, energies of frames included."""
+    model = cases.alone(gentle(**cases.WINDOW_POTENTIALS)).float()
+    model.window_potentials.last *= 0.1
+    many = [cases.hot("CH3CH2OH"), cases.hot("H2O"), lone_atom(), cases.diamond((1, 1, 1))]
+    found = {}
+    for backend, kind in (("cpu", HostEngine), ("cuda", DeviceEngine)):
+        model.backend = backend
+        assert type(engine_for(model, state(many)[0], Method("symplectic"))) is kind
+        parts = rollout(model, *state(many), dt=dt, duration=30.0, at_once=1)
+        found[backend] = [(x.positions, x.momenta, x.potential_energies) for x in parts]
+    for a, b in zip(*found.values(), strict=True):
+        for x, y in zip(a, b, strict=True):
+            np.testing.assert_allclose(x, y, rtol=0, atol=1e-4)
+
+
 CAPTURED = {
     "motion": ({}, ("reversible", "plain"), False),
     "with a potential": (cases.POTENTIAL, ("reversible", "plain"), True),

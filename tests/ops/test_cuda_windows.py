@@ -132,10 +132,124 @@ def test_energies_and_slopes(sizes, role):
     assert alone.any() and not expected[1][alone].any()
 
 
-@pytest.mark.parametrize("systems", [lambda: ase.Atoms("O"), crowd, many])
-def test_systems(systems):
-    """One atom, more neighbours than slots of a warp, and molecules beside a crystal."""
+def test_a_crowd():
+    """More neighbours than a warp has lanes, and a molecule far away from them."""
     made = model_of({"window_potentials": ODD, "radial_cutoff": 5.0})
-    graph = graph_of(made, systems())
-    for x, y in zip(run(made, graph, ENDS), reference(made, graph, ENDS), strict=True):
-        torch.testing.assert_close(x.double(), y, rtol=0, atol=TOLERANCE * float(1 + y.abs().max()))
+    graph = graph_of(made, crowd())
+    assert graph.row_ptr.diff().max() > 64
+    close(run(made, graph, ENDS), reference(made, graph, ENDS))
+
+
+def test_an_atom_alone():
+    made = model_of(SIZES["odd"])
+    energy, slopes = run(made, graph_of(made, ase.Atoms("O")), ENDS)
+    close([energy], reference(made, graph_of(made, ase.Atoms("O")), ENDS)[:1])
+    assert not slopes.any()
+
+
+def test_no_atoms():
+    made = model_of(SIZES["odd"])
+    graph = graph_of(made, ase.Atoms("O"))
+    empty = {x: getattr(graph, x)[:0] for x in ("species", "masses", "velocities", "component")}
+    graph = dataclasses.replace(graph, **empty, row_ptr=graph.row_ptr[:1])
+    assert [x.shape for x in run(made, graph, ENDS)] == [(0,), (0, 3)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("copies", [30, 531, 1061], ids=["4", "8", "16 atoms a tile"])
+def test_bits_do_not_depend_on_company_or_tiles(copies):
+    """The last tile has room to spare."""
+    made = model_of({"window_potentials": ODD | {"layers": 2}})
+    one = graph_of(made, [cases.hot("H2O"), cases.lone_atom()])
+    for x, y in zip(run(made, one.repeat(copies), ENDS), run(made, one, ENDS), strict=True):
+        assert torch.equal(x, y.repeat(copies, *[1] * (y.ndim - 1)))
+
+
+def test_edges_that_no_atom_has():
+    """Of a graph with room for more: they are not looked at."""
+    made = model_of(SIZES["odd"])
+    graph = graph_of(made, many())
+    room = torch.full((5,), 2**40)
+    nothing = torch.full((5, 3), torch.nan)
+    given = {field.name: getattr(graph, field.name) for field in dataclasses.fields(graph)}
+    given |= {
+        "neighbor": torch.cat([graph.neighbor, room]),
+        "r": torch.cat([graph.r, nothing]),
+        "w": torch.cat([graph.w, nothing]),
+    }
+    roomy = FixedSizeGraph(**given, slots=int(graph.row_ptr.diff().max()))
+    for x, y in zip(run(made, roomy, MIDDLE), run(made, graph, MIDDLE), strict=True):
+        assert torch.equal(x, y)
+
+
+@pytest.mark.parametrize("sizes", ["odd", "diamond"])
+def test_the_order_of_threads_changes_no_bit(sizes):
+    made = model_of(SIZES[sizes])
+    graph, library = graph_of(made, many()), load(*WINDOWS)
+
+    def ordered(seed: int) -> list[torch.Tensor]:
+        set_order(library, seed)
+        try:
+            return run(made, graph, ENDS)
+        finally:
+            set_order(library, 0)
+
+    expected = ordered(0)
+    for seed in (1, 2):
+        for x, y in zip(ordered(seed), expected, strict=True):
+            assert torch.equal(x, y)
+
+
+def test_distances_at_the_cutoff_and_beyond_count_for_nothing():
+    made = model_of(SIZES["odd"])
+    cutoff = made.config.radial_cutoff
+    pairs = [ase.Atoms("CO", [[0, 0, 0], [0, 0, d]]) for d in (cutoff - 1e-4, cutoff + 1, 1.2)]
+    graph = graph_of(made, pairs)
+    reach = dataclasses.replace(graph, r=graph.r * torch.tensor([1.1, 1.1, 1.0, 1.0])[:, None])
+    energy, slopes = run(made, reach, ENERGY)
+    torch.testing.assert_close(energy[:2], energy[2:4], rtol=0, atol=1e-6)
+    assert slopes[:4].abs().max() < 1e-6 and slopes[4:].any()
+
+
+def test_refusals():
+    made = model_of({"window_potentials": {"radial": 4, "products": 700}})
+    with pytest.raises(RuntimeError, match="32 channels, 700 products .* too large .*; use backend"):
+        run(made, graph_of(made, cases.hot("H2O")), ENDS)
+    sizes, weights = density_weights(model_of(SIZES["odd"]).window_potentials)
+    with pytest.raises(RuntimeError, match="at most 2147483647 atoms, got 2147483648; split"):
+        emulated_window_bytes((*sizes, [x.data_ptr() for x in weights]), 2**31, True)
+
+
+def test_a_model_on_the_emulated_gpu(emulated_attention):
+    """Energies, slopes and charges as a predictor has them, with the weights as they were."""
+    made = cases.model(dtype=torch.float32, **cases.WINDOW_POTENTIALS, **cases.DIPOLE)
+    made = MDtrajNet(made.config, members=0).requires_grad_(False)
+    graph = graph_of(made, many())
+    found, expected = (made.predictor(name) for name in ("cuda", "reference"))
+    for x in made.parameters():
+        x *= 1.5
+    for role in ROLES:
+        a, b = (x.slopes(graph, role) for x in (found, expected))
+        assert [x.dtype for x in a] == [x.dtype for x in b] == [torch.float32, torch.float64]
+        close(a, [x.double() for x in b])
+    assert torch.equal(found.energies(graph), found.slopes(graph, ENERGY)[0])
+    close([found.charges(graph)], [expected.charges(graph).double()])
+
+
+def sanitized_cases() -> None:
+    """Energies and slopes of a few atoms, for run_sanitized."""
+    for sizes in ("odd", "one layer", "beyond a vector", "wide", "diamond"):
+        made = model_of(SIZES[sizes])
+        graph = graph_of(made, [cases.hot("CH3CN"), cases.lone_atom()])
+        close(run(made, graph, MIDDLE), reference(made, graph, MIDDLE))
+        run(made, graph, ENERGY, wanted=False)
+    made = model_of({"window_potentials": ODD | {"layers": 2}})
+    one = graph_of(made, [cases.hot("H2O"), cases.lone_atom()])
+    for copies in (531, 1061):
+        run(made, one.repeat(copies), ENDS)
+
+
+@pytest.mark.slow
+def test_address_and_undefined_behaviour_sanitizers():
+    result = run_sanitized("test_cuda_windows", "sanitized_cases()")
+    assert result.returncode == 0, result.stderr
