@@ -34,6 +34,7 @@ from mdtrajnet_fast.md.device_engine import DeviceEngine
 from mdtrajnet_fast.md.device_graph import device_graph
 from mdtrajnet_fast.md.rollout import engine_for, rollout
 from mdtrajnet_fast.md.window import Method, Plan
+from mdtrajnet_fast.model.window_potentials import ENDS, ENERGY, MIDDLE, ROLES
 from mdtrajnet_fast.neighbors.device import (
     Cells,
     SkinNeighbors,
@@ -44,6 +45,7 @@ from mdtrajnet_fast.neighbors.device import (
 from mdtrajnet_fast.neighbors.host import neighbor_list
 from mdtrajnet_fast.ops import BACKENDS, edge_attention
 from mdtrajnet_fast.ops.reference import FoldedWeights
+from mdtrajnet_fast.system import System
 from mdtrajnet_fast.train.evaluate import errors
 from mdtrajnet_fast.train.process_group import Member
 from mdtrajnet_fast.train.tasks import TASKS
@@ -202,6 +204,67 @@ def test_model(backend, options):
         found = there.displacements(graph, times)
         for a, b, tolerance in zip(found, exact, (1e-4, 1e-4), strict=True):
             np.testing.assert_allclose(a, b, rtol=0, atol=tolerance)
+
+
+# ---- Window potentials.
+
+
+def of_windows(name):
+    """A bundled model on the device, a graph there, and its potentials in double precision."""
+    atoms = {"diamond": cases.diamond((3, 3, 3)), "argon": cases.argon()}.get(name)
+    many = [cases.hot("CH3CH2OH"), cases.lone_atom(), cases.hot("CH3CN", 1)]
+    model = load_model(name).cuda().requires_grad_(False)
+    system = System.from_atoms(many if atoms is None else atoms)
+    exact = load_model(name, dtype="float64").cuda().requires_grad_(False)
+    return model, device_graph(model, system), exact.window_potentials
+
+
+@pytest.mark.parametrize("role", ROLES)
+@pytest.mark.parametrize("name", bundled_models())
+def test_window_potentials(name, role):
+    model, graph, exact = of_windows(name)
+    predictor = model.predictor("cuda")
+    found = predictor.slopes(graph, role)
+    expected = exact.slopes(double(graph), torch.full_like(graph.species, role))
+    close([x.cpu() for x in found], [x.cpu() for x in expected], torch.float32)
+    if role == ENERGY:
+        assert torch.equal(predictor.energies(graph), found[0])
+
+
+@pytest.mark.parametrize("name", ["diamond", "molecules-nve", "argon"])
+def test_window_potentials_of_many_atoms(name):
+    """In larger tiles, to the bit what a few get, every time."""
+    model, graph, exact = of_windows(name)
+    times = 8000 // graph.atoms
+    many, predictor = graph.repeat(times), model.predictor("cuda")
+    energy, slopes = predictor.slopes(many, ENDS)
+    expected = exact.slopes(double(graph), torch.full_like(graph.species, ENDS))
+    for x, y in zip((energy, slopes), expected, strict=True):
+        close([x.cpu()], [y.repeat(times, *[1] * (y.ndim - 1)).cpu()], torch.float32)
+    for x, y in zip(predictor.slopes(many, ENDS), (energy, slopes), strict=True):
+        assert torch.equal(x, y)
+
+
+def test_window_potentials_captured():
+    """A replay with other vectors of edges is what a call makes of them."""
+    model, graph, _ = of_windows("molecules-nve")
+    predictor, r = model.predictor("cuda"), graph.r.clone()
+    predictor.slopes(graph, MIDDLE)
+    captured = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(captured):
+        found = predictor.slopes(graph, MIDDLE)
+    for scale in (1.0, 1.01):
+        graph.r.copy_(scale * r)
+        captured.replay()
+        for x, y in zip(found, predictor.slopes(graph, MIDDLE), strict=True):
+            assert torch.equal(x, y) and x.abs().max() > 0
+
+
+def test_charges():
+    here, there = load_model("molecules-nve"), load_model("molecules-nve").cuda()
+    system = System.from_atoms([cases.hot("CH3CH2OH"), cases.hot("CH3CN", 1)])
+    found = there.predictor("cuda").charges(there.graph(system))
+    close([found.cpu()], [here.predictor("cpu").charges(here.graph(system))], torch.float32)
 
 
 # ---- The rollout.
