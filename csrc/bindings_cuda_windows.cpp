@@ -27,10 +27,9 @@ void bind_cuda_windows(py::module_& m) {
         if (role < 0 || role >= of.roles)
             throw py::value_error("role must lie in 0 .. " + std::to_string(of.roles - 1) + ", got " +
                                   std::to_string(role));
-        ON_CUDA(const auto address = [&](int k) { return graph[k].cast<Address>(); };
-                const AttentionGraph<float> view{graph[0].cast<std::int64_t>(), at<const std::int64_t>(address(1)),
-                                                 at<const std::int64_t>(address(2)), at<const float>(address(3)),
-                                                 at<const float>(address(4))};
+        ON_CUDA(const auto address = [&](int k) { return graph[k].cast<Address>(); }; const AttentionGraph<float> view{
+            graph[0].cast<std::int64_t>(), at<const std::int64_t>(address(1)), at<const std::int64_t>(address(2)),
+            at<const float>(address(3)), at<const float>(address(4))};
                 cuda::window_potential(of.sizes, of.weights_as<float>(), view, at<const std::int64_t>(species), role,
                                        at<float>(energy), at<double>(slope), at<void>(workspace),
                                        at<CUstream_st>(stream)));

@@ -305,7 +305,6 @@ def cuda_edge_vectors(
     w: int,
     stream: int,
 ) -> None: ...
-
 def cuda_window_bytes(
     network: tuple[int, int, int, int, int, int, int, float, list[int]], atoms: int, slopes: bool
 ) -> int: ...

@@ -139,8 +139,7 @@ __device__ void multiply(float (&y)[G], const float* x, int ldx, const float* w,
 // Calls work(column, first atom of a group of G) for a tile of A atoms, every thread for its own.
 template <int A, int G, class Work>
 __device__ void for_columns(int columns, const Work& work) {
-    for (int item = threadIdx.x; item < columns * (A / G); item += kThreads)
-        work(item % columns, item / columns * G);
+    for (int item = threadIdx.x; item < columns * (A / G); item += kThreads) work(item % columns, item / columns * G);
 }
 
 // Linear maps of densities [G][harmonics][channels] to one of the products: in the order of kVectors, kTensors, the maps of
@@ -261,7 +260,9 @@ __device__ float silu(float x, float& slope) {
 
 // Atoms that share a thread's weights: of hidden layers, and of maps, which have 23 sums each.
 template <int A>
-constexpr int kTogether = A < 4 ? 1 : A < 16 ? A / 2 : 8;
+constexpr int kTogether = A < 4    ? 1
+                          : A < 16 ? A / 2
+                                   : 8;
 template <int A>
 constexpr int kMapsTogether = A < 8 ? 1 : 2;
 
@@ -288,10 +289,10 @@ long backward_row(const Layer& l) {
 template <int A>
 __global__ void __launch_bounds__(kThreads, 2) forward(Layer l) {
     const Tile<A> tile(l);
-    float* const feature = dynamic_shared<float>();    // [A][features]
-    float* const density = feature + A * l.features;   // [A][harmonics][channels]
-    float* const inner = density;                      // [A][hidden], once the density is no longer needed
-    float* const known = inner + A * l.hidden;         // [A][hidden]
+    float* const feature = dynamic_shared<float>();   // [A][features]
+    float* const density = feature + A * l.features;  // [A][harmonics][channels]
+    float* const inner = density;                     // [A][hidden], once the density is no longer needed
+    float* const known = inner + A * l.hidden;        // [A][hidden]
     constexpr int G = kTogether<A>, M = kMapsTogether<A>;
 
     for_columns<A, 1>(l.channels, [&](int c, int i) {
@@ -387,12 +388,12 @@ __global__ void __launch_bounds__(kThreads, 2) forward(Layer l) {
 template <int A>
 __global__ void __launch_bounds__(kThreads, 2) backward(Layer l) {
     const Tile<A> tile(l);
-    float* const feature = dynamic_shared<float>();                    // [A][features]: gradients
-    float* const density = feature + A * l.features;                   // [A][harmonics][channels]
-    float* const mapped = density + A * kHarmonics * l.channels;       // [A][mapped][products]: gradients
-    float* const entry = mapped;                                       // [A][entry], before that
-    float* const known = entry + A * l.entry;                          // [A][hidden]
-    float* const outer = known + A * l.hidden;                         // [A][hidden]
+    float* const feature = dynamic_shared<float>();               // [A][features]: gradients
+    float* const density = feature + A * l.features;              // [A][harmonics][channels]
+    float* const mapped = density + A * kHarmonics * l.channels;  // [A][mapped][products]: gradients
+    float* const entry = mapped;                                  // [A][entry], before that
+    float* const known = entry + A * l.entry;                     // [A][hidden]
+    float* const outer = known + A * l.hidden;                    // [A][hidden]
     constexpr int G = kTogether<A>, M = kMapsTogether<A>;
 
     for_columns<A, 1>(kHarmonics * l.channels, [&](int k, int i) {
@@ -676,16 +677,14 @@ void window_potential(const WindowPotentialSizes& z, const WindowPotentialWeight
     for (long k = 0; k < z.layers; ++k) {
         Layer l = layer(k);
         l.adds = k > 0;
-        with_tile(l, forward_row(l), [&](auto tile) {
-            launch_tiles<tile()>(forward<tile()>, l, forward_row(l), stream);
-        });
+        with_tile(l, forward_row(l),
+                  [&](auto tile) { launch_tiles<tile()>(forward<tile()>, l, forward_row(l), stream); });
     }
     for (long k = z.layers - 1; slope && k >= 0; --k) {
         Layer l = layer(k);
         l.adds = k + 1 < z.layers;
-        with_tile(l, backward_row(l), [&](auto tile) {
-            launch_tiles<tile()>(backward<tile()>, l, backward_row(l), stream);
-        });
+        with_tile(l, backward_row(l),
+                  [&](auto tile) { launch_tiles<tile()>(backward<tile()>, l, backward_row(l), stream); });
         launch(edges, dim3(unsigned((graph.atoms + kWarps - 1) / kWarps)), dim3(kThreads), 0, stream, l);
     }
     check(cudaGetLastError(), "window potentials");

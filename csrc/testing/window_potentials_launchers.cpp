@@ -26,8 +26,7 @@ const char* message_of(const Call& call) {
 
 EMULATION_EXPORT const char* emulated_window_bytes(const DensityNetwork* network, std::int64_t atoms,
                                                    std::int64_t slopes, std::int64_t* bytes) {
-    return message_of(
-        [&] { *bytes = std::int64_t(cuda::window_potential_bytes(network->sizes, atoms, slopes)); });
+    return message_of([&] { *bytes = std::int64_t(cuda::window_potential_bytes(network->sizes, atoms, slopes)); });
 }
 
 EMULATION_EXPORT const char* emulated_window_potential(const DensityNetwork* network,
