@@ -4,6 +4,7 @@
 #include <limits>
 #include <stdexcept>
 #include <string>
+#include <type_traits>
 
 #include "cuda/launch.hpp"
 
@@ -16,17 +17,19 @@ namespace {
 using std::int64_t;
 
 constexpr unsigned kAll = 0xffffffffu;
-constexpr int kThreads = 256, kWarps = kThreads / 32;
 constexpr int kHarmonics = 10;                  // of l = 0, 1, 2 as Cartesian tensors
 constexpr int kMaps = 7;                        // linear maps of the density: two of each l, and one more of l = 1
 constexpr int kMapped = 23;                     // the same where each harmonic counts
 constexpr int kVectors = 2, kTensors = 11;      // the first mapped ones of l = 1 and 2
 constexpr int kLanes = 16;                      // channels that half a warp has at a time; rows are multiples of it
-constexpr int kLeast = 2, kMost = 16;           // atoms of a tile
 constexpr int kBlocks = 2 * 132;                // that should be at work: two a multiprocessor, of 132
 constexpr std::size_t kMaxShared = 99 * 1024;   // bytes of a block that every device since sm_80 has
 constexpr std::size_t kGoodShared = 76 * 1024;  // of which two or three blocks fit on one multiprocessor
 constexpr float kApart = 0.70710678118654752440f;
+
+// Threads of a block, and the fewest atoms of a tile: of densities (edges, too), and of hidden layers.
+constexpr int kThreads = 256, kWarps = kThreads / 32, kFewest = 2;
+constexpr int kHiddenThreads = 128, kFewestHidden = 4;
 
 // A layer, as kernels are given it.
 struct Layer {
@@ -44,7 +47,8 @@ struct Layer {
     const int64_t* species;
     // memory: rows of all atoms
     const float* seen;     // [channels], what neighbours see; null in the first layer: their element's
-    float* density;        // [harmonics][channels]; `backward` makes its gradient of it. Null: energies alone
+    float* density;        // [harmonics][channels]; `densities_back` makes its gradient of it. Null: energies alone
+    float* feature;        // [features], scaled; `backward` makes its gradient of it. Of one layer at a time
     float* inner;          // [hidden]: a bias (not in the first layer), then silu's slope there, then the gradient
     float* outer;          // [hidden]: silu's slope in the second hidden layer
     float* next_seen;      // [channels], the next layer's
@@ -59,8 +63,6 @@ struct Layer {
     // What an atom shows its neighbours.
     __device__ const float* seen_of(long atom) const { return seen ? seen + atom * channels : element_of(atom); }
 };
-
-__device__ float4 load4(const float* p) { return *reinterpret_cast<const float4*>(p); }
 
 // ---- Edges.
 
@@ -107,39 +109,61 @@ struct Powers {
 
 // ---- Products of a tile's rows, in shared memory, with weights.
 
-// y[g] += sum over k of x[g][k] w[k], kWide rows of w at a time from k on.
-template <int kWide, int G>
-__device__ void multiply_some(float (&y)[G], const float* x, int ldx, const float* w, int ldw) {
-    float own[kWide];
+// N numbers side by side; four of them lie at a multiple of 16 bytes.
+template <int N>
+__device__ void load(const float* p, float (&x)[N]) {
+    if constexpr (N == 4) {
+        const float4 v = *reinterpret_cast<const float4*>(p);
+        x[0] = v.x, x[1] = v.y, x[2] = v.z, x[3] = v.w;
+    } else if constexpr (N == 2) {
+        const float2 v = *reinterpret_cast<const float2*>(p);
+        x[0] = v.x, x[1] = v.y;
+    } else {
 #pragma unroll
-    for (int k = 0; k < kWide; ++k) own[k] = w[long(k) * ldw];
+        for (int k = 0; k < N; ++k) x[k] = p[k];
+    }
+}
+template <int N>
+__device__ void store(float* p, const float (&x)[N]) {
+    if constexpr (N == 4) *reinterpret_cast<float4*>(p) = make_float4(x[0], x[1], x[2], x[3]);
+    else if constexpr (N == 2) *reinterpret_cast<float2*>(p) = make_float2(x[0], x[1]);
+    else
+#pragma unroll
+        for (int k = 0; k < N; ++k) p[k] = x[k];
+}
+
+// y[g][n] += sum over k of x[g][k] w[k][n], kWide rows of w at a time.
+template <int kWide, int G, int N>
+__device__ void multiply_some(float (&y)[G][N], const float* x, int ldx, const float* w, int ldw) {
+    float own[kWide][N];
+#pragma unroll
+    for (int k = 0; k < kWide; ++k) load(w + k * ldw, own[k]);
 #pragma unroll
     for (int g = 0; g < G; ++g) {
-        if constexpr (kWide == 4) {
-            const float4 v = load4(x + g * ldx);
-            y[g] += v.x * own[0];
-            y[g] += v.y * own[1];
-            y[g] += v.z * own[2];
-            y[g] += v.w * own[3];
-        } else {
+        float v[kWide];
+        load(x + g * ldx, v);
 #pragma unroll
-            for (int k = 0; k < kWide; ++k) y[g] += x[g * ldx + k] * own[k];
-        }
+        for (int k = 0; k < kWide; ++k)
+#pragma unroll
+            for (int n = 0; n < N; ++n) y[g][n] += v[k] * own[k][n];
     }
 }
 
-template <int G>
-__device__ void multiply(float (&y)[G], const float* x, int ldx, const float* w, int ldw, int depth) {
+template <int G, int N>
+__device__ void multiply(float (&y)[G][N], const float* x, int ldx, const float* w, int ldw, int depth) {
+    [[maybe_unused]] constexpr int kAhead = N > 1 ? 2 : 4;
     int k = 0;
-#pragma unroll 4
-    for (; k + 4 <= depth; k += 4) multiply_some<4>(y, x + k, ldx, w + long(k) * ldw, ldw);
-    for (; k < depth; ++k) multiply_some<1>(y, x + k, ldx, w + long(k) * ldw, ldw);
+#pragma unroll kAhead
+    for (; k + 4 <= depth; k += 4, w += 4 * ldw) multiply_some<4>(y, x + k, ldx, w, ldw);
+#pragma unroll 1
+    for (; k < depth; ++k, w += ldw) multiply_some<1>(y, x + k, ldx, w, ldw);
 }
 
-// Calls work(column, first atom of a group of G) for a tile of A atoms, every thread for its own.
-template <int A, int G, class Work>
+// Calls work(first column of N, first atom of G) for a tile of A atoms, every one of the threads for its own.
+template <int A, int G, int N, int kCount, class Work>
 __device__ void for_columns(int columns, const Work& work) {
-    for (int item = threadIdx.x; item < columns * (A / G); item += kThreads) work(item % columns, item / columns * G);
+    const int each = columns / N;
+    for (int item = threadIdx.x; item < each * (A / G); item += kCount) work(item % each * N, item / each * G);
 }
 
 // Linear maps of densities [G][harmonics][channels] to one of the products: in the order of kVectors, kTensors, the maps of
@@ -158,13 +182,7 @@ __device__ void map_some(float (&y)[G][kMapped], const float* density, int chann
         for (int h = 0; h < kHarmonics; ++h) {
             const float* from = density + (g * kHarmonics + h) * channels;
             float x[kWide];
-            if constexpr (kWide == 4) {
-                const float4 v = load4(from);
-                x[0] = v.x, x[1] = v.y, x[2] = v.z, x[3] = v.w;
-            } else {
-#pragma unroll
-                for (int k = 0; k < kWide; ++k) x[k] = from[k];
-            }
+            load(from, x);
             const int to = h < 1 ? 0 : h < 4 ? kVectors + 3 * (h - 1) : kTensors + 2 * (h - 4);
             const int map = h < 1 ? 0 : h < 4 ? 2 : 5, count = h < 1 || h >= 4 ? 2 : 3;
 #pragma unroll
@@ -258,15 +276,7 @@ __device__ float silu(float x, float& slope) {
 
 // ---- Tiles.
 
-// Atoms that share a thread's weights: of hidden layers, and of maps, which have 23 sums each.
-template <int A>
-constexpr int kTogether = A < 4    ? 1
-                          : A < 16 ? A / 2
-                                   : 8;
-template <int A>
-constexpr int kMapsTogether = A < 8 ? 1 : 2;
-
-// The atoms of a block: rows past the last atom are computed like others, from nothing, and not written.
+// The atoms of a block: rows past the last atom are computed like others, from another one's numbers, and not written.
 template <int A>
 struct Tile {
     long first;
@@ -275,31 +285,31 @@ struct Tile {
     __device__ explicit Tile(const Layer& l) : first(long(blockIdx.x) * A) {
         count = l.graph.atoms - first < A ? int(l.graph.atoms - first) : A;
     }
-    __device__ bool has(int atom) const { return atom < count; }
-    // Any atom for a row that has none.
+    __device__ bool has(int row) const { return row < count; }
     __device__ long atom(int row) const { return first + (row < count ? row : 0); }
 };
 
-// Floats of shared memory for an atom of a tile.
-long forward_row(const Layer& l) { return std::max(kHarmonics * l.channels, 2 * l.hidden) + l.features; }
-long backward_row(const Layer& l) {
-    return kHarmonics * l.channels + l.features + std::max(kMapped * l.products, 2 * l.hidden + l.entry);
-}
+// Floats of shared memory for an atom of a tile, of each kernel.
+long densities_row(const Layer& l) { return kHarmonics * l.channels; }
+long densities_back_row(const Layer& l) { return kHarmonics * l.channels + kMapped * l.products; }
+long forward_row(const Layer& l) { return l.features + 2 * l.hidden; }
+long backward_row(const Layer& l) { return l.entry + 2 * l.hidden; }
 
+// Atoms of a tile that share a thread's maps, of 23 sums each.
 template <int A>
-__global__ void __launch_bounds__(kThreads, 2) forward(Layer l) {
-    const Tile<A> tile(l);
-    float* const feature = dynamic_shared<float>();   // [A][features]
-    float* const density = feature + A * l.features;  // [A][harmonics][channels]
-    float* const inner = density;                     // [A][hidden], once the density is no longer needed
-    float* const known = inner + A * l.hidden;        // [A][hidden]
-    constexpr int G = kTogether<A>, M = kMapsTogether<A>;
+constexpr int kMapsTogether = A < 8 ? 1 : 2;
 
-    for_columns<A, 1>(l.channels, [&](int c, int i) {
+// Densities and what comes of them: features of a layer.
+template <int A>
+__global__ void __launch_bounds__(kThreads, 2) densities(Layer l) {
+    const Tile<A> tile(l);
+    float* const density = dynamic_shared<float>();  // [A][harmonics][channels]
+    constexpr int M = kMapsTogether<A>;
+
+    for_columns<A, 1, 1, kThreads>(l.channels, [&](int c, int i) {
         float sum[kHarmonics] = {};
-        const long atom = tile.atom(i);
-        const long end = tile.has(i) ? l.graph.row_ptr[atom + 1] : 0;
-        for (long e = tile.has(i) ? l.graph.row_ptr[atom] : 0; e < end; ++e) {
+        const long atom = tile.atom(i), end = l.graph.row_ptr[atom + 1];
+        for (long e = l.graph.row_ptr[atom]; e < end; ++e) {
             const Edge edge(l, e);
             const float size = Powers(l, edge, c).value(edge.s) * l.seen_of(l.graph.neighbor[e])[c];
 #pragma unroll
@@ -307,168 +317,77 @@ __global__ void __launch_bounds__(kThreads, 2) forward(Layer l) {
         }
 #pragma unroll
         for (int h = 0; h < kHarmonics; ++h) density[(i * kHarmonics + h) * l.channels + c] = sum[h];
-        if (l.density && tile.has(i)) {
+        if (!tile.has(i)) return;
+        l.feature[atom * l.features + c] = sum[0] * l.scale[l.species[atom] * l.features + c];
+        if (!l.density) return;
 #pragma unroll
-            for (int h = 0; h < kHarmonics; ++h) l.density[(atom * kHarmonics + h) * l.channels + c] = sum[h];
-        }
-        feature[i * l.features + c] = sum[0] * l.scale[l.species[atom] * l.features + c];
+        for (int h = 0; h < kHarmonics; ++h) l.density[(atom * kHarmonics + h) * l.channels + c] = sum[h];
     });
     __syncthreads();
 
-    for_columns<A, M>(l.products, [&](int n, int i) {
+    for_columns<A, M, 1, kThreads>(l.products, [&](int n, int i) {
         float y[M][kMapped];
         map_density(l, y, density + i * kHarmonics * l.channels, n);
 #pragma unroll
         for (int g = 0; g < M; ++g) {
+            if (!tile.has(i + g)) continue;
             float f[4];
             Mapped(y[g]).invariants(f);
-            const float* scale = l.scale + l.species[tile.atom(i + g)] * l.features + l.channels + n;
-            float* to = feature + (i + g) * l.features + l.channels + n;
+            const long atom = tile.atom(i + g);
+            const float* scale = l.scale + l.species[atom] * l.features + l.channels + n;
+            float* to = l.feature + atom * l.features + l.channels + n;
 #pragma unroll
             for (int k = 0; k < 4; ++k) to[k * l.products] = f[k] * scale[k * l.products];
         }
     });
-    __syncthreads();
-
-    for_columns<A, G>(l.hidden, [&](int n, int i) {
-        float y[G];
-#pragma unroll
-        for (int g = 0; g < G; ++g) {
-            const long atom = tile.atom(i + g);
-            y[g] = l.seen ? l.inner[atom * l.hidden + n] : l.element_of(atom)[l.channels + n];
-        }
-        multiply(y, feature + i * l.features, l.features, l.first + n, l.hidden, l.features);
-#pragma unroll
-        for (int g = 0; g < G; ++g) {
-            float slope;
-            inner[(i + g) * l.hidden + n] = silu(y[g], slope);
-            if (l.density && tile.has(i + g)) l.inner[tile.atom(i + g) * l.hidden + n] = slope;
-        }
-    });
-    __syncthreads();
-
-    for_columns<A, G>(l.hidden, [&](int n, int i) {
-        float y[G];
-#pragma unroll
-        for (int g = 0; g < G; ++g) y[g] = l.second_bias[n];
-        multiply(y, inner + i * l.hidden, l.hidden, l.second + n, l.hidden, l.depth_hidden);
-#pragma unroll
-        for (int g = 0; g < G; ++g) {
-            float slope;
-            known[(i + g) * l.hidden + n] = inner[(i + g) * l.hidden + n] + silu(y[g], slope);
-            if (l.density && tile.has(i + g)) l.outer[tile.atom(i + g) * l.hidden + n] = slope;
-        }
-    });
-    __syncthreads();
-
-    for (int i = threadIdx.x / 32; i < tile.count; i += kWarps) {
-        float sum = 0;
-        for (int n = threadIdx.x % 32; n < l.hidden; n += 32) sum += known[i * l.hidden + n] * l.last[n];
-#pragma unroll
-        for (int step = 16; step; step /= 2) sum += __shfl_xor_sync(kAll, sum, step);
-        float* to = l.energy + tile.atom(i);
-        if (threadIdx.x % 32 == 0) *to = l.adds ? *to + sum : sum;
-    }
-    if (!l.onward) return;
-    for_columns<A, G>(l.entry, [&](int n, int i) {
-        float y[G];
-#pragma unroll
-        for (int g = 0; g < G; ++g) y[g] = l.next_element[l.species[tile.atom(i + g)] * l.entry + n];
-        multiply(y, known + i * l.hidden, l.hidden, l.onward + n, l.entry, l.depth_hidden);
-#pragma unroll
-        for (int g = 0; g < G; ++g) {
-            if (!tile.has(i + g)) continue;
-            const long atom = tile.atom(i + g);
-            if (n < l.channels) l.next_seen[atom * l.channels + n] = y[g];
-            else l.next_inner[atom * l.hidden + n - l.channels] = y[g];
-        }
-    });
 }
 
+// From the gradients of a layer's features, not yet scaled, to those of its densities.
 template <int A>
-__global__ void __launch_bounds__(kThreads, 2) backward(Layer l) {
+__global__ void __launch_bounds__(kThreads, 2) densities_back(Layer l) {
     const Tile<A> tile(l);
-    float* const feature = dynamic_shared<float>();               // [A][features]: gradients
-    float* const density = feature + A * l.features;              // [A][harmonics][channels]
+    float* const density = dynamic_shared<float>();               // [A][harmonics][channels]
     float* const mapped = density + A * kHarmonics * l.channels;  // [A][mapped][products]: gradients
-    float* const entry = mapped;                                  // [A][entry], before that
-    float* const known = entry + A * l.entry;                     // [A][hidden]
-    float* const outer = known + A * l.hidden;                    // [A][hidden]
-    constexpr int G = kTogether<A>, M = kMapsTogether<A>;
+    constexpr int M = kMapsTogether<A>;
 
-    for_columns<A, 1>(kHarmonics * l.channels, [&](int k, int i) {
-        const long at = tile.atom(i) * kHarmonics * l.channels + k;
-        density[i * kHarmonics * l.channels + k] = l.density[at];
-    });
-    if (l.onward)
-        for_columns<A, 1>(l.entry, [&](int n, int i) {
-            const long atom = tile.atom(i);
-            entry[i * l.entry + n] = n < l.channels ? l.next_seen_gradient[atom * l.channels + n]
-                                                    : l.next_inner[atom * l.hidden + n - l.channels];
-        });
-    __syncthreads();
-
-    for_columns<A, G>(l.hidden, [&](int n, int i) {
-        float y[G];
-#pragma unroll
-        for (int g = 0; g < G; ++g) y[g] = l.last[n];
-        if (l.onward) multiply(y, entry + i * l.entry, l.entry, l.onward_back + n, l.hidden, l.entry);
-#pragma unroll
-        for (int g = 0; g < G; ++g) {
-            known[(i + g) * l.hidden + n] = y[g];
-            outer[(i + g) * l.hidden + n] = y[g] * l.outer[tile.atom(i + g) * l.hidden + n];
-        }
-    });
-    __syncthreads();
-
-    for_columns<A, G>(l.hidden, [&](int n, int i) {
-        float y[G];
-#pragma unroll
-        for (int g = 0; g < G; ++g) y[g] = known[(i + g) * l.hidden + n];
-        multiply(y, outer + i * l.hidden, l.hidden, l.second_back + n, l.hidden, l.depth_hidden);
-#pragma unroll
-        for (int g = 0; g < G; ++g) {
-            float* slope = l.inner + tile.atom(i + g) * l.hidden + n;
-            const float gradient = y[g] * *slope;
-            known[(i + g) * l.hidden + n] = gradient;
-            if (tile.has(i + g)) *slope = gradient;
-        }
-    });
-    __syncthreads();
-
-    for_columns<A, G>(l.features, [&](int n, int i) {
-        float y[G] = {};
-        multiply(y, known + i * l.hidden, l.hidden, l.first_back + n, l.features, l.depth_hidden);
-#pragma unroll
-        for (int g = 0; g < G; ++g)
-            feature[(i + g) * l.features + n] = y[g] * l.scale[l.species[tile.atom(i + g)] * l.features + n];
+    for_columns<A, 1, 4, kThreads>(kHarmonics * l.channels, [&](int k, int i) {
+        float x[4];
+        load(l.density + tile.atom(i) * kHarmonics * l.channels + k, x);
+        store(density + i * kHarmonics * l.channels + k, x);
     });
     __syncthreads();
 
     // maps once more: kept for all atoms, they would be the most of the memory
-    for_columns<A, M>(l.products, [&](int n, int i) {
+    for_columns<A, M, 1, kThreads>(l.products, [&](int n, int i) {
         float y[M][kMapped];
         map_density(l, y, density + i * kHarmonics * l.channels, n);
 #pragma unroll
         for (int g = 0; g < M; ++g) {
-            const float* from = feature + (i + g) * l.features + l.channels + n;
-            const float of[4] = {from[0], from[l.products], from[2 * l.products], from[3 * l.products]};
+            const long atom = tile.atom(i + g);
+            const float* scale = l.scale + l.species[atom] * l.features + l.channels + n;
+            const float* from = l.feature + atom * l.features + l.channels + n;
+            float of[4];
+#pragma unroll
+            for (int k = 0; k < 4; ++k) of[k] = from[k * l.products] * scale[k * l.products];
             Mapped(y[g]).back(of, mapped + (i + g) * kMapped * l.products + n, l.products);
         }
     });
     __syncthreads();
 
-    for_columns<A, M>(l.channels, [&](int c, int i) {
+    for_columns<A, M, 1, kThreads>(l.channels, [&](int c, int i) {
         float y[M][kHarmonics] = {};
 #pragma unroll
-        for (int g = 0; g < M; ++g) y[g][0] = feature[(i + g) * l.features + c];
+        for (int g = 0; g < M; ++g) {
+            const long atom = tile.atom(i + g);
+            y[g][0] = l.feature[atom * l.features + c] * l.scale[l.species[atom] * l.features + c];
+        }
 #pragma unroll 1
         for (int n = 0; n < l.depth_products; n += 4) {
             float w[kMaps][4];
 #pragma unroll
             for (int m = 0; m < kMaps; ++m)
 #pragma unroll
-                for (int k = 0; k < 4; ++k) w[m][k] = l.maps_back[long(m * l.products + n + k) * l.channels + c];
+                for (int k = 0; k < 4; ++k) w[m][k] = l.maps_back[(m * l.products + n + k) * l.channels + c];
 #pragma unroll
             for (int g = 0; g < M; ++g)
 #pragma unroll
@@ -477,11 +396,10 @@ __global__ void __launch_bounds__(kThreads, 2) backward(Layer l) {
                     const int map = h < 1 ? 0 : h < 4 ? 2 : 5, count = h < 1 || h >= 4 ? 2 : 3;
 #pragma unroll
                     for (int m = 0; m < count; ++m) {
-                        const float4 v = load4(mapped + ((i + g) * kMapped + from + m) * l.products + n);
-                        y[g][h] += v.x * w[map + m][0];
-                        y[g][h] += v.y * w[map + m][1];
-                        y[g][h] += v.z * w[map + m][2];
-                        y[g][h] += v.w * w[map + m][3];
+                        float v[4];
+                        load(mapped + ((i + g) * kMapped + from + m) * l.products + n, v);
+#pragma unroll
+                        for (int k = 0; k < 4; ++k) y[g][h] += v[k] * w[map + m][k];
                     }
                 }
         }
@@ -492,6 +410,155 @@ __global__ void __launch_bounds__(kThreads, 2) backward(Layer l) {
             for (int h = 0; h < kHarmonics; ++h)
                 l.density[(tile.atom(i + g) * kHarmonics + h) * l.channels + c] = y[g][h];
         }
+    });
+}
+
+// Atoms and columns of hidden layers that a thread has at a time: what it loads serves for G N sums.
+template <int A>
+constexpr int kG = A < 32 ? 4 : 8;
+template <int A>
+constexpr int kN = A < 8    ? 1
+                   : A < 32 ? 2
+                            : 4;
+
+// From features to the energy, and to what the next layer begins with.
+template <int A>
+__global__ void __launch_bounds__(kHiddenThreads, 4) forward(Layer l) {
+    const Tile<A> tile(l);
+    float* const feature = dynamic_shared<float>();  // [A][features]
+    float* const inner = feature + A * l.features;   // [A][hidden]
+    float* const known = inner + A * l.hidden;       // [A][hidden]
+    constexpr int G = kG<A>, N = kN<A>, T = kHiddenThreads;
+
+    for_columns<A, 1, 4, T>(l.features, [&](int k, int i) {
+        float x[4];
+        load(l.feature + tile.atom(i) * l.features + k, x);
+        store(feature + i * l.features + k, x);
+    });
+    __syncthreads();
+
+    for_columns<A, G, N, T>(l.hidden, [&](int n, int i) {
+        float y[G][N];
+#pragma unroll
+        for (int g = 0; g < G; ++g) {
+            const long atom = tile.atom(i + g);
+            load(l.seen ? l.inner + atom * l.hidden + n : l.element_of(atom) + l.channels + n, y[g]);
+        }
+        multiply(y, feature + i * l.features, l.features, l.first + n, l.hidden, l.features);
+#pragma unroll
+        for (int g = 0; g < G; ++g) {
+            float slope[N];
+#pragma unroll
+            for (int q = 0; q < N; ++q) y[g][q] = silu(y[g][q], slope[q]);
+            store(inner + (i + g) * l.hidden + n, y[g]);
+            if (l.density && tile.has(i + g)) store(l.inner + tile.atom(i + g) * l.hidden + n, slope);
+        }
+    });
+    __syncthreads();
+
+    for_columns<A, G, N, T>(l.hidden, [&](int n, int i) {
+        float y[G][N];
+#pragma unroll
+        for (int g = 0; g < G; ++g) load(l.second_bias + n, y[g]);
+        multiply(y, inner + i * l.hidden, l.hidden, l.second + n, l.hidden, l.depth_hidden);
+#pragma unroll
+        for (int g = 0; g < G; ++g) {
+            float slope[N], before[N];
+            load(inner + (i + g) * l.hidden + n, before);
+#pragma unroll
+            for (int q = 0; q < N; ++q) y[g][q] = before[q] + silu(y[g][q], slope[q]);
+            store(known + (i + g) * l.hidden + n, y[g]);
+            if (l.density && tile.has(i + g)) store(l.outer + tile.atom(i + g) * l.hidden + n, slope);
+        }
+    });
+    __syncthreads();
+
+    for (int i = threadIdx.x / 32; i < tile.count; i += T / 32) {
+        float sum = 0;
+        for (int n = threadIdx.x % 32; n < l.hidden; n += 32) sum += known[i * l.hidden + n] * l.last[n];
+#pragma unroll
+        for (int step = 16; step; step /= 2) sum += __shfl_xor_sync(kAll, sum, step);
+        float* to = l.energy + tile.atom(i);
+        if (threadIdx.x % 32 == 0) *to = l.adds ? *to + sum : sum;
+    }
+    if (!l.onward) return;
+    for_columns<A, G, N, T>(l.entry, [&](int n, int i) {
+        float y[G][N];
+#pragma unroll
+        for (int g = 0; g < G; ++g) load(l.next_element + l.species[tile.atom(i + g)] * l.entry + n, y[g]);
+        multiply(y, known + i * l.hidden, l.hidden, l.onward + n, l.entry, l.depth_hidden);
+#pragma unroll
+        for (int g = 0; g < G; ++g) {
+            if (!tile.has(i + g)) continue;
+            const long atom = tile.atom(i + g);
+            store(
+                n < l.channels ? l.next_seen + atom * l.channels + n : l.next_inner + atom * l.hidden + n - l.channels,
+                y[g]);
+        }
+    });
+}
+
+// From the energy, and from what the next layer begins with, to the features.
+template <int A>
+__global__ void __launch_bounds__(kHiddenThreads, 4) backward(Layer l) {
+    const Tile<A> tile(l);
+    float* const entry = dynamic_shared<float>();  // [A][entry]
+    float* const known = entry + A * l.entry;      // [A][hidden], and then of the first hidden layer
+    float* const outer = known + A * l.hidden;     // [A][hidden]
+    constexpr int G = kG<A>, N = kN<A>, T = kHiddenThreads;
+
+    if (l.onward)
+        for_columns<A, 1, 4, T>(l.entry, [&](int n, int i) {
+            const long atom = tile.atom(i);
+            float x[4];
+            load(n < l.channels ? l.next_seen_gradient + atom * l.channels + n
+                                : l.next_inner + atom * l.hidden + n - l.channels,
+                 x);
+            store(entry + i * l.entry + n, x);
+        });
+    __syncthreads();
+
+    for_columns<A, G, N, T>(l.hidden, [&](int n, int i) {
+        float y[G][N];
+#pragma unroll
+        for (int g = 0; g < G; ++g) load(l.last + n, y[g]);
+        if (l.onward) multiply(y, entry + i * l.entry, l.entry, l.onward_back + n, l.hidden, l.entry);
+#pragma unroll
+        for (int g = 0; g < G; ++g) {
+            float slope[N];
+            load(l.outer + tile.atom(i + g) * l.hidden + n, slope);
+            store(known + (i + g) * l.hidden + n, y[g]);
+#pragma unroll
+            for (int q = 0; q < N; ++q) y[g][q] *= slope[q];
+            store(outer + (i + g) * l.hidden + n, y[g]);
+        }
+    });
+    __syncthreads();
+
+    for_columns<A, G, N, T>(l.hidden, [&](int n, int i) {
+        float y[G][N];
+#pragma unroll
+        for (int g = 0; g < G; ++g) load(known + (i + g) * l.hidden + n, y[g]);
+        multiply(y, outer + i * l.hidden, l.hidden, l.second_back + n, l.hidden, l.depth_hidden);
+#pragma unroll
+        for (int g = 0; g < G; ++g) {
+            float* const at = l.inner + tile.atom(i + g) * l.hidden + n;
+            float slope[N];
+            load(at, slope);
+#pragma unroll
+            for (int q = 0; q < N; ++q) y[g][q] *= slope[q];
+            store(known + (i + g) * l.hidden + n, y[g]);
+            if (tile.has(i + g)) store(at, y[g]);
+        }
+    });
+    __syncthreads();
+
+    for_columns<A, G, N, T>(l.features, [&](int n, int i) {
+        float y[G][N] = {};
+        multiply(y, known + i * l.hidden, l.hidden, l.first_back + n, l.features, l.depth_hidden);
+#pragma unroll
+        for (int g = 0; g < G; ++g)
+            if (tile.has(i + g)) store(l.feature + tile.atom(i + g) * l.features + n, y[g]);
     });
 }
 
@@ -569,7 +636,7 @@ class Pieces {
 // Of each layer; with slopes all of it is kept until the way back.
 struct Memory {
     float *density, *inner, *outer, *seen;
-    float* seen_gradient;  // of one layer at a time
+    float *feature, *seen_gradient;  // of one layer at a time
     size_t bytes;
 
     Memory(const WindowPotentialSizes& z, const Layer& l, int64_t atoms, bool slopes, void* start) {
@@ -578,6 +645,7 @@ struct Memory {
         density = outer = seen_gradient = nullptr;
         inner = pieces.take(rows * l.hidden);
         seen = pieces.take(rows * l.channels);
+        feature = pieces.take(atoms * l.features);
         if (slopes) {
             density = pieces.take(rows * kHarmonics * l.channels);
             outer = pieces.take(rows * l.hidden);
@@ -603,8 +671,9 @@ Layer sizes_of(const WindowPotentialSizes& z, int64_t atoms) {
         l.depth_channels = int(z.channels), l.depth_products = int((z.products + 3) / 4 * 4);
         l.depth_hidden = int(z.hidden), l.intervals = int(z.intervals), l.cutoff = float(z.cutoff);
     }
-    const size_t least = kLeast * sizeof(float) * std::max(forward_row(l), backward_row(l));
-    if (!countable || least > kMaxShared)
+    const long least =
+        std::max(kFewest * densities_back_row(l), kFewestHidden * std::max(forward_row(l), backward_row(l)));
+    if (!countable || least * sizeof(float) > kMaxShared)
         throw std::invalid_argument("window potentials of " + std::to_string(z.channels) + " channels, " +
                                     std::to_string(z.products) + " products and " + std::to_string(z.hidden) +
                                     " hidden units are too large for the CUDA kernels; use backend=\"reference\"");
@@ -612,23 +681,22 @@ Layer sizes_of(const WindowPotentialSizes& z, int64_t atoms) {
 }
 
 // A tile's kernel on all atoms.
-template <int A, class Kernel>
-void launch_tiles(Kernel kernel, const Layer& l, long row, cudaStream_t stream) {
+template <int A>
+void launch_tiles(void (*kernel)(Layer), const Layer& l, long row, int threads, cudaStream_t stream) {
     const size_t bytes = A * row * sizeof(float);
     check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(bytes)), "window potentials");
-    launch(kernel, dim3(unsigned((l.graph.atoms + A - 1) / A)), dim3(kThreads), bytes, stream, l);
+    launch(kernel, dim3(unsigned((l.graph.atoms + A - 1) / A)), dim3(threads), bytes, stream, l);
 }
 
-// As many atoms share a block's weights as leave blocks enough, and room for a second one beside it.
-template <class Run>
+template <int A>
+using Size = std::integral_constant<int, A>;
+
+// The first of some tiles, the largest first, that leaves blocks enough, and room for another one beside it; or the last.
+template <int A, int... kSmaller, class Run>
 void with_tile(const Layer& l, long row, const Run& run) {
-    const auto good = [&](int atoms) {
-        return atoms * row * sizeof(float) <= kGoodShared && l.graph.atoms >= int64_t(atoms) * kBlocks;
-    };
-    if (good(kMost)) run(std::integral_constant<int, kMost>{});
-    else if (good(8)) run(std::integral_constant<int, 8>{});
-    else if (4 * row * sizeof(float) <= kMaxShared) run(std::integral_constant<int, 4>{});
-    else run(std::integral_constant<int, kLeast>{});
+    if constexpr (sizeof...(kSmaller) == 0) run(Size<A>{});
+    else if (A * row * sizeof(float) <= kGoodShared && l.graph.atoms >= int64_t(A) * kBlocks) run(Size<A>{});
+    else with_tile<kSmaller...>(l, row, run);
 }
 
 }  // namespace
@@ -662,6 +730,7 @@ void window_potential(const WindowPotentialSizes& z, const WindowPotentialWeight
         l.seen = k ? memory.seen + rows * l.channels : nullptr;
         l.seen_gradient = k ? memory.seen_gradient : nullptr;
         l.density = slope ? memory.density + rows * kHarmonics * l.channels : nullptr;
+        l.feature = memory.feature;
         l.inner = memory.inner + rows * l.hidden;
         l.outer = slope ? memory.outer + rows * l.hidden : nullptr;
         if (k + 1 < z.layers) {
@@ -677,14 +746,22 @@ void window_potential(const WindowPotentialSizes& z, const WindowPotentialWeight
     for (long k = 0; k < z.layers; ++k) {
         Layer l = layer(k);
         l.adds = k > 0;
-        with_tile(l, forward_row(l),
-                  [&](auto tile) { launch_tiles<tile()>(forward<tile()>, l, forward_row(l), stream); });
+        with_tile<8, 4, kFewest>(l, densities_row(l), [&](auto a) {
+            launch_tiles<a()>(densities<a()>, l, densities_row(l), kThreads, stream);
+        });
+        with_tile<32, 8, kFewestHidden>(l, forward_row(l), [&](auto a) {
+            launch_tiles<a()>(forward<a()>, l, forward_row(l), kHiddenThreads, stream);
+        });
     }
     for (long k = z.layers - 1; slope && k >= 0; --k) {
         Layer l = layer(k);
         l.adds = k + 1 < z.layers;
-        with_tile(l, backward_row(l),
-                  [&](auto tile) { launch_tiles<tile()>(backward<tile()>, l, backward_row(l), stream); });
+        with_tile<32, 8, kFewestHidden>(l, backward_row(l), [&](auto a) {
+            launch_tiles<a()>(backward<a()>, l, backward_row(l), kHiddenThreads, stream);
+        });
+        with_tile<8, 4, kFewest>(l, densities_back_row(l), [&](auto a) {
+            launch_tiles<a()>(densities_back<a()>, l, densities_back_row(l), kThreads, stream);
+        });
         launch(edges, dim3(unsigned((graph.atoms + kWarps - 1) / kWarps)), dim3(kThreads), 0, stream, l);
     }
     check(cudaGetLastError(), "window potentials");

@@ -7,19 +7,24 @@
 // There are no atomics: where an atom sees another, this one sees it too, along -r, and each gathers from its own edges.
 // Results do not depend on how often a call is repeated, nor on edges beyond the last row.
 //
-// A layer is three launches:
+// A layer is five launches:
 //
-//     forward    a block per tile of atoms: density, its linear maps, invariants, hidden layers, energy, and what the next
-//                layer begins with
-//     backward   a block per tile: from the energy back to the density
-//     edges      a warp per atom: slopes, and the gradient of what neighbours see
+//     densities        a block per tile of atoms: densities, their linear maps, and invariants of these, the features
+//     forward          a block per tile: hidden layers, energy, and what the next layer begins with
+//     backward         a block per tile: from the energy back to the features
+//     densities_back   a block per tile: from there to the densities; the maps are computed once more
+//     edges            a warp per atom: slopes, and the gradient of what neighbours see
 //
 // Between them an atom has in memory, of each layer, its density or the gradient of that (10 rows of channels), what
-// neighbours see (1), and the slopes of both hidden layers: 7 kB in all for 2 layers of 48 channels and 128 units.  All else
-// is in registers and shared memory.
+// neighbours see (1), and the slopes of both hidden layers; and features of one layer: 8 kB in all for 2 layers of 48
+// channels and products and 128 units.  All else is in registers and shared memory.
 //
-// Limits, refused with std::invalid_argument: 2^31 - 1 atoms, and tiles of kLeast atoms must fit into shared memory
-// (products to 480, beside as many channels and 512 units).  A failed launch throws std::runtime_error.
+// What limits them is how many numbers shared memory hands to the threads: an atom's rows are read by a thread for each
+// column, so that each thread has several atoms and, in large tiles, four columns.  Small systems get small tiles, for all
+// multiprocessors to have one.
+//
+// Limits, refused with std::invalid_argument: 2^31 - 1 atoms, and the smallest tiles must fit into shared memory (some 500
+// products; 2,000 hidden units).  A failed launch throws std::runtime_error.
 #pragma once
 
 #include <cstddef>
