@@ -27,9 +27,8 @@ constexpr std::size_t kMaxShared = 99 * 1024;   // bytes of a block that every d
 constexpr std::size_t kGoodShared = 76 * 1024;  // of which two or three blocks fit on one multiprocessor
 constexpr float kApart = 0.70710678118654752440f;
 
-// Threads of a block, and the fewest atoms of a tile: of densities (edges, too), and of hidden layers.
-constexpr int kThreads = 256, kWarps = kThreads / 32, kFewest = 2;
-constexpr int kHiddenThreads = 128, kFewestHidden = 4;
+constexpr int kThreads = 128, kWarps = kThreads / 32;  // of a block
+constexpr int kFewest = 2, kFewestHidden = 4;          // atoms of a tile: of densities, of hidden layers
 
 // A layer, as kernels are given it.
 struct Layer {
@@ -159,53 +158,63 @@ __device__ void multiply(float (&y)[G][N], const float* x, int ldx, const float*
     for (; k < depth; ++k, w += ldw) multiply_some<1>(y, x + k, ldx, w, ldw);
 }
 
-// Calls work(first column of N, first atom of G) for a tile of A atoms, every one of the threads for its own.
-template <int A, int G, int N, int kCount, class Work>
+// Calls work(first column of N, first atom of G) for a tile of A atoms, every thread for its own.
+template <int A, int G, int N, class Work>
 __device__ void for_columns(int columns, const Work& work) {
     const int each = columns / N;
-    for (int item = threadIdx.x; item < each * (A / G); item += kCount) work(item % each * N, item / each * G);
+    for (int item = threadIdx.x; item < each * (A / G); item += kThreads) work(item % each * N, item / each * G);
 }
 
-// Linear maps of densities [G][harmonics][channels] to one of the products: in the order of kVectors, kTensors, the maps of
-// a harmonic one after another.  w: the column of the product; ldw, maps_apart: of its rows and maps.
-template <int kWide, int G>
-__device__ void map_some(float (&y)[G][kMapped], const float* density, int channels, const float* w, int ldw,
-                         int maps_apart) {
-    float own[kWide][kMaps];
+// Where harmonics and their linear maps are: the first map, how many, and the first that was mapped.
+__device__ constexpr int first_map(int h) { return h < 1 ? 0 : h < 4 ? 2 : 5; }
+__device__ constexpr int maps_of(int h) { return h >= 1 && h < 4 ? 3 : 2; }
+__device__ constexpr int first_mapped(int h) {
+    return h < 1 ? 0 : h < 4 ? kVectors + 3 * (h - 1) : kTensors + 2 * (h - 4);
+}
+
+// y[n] += linear maps of a density [harmonics][channels], kWide channels from there on, to N products; w: their columns,
+// `apart` from map to map.
+template <int kWide, int N>
+__device__ void map_some(float (&y)[N][kMapped], const float* density, int channels, const float* w, int ldw,
+                         int apart) {
+    float own[kWide][kMaps][N];
 #pragma unroll
     for (int k = 0; k < kWide; ++k)
 #pragma unroll
-        for (int m = 0; m < kMaps; ++m) own[k][m] = w[long(k) * ldw + m * maps_apart];
+        for (int m = 0; m < kMaps; ++m) load(w + k * ldw + m * apart, own[k][m]);
 #pragma unroll
-    for (int g = 0; g < G; ++g)
+    for (int h = 0; h < kHarmonics; ++h) {
+        float x[kWide];
+        load(density + h * channels, x);
 #pragma unroll
-        for (int h = 0; h < kHarmonics; ++h) {
-            const float* from = density + (g * kHarmonics + h) * channels;
-            float x[kWide];
-            load(from, x);
-            const int to = h < 1 ? 0 : h < 4 ? kVectors + 3 * (h - 1) : kTensors + 2 * (h - 4);
-            const int map = h < 1 ? 0 : h < 4 ? 2 : 5, count = h < 1 || h >= 4 ? 2 : 3;
+        for (int m = 0; m < maps_of(h); ++m)
 #pragma unroll
-            for (int m = 0; m < count; ++m)
+            for (int k = 0; k < kWide; ++k)
 #pragma unroll
-                for (int k = 0; k < kWide; ++k) y[g][to + m] += x[k] * own[k][map + m];
-        }
+                for (int n = 0; n < N; ++n) y[n][first_mapped(h) + m] += x[k] * own[k][first_map(h) + m][n];
+    }
 }
 
-template <int G>
-__device__ void map_density(const Layer& l, float (&y)[G][kMapped], const float* density, int product) {
+// Rows of weights at a time, for so many columns: what registers hold.
+template <int N>
+constexpr int kWideMaps = N < 4 ? 4 : 2;
+
+// A density's maps to N products.
+template <int N>
+__device__ void map_density(const Layer& l, float (&y)[N][kMapped], const float* density, int product) {
 #pragma unroll
-    for (int g = 0; g < G; ++g)
+    for (int n = 0; n < N; ++n)
 #pragma unroll
-        for (int k = 0; k < kMapped; ++k) y[g][k] = 0;
+        for (int k = 0; k < kMapped; ++k) y[n][k] = 0;
+    constexpr int kWide = kWideMaps<N>;
     const int ldw = kMaps * l.products;
     const float* w = l.maps + product;
     int c = 0;
 #pragma unroll 1
-    for (; c + 4 <= l.depth_channels; c += 4)
-        map_some<4>(y, density + c, l.channels, w + long(c) * ldw, ldw, l.products);
+    for (; c + kWide <= l.depth_channels; c += kWide, w += kWide * ldw)
+        map_some<kWide>(y, density + c, l.channels, w, ldw, l.products);
 #pragma unroll 1
-    for (; c < l.depth_channels; ++c) map_some<1>(y, density + c, l.channels, w + long(c) * ldw, ldw, l.products);
+    for (; c < l.depth_channels; ++c, w += ldw) map_some<1>(y, density + c, l.channels, w, ldw, l.products);
 }
 
 // The tensor q, a symmetric matrix, times v. Components such as xy are in the matrix twice.
@@ -238,19 +247,17 @@ struct Mapped {
         for (int h = 0; h < 6; ++h) f[2] += q[h] * p[h];
     }
 
-    // Gradients of all that was mapped, from those of the features, into rows `apart` from each other.
-    __device__ void back(const float (&g)[4], float* to, int apart) const {
+    // Gradients of all that was mapped, from those of the features.
+    __device__ void back(const float (&g)[4], float (&y)[kMapped]) const {
         float forth[3], back[3];
         turn(q, c, forth);
         turn(q, a, back);
-        to[0] = g[0] * right;
-        to[apart] = g[0] * left;
+        y[0] = g[0] * right, y[1] = g[0] * left;
 #pragma unroll
         for (int h = 0; h < 3; ++h) {
-            float* vector = to + (kVectors + 3 * h) * apart;
-            vector[0] = g[1] * b[h] + g[3] * forth[h];
-            vector[apart] = g[1] * a[h];
-            vector[2 * apart] = g[3] * back[h];
+            y[kVectors + 3 * h] = g[1] * b[h] + g[3] * forth[h];
+            y[kVectors + 3 * h + 1] = g[1] * a[h];
+            y[kVectors + 3 * h + 2] = g[3] * back[h];
         }
         const float bent[6] = {a[0] * c[0],
                                a[1] * c[1],
@@ -259,11 +266,8 @@ struct Mapped {
                                kApart * (a[0] * c[2] + a[2] * c[0]),
                                kApart * (a[1] * c[2] + a[2] * c[1])};
 #pragma unroll
-        for (int h = 0; h < 6; ++h) {
-            float* tensor = to + (kTensors + 2 * h) * apart;
-            tensor[0] = g[2] * p[h] + g[3] * bent[h];
-            tensor[apart] = g[2] * q[h];
-        }
+        for (int h = 0; h < 6; ++h)
+            y[kTensors + 2 * h] = g[2] * p[h] + g[3] * bent[h], y[kTensors + 2 * h + 1] = g[2] * q[h];
     }
 };
 
@@ -295,20 +299,25 @@ long densities_back_row(const Layer& l) { return kHarmonics * l.channels + kMapp
 long forward_row(const Layer& l) { return l.features + 2 * l.hidden; }
 long backward_row(const Layer& l) { return l.entry + 2 * l.hidden; }
 
-// Atoms of a tile that share a thread's maps, of 23 sums each.
+// Products or channels that a thread has at a time, of one atom: larger tiles have threads enough.
 template <int A>
-constexpr int kMapsTogether = A < 8 ? 1 : 2;
+constexpr int kColumns = A < 4   ? 1
+                         : A < 8 ? 2
+                                 : 4;
+template <int A>
+constexpr int kResident = A < 8 ? 4 : 3;  // blocks on a multiprocessor
 
 // Densities and what comes of them: features of a layer.
 template <int A>
-__global__ void __launch_bounds__(kThreads, 2) densities(Layer l) {
+__global__ void __launch_bounds__(kThreads, kResident<A>) densities(Layer l) {
     const Tile<A> tile(l);
     float* const density = dynamic_shared<float>();  // [A][harmonics][channels]
-    constexpr int M = kMapsTogether<A>;
+    constexpr int N = kColumns<A>;
 
-    for_columns<A, 1, 1, kThreads>(l.channels, [&](int c, int i) {
+    for_columns<A, 1, 1>(l.channels, [&](int c, int i) {
         float sum[kHarmonics] = {};
         const long atom = tile.atom(i), end = l.graph.row_ptr[atom + 1];
+#pragma unroll 2
         for (long e = l.graph.row_ptr[atom]; e < end; ++e) {
             const Edge edge(l, e);
             const float size = Powers(l, edge, c).value(edge.s) * l.seen_of(l.graph.neighbor[e])[c];
@@ -325,32 +334,35 @@ __global__ void __launch_bounds__(kThreads, 2) densities(Layer l) {
     });
     __syncthreads();
 
-    for_columns<A, M, 1, kThreads>(l.products, [&](int n, int i) {
-        float y[M][kMapped];
+    for_columns<A, 1, N>(l.products, [&](int n, int i) {
+        float y[N][kMapped], f[N][4];
         map_density(l, y, density + i * kHarmonics * l.channels, n);
 #pragma unroll
-        for (int g = 0; g < M; ++g) {
-            if (!tile.has(i + g)) continue;
-            float f[4];
-            Mapped(y[g]).invariants(f);
-            const long atom = tile.atom(i + g);
-            const float* scale = l.scale + l.species[atom] * l.features + l.channels + n;
-            float* to = l.feature + atom * l.features + l.channels + n;
+        for (int q = 0; q < N; ++q) Mapped(y[q]).invariants(f[q]);
+        if (!tile.has(i)) return;
+        const long atom = tile.atom(i);
+        const float* scale = l.scale + l.species[atom] * l.features + l.channels + n;
+        float* to = l.feature + atom * l.features + l.channels + n;
 #pragma unroll
-            for (int k = 0; k < 4; ++k) to[k * l.products] = f[k] * scale[k * l.products];
+        for (int k = 0; k < 4; ++k) {
+            float x[N];
+            load(scale + k * l.products, x);
+#pragma unroll
+            for (int q = 0; q < N; ++q) x[q] *= f[q][k];
+            store(to + k * l.products, x);
         }
     });
 }
 
 // From the gradients of a layer's features, not yet scaled, to those of its densities.
 template <int A>
-__global__ void __launch_bounds__(kThreads, 2) densities_back(Layer l) {
+__global__ void __launch_bounds__(kThreads, kResident<A>) densities_back(Layer l) {
     const Tile<A> tile(l);
     float* const density = dynamic_shared<float>();               // [A][harmonics][channels]
     float* const mapped = density + A * kHarmonics * l.channels;  // [A][mapped][products]: gradients
-    constexpr int M = kMapsTogether<A>;
+    constexpr int N = kColumns<A>;
 
-    for_columns<A, 1, 4, kThreads>(kHarmonics * l.channels, [&](int k, int i) {
+    for_columns<A, 1, 4>(kHarmonics * l.channels, [&](int k, int i) {
         float x[4];
         load(l.density + tile.atom(i) * kHarmonics * l.channels + k, x);
         store(density + i * kHarmonics * l.channels + k, x);
@@ -358,58 +370,66 @@ __global__ void __launch_bounds__(kThreads, 2) densities_back(Layer l) {
     __syncthreads();
 
     // maps once more: kept for all atoms, they would be the most of the memory
-    for_columns<A, M, 1, kThreads>(l.products, [&](int n, int i) {
-        float y[M][kMapped];
+    for_columns<A, 1, N>(l.products, [&](int n, int i) {
+        float y[N][kMapped], of[N][4];
         map_density(l, y, density + i * kHarmonics * l.channels, n);
+        const long atom = tile.atom(i);
+        const float* scale = l.scale + l.species[atom] * l.features + l.channels + n;
+        const float* from = l.feature + atom * l.features + l.channels + n;
 #pragma unroll
-        for (int g = 0; g < M; ++g) {
-            const long atom = tile.atom(i + g);
-            const float* scale = l.scale + l.species[atom] * l.features + l.channels + n;
-            const float* from = l.feature + atom * l.features + l.channels + n;
-            float of[4];
+        for (int k = 0; k < 4; ++k) {
+            float x[N], factor[N];
+            load(from + k * l.products, x);
+            load(scale + k * l.products, factor);
 #pragma unroll
-            for (int k = 0; k < 4; ++k) of[k] = from[k * l.products] * scale[k * l.products];
-            Mapped(y[g]).back(of, mapped + (i + g) * kMapped * l.products + n, l.products);
+            for (int q = 0; q < N; ++q) of[q][k] = x[q] * factor[q];
+        }
+#pragma unroll
+        for (int q = 0; q < N; ++q) Mapped(y[q]).back(of[q], y[q]);
+#pragma unroll
+        for (int k = 0; k < kMapped; ++k) {
+            float x[N];
+#pragma unroll
+            for (int q = 0; q < N; ++q) x[q] = y[q][k];
+            store(mapped + (i * kMapped + k) * l.products + n, x);
         }
     });
     __syncthreads();
 
-    for_columns<A, M, 1, kThreads>(l.channels, [&](int c, int i) {
-        float y[M][kHarmonics] = {};
+    for_columns<A, 1, N>(l.channels, [&](int c, int i) {
+        constexpr int kWide = kWideMaps<N>;
+        const long atom = tile.atom(i);
+        float y[kHarmonics][N] = {}, factor[N];
+        load(l.feature + atom * l.features + c, y[0]);
+        load(l.scale + l.species[atom] * l.features + c, factor);
 #pragma unroll
-        for (int g = 0; g < M; ++g) {
-            const long atom = tile.atom(i + g);
-            y[g][0] = l.feature[atom * l.features + c] * l.scale[l.species[atom] * l.features + c];
-        }
+        for (int q = 0; q < N; ++q) y[0][q] *= factor[q];
+        const float* w = l.maps_back + c;
 #pragma unroll 1
-        for (int n = 0; n < l.depth_products; n += 4) {
-            float w[kMaps][4];
+        for (int n = 0; n < l.depth_products; n += kWide, w += kWide * l.channels) {
+            float own[kMaps][kWide][N];
 #pragma unroll
             for (int m = 0; m < kMaps; ++m)
 #pragma unroll
-                for (int k = 0; k < 4; ++k) w[m][k] = l.maps_back[(m * l.products + n + k) * l.channels + c];
+                for (int k = 0; k < kWide; ++k) load(w + (m * l.products + k) * l.channels, own[m][k]);
 #pragma unroll
-            for (int g = 0; g < M; ++g)
+            for (int h = 0; h < kHarmonics; ++h) {
+                float x[kMaps][kWide];
 #pragma unroll
-                for (int h = 0; h < kHarmonics; ++h) {
-                    const int from = h < 1 ? 0 : h < 4 ? kVectors + 3 * (h - 1) : kTensors + 2 * (h - 4);
-                    const int map = h < 1 ? 0 : h < 4 ? 2 : 5, count = h < 1 || h >= 4 ? 2 : 3;
+                for (int m = 0; m < maps_of(h); ++m)
+                    load(mapped + (i * kMapped + first_mapped(h) + m) * l.products + n, x[m]);
+                // product by product, however many there are at a time
 #pragma unroll
-                    for (int m = 0; m < count; ++m) {
-                        float v[4];
-                        load(mapped + ((i + g) * kMapped + from + m) * l.products + n, v);
+                for (int k = 0; k < kWide; ++k)
 #pragma unroll
-                        for (int k = 0; k < 4; ++k) y[g][h] += v[k] * w[map + m][k];
-                    }
-                }
+                    for (int m = 0; m < maps_of(h); ++m)
+#pragma unroll
+                        for (int q = 0; q < N; ++q) y[h][q] += x[m][k] * own[first_map(h) + m][k][q];
+            }
         }
+        if (!tile.has(i)) return;
 #pragma unroll
-        for (int g = 0; g < M; ++g) {
-            if (!tile.has(i + g)) continue;
-#pragma unroll
-            for (int h = 0; h < kHarmonics; ++h)
-                l.density[(tile.atom(i + g) * kHarmonics + h) * l.channels + c] = y[g][h];
-        }
+        for (int h = 0; h < kHarmonics; ++h) store(l.density + (atom * kHarmonics + h) * l.channels + c, y[h]);
     });
 }
 
@@ -423,21 +443,21 @@ constexpr int kN = A < 8    ? 1
 
 // From features to the energy, and to what the next layer begins with.
 template <int A>
-__global__ void __launch_bounds__(kHiddenThreads, 4) forward(Layer l) {
+__global__ void __launch_bounds__(kThreads, 4) forward(Layer l) {
     const Tile<A> tile(l);
     float* const feature = dynamic_shared<float>();  // [A][features]
     float* const inner = feature + A * l.features;   // [A][hidden]
     float* const known = inner + A * l.hidden;       // [A][hidden]
-    constexpr int G = kG<A>, N = kN<A>, T = kHiddenThreads;
+    constexpr int G = kG<A>, N = kN<A>;
 
-    for_columns<A, 1, 4, T>(l.features, [&](int k, int i) {
+    for_columns<A, 1, 4>(l.features, [&](int k, int i) {
         float x[4];
         load(l.feature + tile.atom(i) * l.features + k, x);
         store(feature + i * l.features + k, x);
     });
     __syncthreads();
 
-    for_columns<A, G, N, T>(l.hidden, [&](int n, int i) {
+    for_columns<A, G, N>(l.hidden, [&](int n, int i) {
         float y[G][N];
 #pragma unroll
         for (int g = 0; g < G; ++g) {
@@ -456,7 +476,7 @@ __global__ void __launch_bounds__(kHiddenThreads, 4) forward(Layer l) {
     });
     __syncthreads();
 
-    for_columns<A, G, N, T>(l.hidden, [&](int n, int i) {
+    for_columns<A, G, N>(l.hidden, [&](int n, int i) {
         float y[G][N];
 #pragma unroll
         for (int g = 0; g < G; ++g) load(l.second_bias + n, y[g]);
@@ -473,7 +493,7 @@ __global__ void __launch_bounds__(kHiddenThreads, 4) forward(Layer l) {
     });
     __syncthreads();
 
-    for (int i = threadIdx.x / 32; i < tile.count; i += T / 32) {
+    for (int i = threadIdx.x / 32; i < tile.count; i += kWarps) {
         float sum = 0;
         for (int n = threadIdx.x % 32; n < l.hidden; n += 32) sum += known[i * l.hidden + n] * l.last[n];
 #pragma unroll
@@ -482,7 +502,7 @@ __global__ void __launch_bounds__(kHiddenThreads, 4) forward(Layer l) {
         if (threadIdx.x % 32 == 0) *to = l.adds ? *to + sum : sum;
     }
     if (!l.onward) return;
-    for_columns<A, G, N, T>(l.entry, [&](int n, int i) {
+    for_columns<A, G, N>(l.entry, [&](int n, int i) {
         float y[G][N];
 #pragma unroll
         for (int g = 0; g < G; ++g) load(l.next_element + l.species[tile.atom(i + g)] * l.entry + n, y[g]);
@@ -500,15 +520,15 @@ __global__ void __launch_bounds__(kHiddenThreads, 4) forward(Layer l) {
 
 // From the energy, and from what the next layer begins with, to the features.
 template <int A>
-__global__ void __launch_bounds__(kHiddenThreads, 4) backward(Layer l) {
+__global__ void __launch_bounds__(kThreads, 4) backward(Layer l) {
     const Tile<A> tile(l);
     float* const entry = dynamic_shared<float>();  // [A][entry]
     float* const known = entry + A * l.entry;      // [A][hidden], and then of the first hidden layer
     float* const outer = known + A * l.hidden;     // [A][hidden]
-    constexpr int G = kG<A>, N = kN<A>, T = kHiddenThreads;
+    constexpr int G = kG<A>, N = kN<A>;
 
     if (l.onward)
-        for_columns<A, 1, 4, T>(l.entry, [&](int n, int i) {
+        for_columns<A, 1, 4>(l.entry, [&](int n, int i) {
             const long atom = tile.atom(i);
             float x[4];
             load(n < l.channels ? l.next_seen_gradient + atom * l.channels + n
@@ -518,7 +538,7 @@ __global__ void __launch_bounds__(kHiddenThreads, 4) backward(Layer l) {
         });
     __syncthreads();
 
-    for_columns<A, G, N, T>(l.hidden, [&](int n, int i) {
+    for_columns<A, G, N>(l.hidden, [&](int n, int i) {
         float y[G][N];
 #pragma unroll
         for (int g = 0; g < G; ++g) load(l.last + n, y[g]);
@@ -535,7 +555,7 @@ __global__ void __launch_bounds__(kHiddenThreads, 4) backward(Layer l) {
     });
     __syncthreads();
 
-    for_columns<A, G, N, T>(l.hidden, [&](int n, int i) {
+    for_columns<A, G, N>(l.hidden, [&](int n, int i) {
         float y[G][N];
 #pragma unroll
         for (int g = 0; g < G; ++g) load(known + (i + g) * l.hidden + n, y[g]);
@@ -553,7 +573,7 @@ __global__ void __launch_bounds__(kHiddenThreads, 4) backward(Layer l) {
     });
     __syncthreads();
 
-    for_columns<A, G, N, T>(l.features, [&](int n, int i) {
+    for_columns<A, G, N>(l.features, [&](int n, int i) {
         float y[G][N] = {};
         multiply(y, known + i * l.hidden, l.hidden, l.first_back + n, l.features, l.depth_hidden);
 #pragma unroll
@@ -682,10 +702,10 @@ Layer sizes_of(const WindowPotentialSizes& z, int64_t atoms) {
 
 // A tile's kernel on all atoms.
 template <int A>
-void launch_tiles(void (*kernel)(Layer), const Layer& l, long row, int threads, cudaStream_t stream) {
+void launch_tiles(void (*kernel)(Layer), const Layer& l, long row, cudaStream_t stream) {
     const size_t bytes = A * row * sizeof(float);
     check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(bytes)), "window potentials");
-    launch(kernel, dim3(unsigned((l.graph.atoms + A - 1) / A)), dim3(threads), bytes, stream, l);
+    launch(kernel, dim3(unsigned((l.graph.atoms + A - 1) / A)), dim3(kThreads), bytes, stream, l);
 }
 
 template <int A>
@@ -746,21 +766,18 @@ void window_potential(const WindowPotentialSizes& z, const WindowPotentialWeight
     for (long k = 0; k < z.layers; ++k) {
         Layer l = layer(k);
         l.adds = k > 0;
-        with_tile<8, 4, kFewest>(l, densities_row(l), [&](auto a) {
-            launch_tiles<a()>(densities<a()>, l, densities_row(l), kThreads, stream);
-        });
-        with_tile<32, 8, kFewestHidden>(l, forward_row(l), [&](auto a) {
-            launch_tiles<a()>(forward<a()>, l, forward_row(l), kHiddenThreads, stream);
-        });
+        with_tile<8, 4, kFewest>(l, densities_row(l),
+                                 [&](auto a) { launch_tiles<a()>(densities<a()>, l, densities_row(l), stream); });
+        with_tile<32, 8, kFewestHidden>(l, forward_row(l),
+                                        [&](auto a) { launch_tiles<a()>(forward<a()>, l, forward_row(l), stream); });
     }
     for (long k = z.layers - 1; slope && k >= 0; --k) {
         Layer l = layer(k);
         l.adds = k + 1 < z.layers;
-        with_tile<32, 8, kFewestHidden>(l, backward_row(l), [&](auto a) {
-            launch_tiles<a()>(backward<a()>, l, backward_row(l), kHiddenThreads, stream);
-        });
+        with_tile<32, 8, kFewestHidden>(l, backward_row(l),
+                                        [&](auto a) { launch_tiles<a()>(backward<a()>, l, backward_row(l), stream); });
         with_tile<8, 4, kFewest>(l, densities_back_row(l), [&](auto a) {
-            launch_tiles<a()>(densities_back<a()>, l, densities_back_row(l), kThreads, stream);
+            launch_tiles<a()>(densities_back<a()>, l, densities_back_row(l), stream);
         });
         launch(edges, dim3(unsigned((graph.atoms + kWarps - 1) / kWarps)), dim3(kThreads), 0, stream, l);
     }

@@ -243,7 +243,7 @@ def sanitized_cases() -> None:
         graph = graph_of(made, [cases.hot("CH3CN"), cases.lone_atom()])
         close(run(made, graph, MIDDLE), reference(made, graph, MIDDLE))
         run(made, graph, ENERGY, wanted=False)
-    made = model_of({"window_potentials": ODD | {"layers": 2}})
+    made = model_of(SIZES["one layer"])
     one = graph_of(made, [cases.hot("H2O"), cases.lone_atom()])
     for copies in (265, 531, 2113):
         run(made, one.repeat(copies), ENDS)
