@@ -36,7 +36,7 @@ struct Layer {
     int channels, products, hidden, features, entry;
     int depth_channels, depth_products, depth_hidden;  // how much of them there is, of products in fours
     int intervals;
-    float cutoff;
+    float per;  // intervals an Å
     // weights, as WindowPotentialWeights has them, of this layer and the role
     const float *radial, *element, *maps, *maps_back, *scale, *first, *first_back, *second, *second_back, *second_bias;
     const float* last;
@@ -84,7 +84,7 @@ struct Edge {
         harmonic[4] = x * x - third, harmonic[5] = y * y - third, harmonic[6] = z * z - third;
         harmonic[7] = mixed * x * y, harmonic[8] = mixed * x * z, harmonic[9] = mixed * y * z;
         // at the cutoff and beyond: zero
-        const float most = float(l.intervals), far = square * over_d * (most / l.cutoff), at = far < most ? far : most;
+        const float most = float(l.intervals), far = square * over_d * l.per, at = far < most ? far : most;
         const int interval = at < most ? int(at) : l.intervals - 1;
         radial = l.radial + long(interval) * kRadialPowers * l.channels;
         s = at - float(interval);
@@ -589,7 +589,6 @@ __global__ void __launch_bounds__(kThreads) edges(Layer l) {
     if (atom >= l.graph.atoms) return;
     const int lane = threadIdx.x % kLanes, half = threadIdx.x % 32 / kLanes;
     const long begin = l.graph.row_ptr[atom] + half, end = l.graph.row_ptr[atom + 1];
-    const float per = float(l.intervals) / l.cutoff;
     float total[3] = {};
     for (int c = lane; c < l.channels; c += kLanes) {
         float own[kHarmonics];
@@ -618,7 +617,7 @@ __global__ void __launch_bounds__(kThreads) edges(Layer l) {
             const float side[3] = {both[1] + 2 * x * both[4] + mixed * (y * both[7] + z * both[8]),
                                    both[2] + 2 * y * both[5] + mixed * (x * both[7] + z * both[9]),
                                    both[3] + 2 * z * both[6] + mixed * (x * both[8] + y * both[9])};
-            const float along = per * powers.slope(edge.s) * sum - across * (x * side[0] + y * side[1] + z * side[2]);
+            const float along = l.per * powers.slope(edge.s) * sum - across * (x * side[0] + y * side[1] + z * side[2]);
 #pragma unroll
             for (int q = 0; q < 3; ++q) total[q] += edge.u[q] * along + across * side[q];
         }
@@ -689,7 +688,7 @@ Layer sizes_of(const WindowPotentialSizes& z, int64_t atoms) {
         l.channels = padded(z.channels), l.products = padded(z.products), l.hidden = padded(z.hidden);
         l.features = l.channels + 4 * l.products, l.entry = l.channels + l.hidden;
         l.depth_channels = int(z.channels), l.depth_products = int((z.products + 3) / 4 * 4);
-        l.depth_hidden = int(z.hidden), l.intervals = int(z.intervals), l.cutoff = float(z.cutoff);
+        l.depth_hidden = int(z.hidden), l.intervals = int(z.intervals), l.per = float(z.intervals / z.cutoff);
     }
     const long least =
         std::max(kFewest * densities_back_row(l), kFewestHidden * std::max(forward_row(l), backward_row(l)));
