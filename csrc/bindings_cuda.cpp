@@ -63,4 +63,10 @@ void bind_cuda_neighbors(py::module_& m) {
                                    at<const std::int32_t>(neighbor), at<const std::int32_t>(shift), at<float>(r),
                                    at<float>(w), at<CUstream_st>(stream)));
     });
+    m.def("cuda_connected_components", [](std::int64_t atoms, Address row_ptr, Address neighbor, int rounds,
+                                          Address label, Address settled, Address stream) {
+        ON_CUDA(cuda::connected_components(atoms, at<const std::int64_t>(row_ptr), at<const std::int32_t>(neighbor),
+                                           rounds, at<std::int64_t>(label), at<std::uint8_t>(settled),
+                                           at<CUstream_st>(stream)));
+    });
 }

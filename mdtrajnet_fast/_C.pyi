@@ -319,6 +319,9 @@ def cuda_window_potential(
     stream: int,
     /,
 ) -> None: ...
+def cuda_connected_components(
+    atoms: int, row_ptr: int, neighbor: int, rounds: int, label: int, settled: int, stream: int, /
+) -> None: ...
 
 class CudaAttentionBlock:
     def __init__(

@@ -183,4 +183,5 @@ class EmulatedNeighbors(SimpleNamespace):
             cuda_count_within=launcher("count_within"),
             cuda_fill_within=launcher("fill_within"),
             cuda_edge_vectors=launcher("edge_vectors"),
+            cuda_connected_components=launcher("connected_components"),
         )

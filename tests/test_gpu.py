@@ -31,7 +31,7 @@ from mdtrajnet_fast.data.pairs import Pairs
 from mdtrajnet_fast.data.records import write_records
 from mdtrajnet_fast.md import device_engine
 from mdtrajnet_fast.md.device_engine import DeviceEngine
-from mdtrajnet_fast.md.device_graph import device_graph
+from mdtrajnet_fast.md.device_graph import components, device_graph
 from mdtrajnet_fast.md.rollout import engine_for, rollout
 from mdtrajnet_fast.md.window import Method, Plan
 from mdtrajnet_fast.model.window_potentials import ENDS, ENERGY, MIDDLE, ROLES
@@ -42,7 +42,7 @@ from mdtrajnet_fast.neighbors.device import (
     device_neighbor_list,
     edge_vectors,
 )
-from mdtrajnet_fast.neighbors.host import neighbor_list
+from mdtrajnet_fast.neighbors.host import connected_components, neighbor_list
 from mdtrajnet_fast.ops import BACKENDS, edge_attention
 from mdtrajnet_fast.ops.reference import FoldedWeights
 from mdtrajnet_fast.system import System
@@ -138,6 +138,21 @@ def test_skin_along_a_walk(system):
         for a, b in zip(kernel, plain, strict=True):
             count = status.edges
             torch.testing.assert_close(a[:count].double(), b[:count], rtol=1e-6, atol=1e-6)
+
+
+def test_components():
+    """Of a gas at the threshold of percolation, and of chains in no order."""
+    rng = np.random.default_rng(0)
+    gas = rng.uniform(0, 16, (4000, 3))
+    chains = np.concatenate([np.outer(np.arange(500.0), [0.8, 0, 0]) + [0, k, 0] for k in (0, 3)])
+    for positions in (gas, rng.permutation(chains)):
+        edges = device_neighbor_list(*_with(0.85, {"positions": positions}))
+        label, over = components(edges, 1, 64)
+        expected = connected_components(neighbor_list(positions, 0.85))
+        first = np.unique(expected, return_index=True)[1]
+        assert over and np.array_equal(label.cpu().numpy(), first[expected])
+        label, over = components(edges, 1, 1)
+        assert bool(over) == np.array_equal(label.cpu().numpy(), first[expected])
 
 
 # ---- The attention block.

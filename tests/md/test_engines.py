@@ -456,22 +456,40 @@ def test_bad_settings_are_refused():
 # ---- Parts of the one in torch.
 
 
+def scattered(seed: int) -> Iterator[tuple[np.ndarray, float]]:
+    """Positions and cutoffs of a gas, and of a chain in no order."""
+    rng = np.random.default_rng(seed)
+    # at the threshold of percolation for a cutoff of 0.85
+    yield rng.uniform(0, 8, (500, 3)), 0.3 + 0.15 * seed
+    yield rng.permutation(np.outer(np.arange(300.0), [0.8, 0, 0])), 0.85
+
+
+def settles(positions: np.ndarray, cutoff: float, rounds: int) -> bool:
+    """Whether components are known after some rounds; if so, they are right."""
+    listed = neighbor_list(positions, cutoff)
+    edges = DeviceEdges(*map(torch.from_numpy, dataclasses.astuple(listed)))
+    label, over = components(edges, max(1, int(edges.row_ptr.diff().max())), rounds)
+    expected = connected_components(listed)
+    first = np.unique(expected, return_index=True)[1]
+    assert bool(over) == np.array_equal(label.numpy(), first[expected])
+    return bool(over)
+
+
 @pytest.mark.parametrize("seed", range(6))
 def test_components(seed):
-    rng = np.random.default_rng(seed)
-    gas = rng.uniform(0, 8, (500, 3))  # at the threshold of percolation for a cutoff of 0.85
-    chain = rng.permutation(np.outer(np.arange(300.0), [0.8, 0, 0]))
-    for positions, cutoff in ((gas, 0.3 + 0.15 * seed), (chain, 0.85)):
-        listed = neighbor_list(positions, cutoff)
-        edges = DeviceEdges(*map(torch.from_numpy, dataclasses.astuple(listed)))
-        slots = max(1, int(edges.row_ptr.diff().max()))
-        label, over = components(edges, slots, 16)
-        expected = connected_components(listed)
-        first = np.unique(expected, return_index=True)[1]
-        assert over and torch.equal(label, torch.from_numpy(first[expected]))
-        label, over = components(edges, slots, 1)
-        assert bool(over) == np.array_equal(label.numpy(), first[expected])
-    assert not over  # one round is too few for a chain
+    for positions, cutoff in scattered(seed):
+        assert settles(positions, cutoff, 16)
+        once = settles(positions, cutoff, 1)
+    assert not once  # one round is too few for a chain
+
+
+@needs_compiler
+@pytest.mark.parametrize("seed", range(6))
+def test_components_of_the_emulated_gpu(emulated_neighbors, seed):
+    for positions, cutoff in scattered(seed):
+        assert settles(positions, cutoff, 16)
+        once = settles(positions, cutoff, 1)
+    assert not once
 
 
 @needs_compiler
