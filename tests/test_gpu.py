@@ -248,9 +248,9 @@ def test_window_potentials(name, role):
 
 @pytest.mark.parametrize("name", ["diamond", "molecules-nve", "argon"])
 def test_window_potentials_of_many_atoms(name):
-    """In larger tiles, to the bit what a few get, every time."""
+    """In the largest tiles; the same bits every time."""
     model, graph, exact = of_windows(name)
-    times = 8000 // graph.atoms
+    times = 9000 // graph.atoms
     many, predictor = graph.repeat(times), model.predictor("cuda")
     energy, slopes = predictor.slopes(many, ENDS)
     expected = exact.slopes(double(graph), torch.full_like(graph.species, ENDS))
