@@ -1,4 +1,5 @@
-// The GPU's window potentials for Python: device addresses and a stream in, checked by the caller, which knows the tensors.
+// What windows need of the GPU, potentials and velocities without rigid motion, for Python: device addresses and a stream in,
+// checked by the caller, which knows the tensors.
 #include <pybind11/pybind11.h>
 
 #include <cstdint>
@@ -6,6 +7,7 @@
 
 #include "bindings.hpp"
 #include "bindings_cuda.hpp"
+#include "cuda/conservation.hpp"
 #include "cuda/window_potentials.hpp"
 
 namespace py = pybind11;
@@ -34,4 +36,18 @@ void bind_cuda_windows(py::module_& m) {
                                        at<float>(energy), at<double>(slope), at<void>(workspace),
                                        at<CUstream_st>(stream)));
     });
+    m.def(
+        "cuda_internal_velocities_bytes",
+        [](std::int64_t times, std::int64_t atoms) -> std::size_t {
+            ON_CUDA(return cuda::internal_velocities_bytes(times, atoms));
+        },
+        py::arg("times"), py::arg("atoms"), "Bytes of the workspace of cuda_internal_velocities.");
+    m.def("cuda_internal_velocities",
+          [](std::int64_t times, std::int64_t atoms, Address positions, Address velocities, Address masses,
+             Address component, Address isolated, Address workspace, Address out, Address stream) {
+              ON_CUDA(cuda::internal_velocities(
+                  {times, atoms, at<const double>(positions), at<const double>(velocities), at<const double>(masses),
+                   at<const std::int64_t>(component), at<const bool>(isolated)},
+                  at<void>(workspace), at<double>(out), at<CUstream_st>(stream)));
+          });
 }

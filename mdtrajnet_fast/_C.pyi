@@ -322,6 +322,20 @@ def cuda_window_potential(
 def cuda_connected_components(
     atoms: int, row_ptr: int, neighbor: int, rounds: int, label: int, settled: int, stream: int, /
 ) -> None: ...
+def cuda_internal_velocities_bytes(times: int, atoms: int) -> int: ...
+def cuda_internal_velocities(
+    times: int,
+    atoms: int,
+    positions: int,
+    velocities: int,
+    masses: int,
+    component: int,
+    isolated: int,
+    workspace: int,
+    out: int,
+    stream: int,
+    /,
+) -> None: ...
 
 class CudaAttentionBlock:
     def __init__(

@@ -79,6 +79,22 @@ def emulated_neighbors(monkeypatch):
     monkeypatch.setattr(neighbors_cuda, "_stream", lambda x: 0)
 
 
+@pytest.fixture
+def emulated_conservation(monkeypatch):
+    """Tensors on the CPU count as those of a GPU, whose kernels for kicks run in the emulation."""
+    import emulated_gpu
+
+    from mdtrajnet_fast.md import conservation
+
+    emulated = SimpleNamespace(
+        cuda_internal_velocities_bytes=lambda times, atoms: 136 * times * atoms,
+        cuda_internal_velocities=emulated_gpu.emulated_internal_velocities,
+    )
+    monkeypatch.setattr(conservation, "_C", emulated)
+    monkeypatch.setattr(conservation, "_on_gpu", lambda x: True)
+    monkeypatch.setattr(conservation, "_stream", lambda x: 0)
+
+
 @pytest.fixture(scope="session")
 def water_and_ammonia(tmp_path_factory):
     """Two short trajectories each of water and ammonia, for trainings of potentials."""

@@ -17,6 +17,10 @@ WINDOWS = [
     CSRC / "testing" / "window_potentials_launchers.cpp",
     CSRC / "cuda" / "window_potentials.cu",
 ]
+CONSERVATION = [
+    CSRC / "testing" / "conservation_launchers.cpp",
+    CSRC / "cuda" / "conservation.cu",
+]
 
 
 class CSizes(ctypes.Structure):
@@ -157,6 +161,12 @@ def emulated_window_potential(network, graph, species, role, *addresses) -> None
         *(load(*WINDOWS).emulated_window_potential, c_network(network), CGraph(*graph)),
         *(ctypes.c_void_p(species), role, energy, slope, workspace),
     )
+
+
+def emulated_internal_velocities(times: int, atoms: int, *addresses: int) -> None:
+    """`_C.cuda_internal_velocities` out of the emulation."""
+    pointers = [ctypes.c_void_p(x) for x in addresses[:-1]]  # without the stream
+    call(load(*CONSERVATION).emulated_internal_velocities, times, atoms, *pointers)
 
 
 class EmulatedNeighbors(SimpleNamespace):

@@ -30,6 +30,7 @@ from mdtrajnet_fast.data.device_pairs import ResidentPairs, tensor_batch
 from mdtrajnet_fast.data.pairs import Pairs
 from mdtrajnet_fast.data.records import write_records
 from mdtrajnet_fast.md import device_engine
+from mdtrajnet_fast.md.conservation import internal_velocities
 from mdtrajnet_fast.md.device_engine import DeviceEngine
 from mdtrajnet_fast.md.device_graph import components, device_graph
 from mdtrajnet_fast.md.rollout import engine_for, rollout
@@ -219,6 +220,27 @@ def test_model(backend, options):
         found = there.displacements(graph, times)
         for a, b, tolerance in zip(found, exact, (1e-4, 1e-4), strict=True):
             np.testing.assert_allclose(a, b, rtol=0, atol=tolerance)
+
+
+# ---- Conservation.
+
+
+@pytest.mark.parametrize("system", SYSTEMS)
+def test_internal_velocities(system):
+    """By the kernel, at two times."""
+    start, momenta = state(SYSTEMS[system]())
+    model = calm(**cases.OWN)
+    graph = model.graph(start)
+    rng, shape = np.random.default_rng(0), (2, *momenta.shape)
+    x = start.positions + rng.normal(scale=0.05, size=shape)
+    given = [x, rng.normal(size=shape), start.masses]
+    isolated = torch.from_numpy(~start.pbc.any(1)[start.system_index])
+    given = [*map(torch.from_numpy, given), graph.component, isolated]
+    for last in (isolated, None):
+        given[-1] = last
+        expected = internal_velocities(*given)
+        found = internal_velocities(*(None if y is None else y.cuda() for y in given))
+        torch.testing.assert_close(found.cpu(), expected, rtol=0, atol=1e-11)
 
 
 # ---- Window potentials.

@@ -565,7 +565,7 @@ def test_energy_on_the_emulated_gpu(emulated_neighbors):
 
 @needs_compiler
 @pytest.mark.parametrize("dt", [1.0, 3.0])
-@pytest.mark.usefixtures("emulated_neighbors", "emulated_attention")
+@pytest.mark.usefixtures("emulated_neighbors", "emulated_attention", "emulated_conservation")
 def test_symplectic_windows_on_the_emulated_gpu(dt):
     """Kicks by the kernels of window potentials, energies of frames included."""
     model = cases.alone(gentle(**cases.WINDOW_POTENTIALS)).float()
@@ -594,7 +594,7 @@ CAPTURED = {
 @pytest.mark.parametrize("backend", ["cuda", "reference"])
 @pytest.mark.parametrize("what", CAPTURED)
 @pytest.mark.parametrize("name", MODELS)
-@pytest.mark.usefixtures("emulated_neighbors", "emulated_attention")
+@pytest.mark.usefixtures("emulated_neighbors", "emulated_attention", "emulated_conservation")
 def test_a_window_can_be_captured(name, what, backend):
     """Nothing in a window waits: the second, as a CUDA graph is captured after warming up."""
     more, methods, measured = CAPTURED[what]

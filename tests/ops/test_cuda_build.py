@@ -49,6 +49,7 @@ BUDGETS = {
     "attention.cu": Budget(registers=128, shared=48 * 1024),
     "attention_logits.cu": Budget(registers=232, shared=0, known=168),
     "attention_values.cu": Budget(registers=232, shared=0, known=168),
+    "conservation.cu": Budget(registers=128, shared=0, stack=16),
     "window_potentials.cu": Budget(registers=168, shared=0),
 }
 
