@@ -179,22 +179,25 @@ def _stream(x: Tensor) -> int:
 def _by_kernel(
     positions: Tensor, velocity: Tensor, masses: Tensor, component: Tensor, isolated: Tensor | None
 ) -> Tensor:
-    given = [x.contiguous() for x in (positions, velocity, masses, component)]
-    atoms, out = len(masses), torch.empty_like(given[1])
-    times = out.numel() // (3 * max(1, atoms))
-    assert all(x.dtype == torch.float64 for x in given[:3]) and positions.shape == velocity.shape
+    x, v, mass = (y.contiguous() for y in (positions, velocity, masses))
+    assert x.dtype == v.dtype == mass.dtype == torch.float64 and x.shape == v.shape
+    label, alone = component.contiguous(), None if isolated is None else isolated.contiguous()
+    atoms, out = len(mass), torch.empty_like(v)
+    times = v.numel() // (3 * max(1, atoms))
     room = _C.cuda_internal_velocities_bytes(times, atoms)
-    workspace = torch.empty(room, dtype=torch.uint8, device=out.device)
-    alone = None if isolated is None else isolated.contiguous()
-    with torch.cuda.device_of(out):
+    workspace = torch.empty(room, dtype=torch.uint8, device=v.device)
+    with torch.cuda.device_of(v):
         _C.cuda_internal_velocities(
             times,
             atoms,
-            *(x.data_ptr() for x in given),
+            x.data_ptr(),
+            v.data_ptr(),
+            mass.data_ptr(),
+            label.data_ptr(),
             0 if alone is None else alone.data_ptr(),
             workspace.data_ptr(),
             out.data_ptr(),
-            _stream(out),
+            _stream(v),
         )
     return out
 
