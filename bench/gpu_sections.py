@@ -315,6 +315,75 @@ def rolled(system: str) -> dict[str, Any]:
     }
 
 
+def potentials() -> Iterator[Row]:
+    """Window potentials by their kernels beside plain torch: an evaluation, and a whole window.
+
+    Evaluations are captured as CUDA graphs, as they are in windows, neighbours being known.
+    """
+    import numpy as np
+    from cases import hot
+
+    from mdtrajnet_fast import load_model
+    from mdtrajnet_fast.md.rollout import rollout as run
+    from mdtrajnet_fast.system import System
+
+    one = [hot("CH3CH2OH")]
+    several = [hot("CH3CH2OH", seed=k) for k in range(2 if DRY else 1024)]
+    diamonds = [[crystal((n, n, n))] for n in ((2,) if DRY else (10, 20))]
+    cases = [(name, x) for name in ("molecules-nve", "molecules-nve-small") for x in (one, several)]
+    cases += [("diamond", x) for x in diamonds]
+    for name, many in cases:
+        system = System.from_atoms(many)
+        momenta = np.concatenate([atoms.get_momenta() for atoms in many])
+        info = {"model": name, "systems": len(system), "atoms": len(system.numbers)}
+        made = load_model(name).to(device()).eval().requires_grad_(False)
+        for backend in ("reference",) if DRY else ("cuda", "reference"):
+            made.backend = backend
+            make = {backend: lambda m=made, s=system: evaluation(m, s)}
+            for row in attempts(make, what="energies and slopes", **info):
+                if "median" in row:
+                    row |= {x: row[x] / EVALUATIONS for x in ("median", "min")}
+                    row["us_per_atom"] = 1e6 * row["median"] / row["atoms"]
+                yield row
+            window = made.config.window_potentials.window
+            whole = run(made, system, momenta, dt=window)
+            yield windows(whole, window, what="window", provider=backend, **info)
+
+
+EVALUATIONS = 1 if DRY else 10  # in one CUDA graph: launching it takes a few microseconds
+
+
+def evaluation(made: Any, system: Any) -> Callable[[], object]:
+    """Energies and slopes of a graph as windows have it, EVALUATIONS times; captured on a GPU."""
+    from dataclasses import replace
+
+    import torch
+
+    from mdtrajnet_fast.md.device_engine import _State
+    from mdtrajnet_fast.md.window import Method
+    from mdtrajnet_fast.model.window_potentials import ENDS
+
+    predictor = made.predictor()
+    state = _State(made, predictor, system, Method("symplectic"))
+    graph = state._surroundings(state.positions)
+
+    def call() -> None:
+        for _ in range(EVALUATIONS):
+            predictor.slopes(replace(graph), ENDS)  # the graph without what it remembers
+
+    if DRY:
+        return call
+    aside = torch.cuda.Stream()
+    aside.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(aside):
+        call()
+    torch.cuda.current_stream().wait_stream(aside)
+    captured = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(captured):
+        call()
+    return lambda: captured.replay()
+
+
 def windows(run: Iterator[Any], window: float, **row: Any) -> Row:
     """Mean time of a window (fs), after those that capture and warm up."""
     row["window_fs"] = window
@@ -666,18 +735,26 @@ def traced(engine: Any, **row: Any) -> Iterator[Row]:
 
 
 def small_case() -> Iterator[Row]:
-    """Neighbour list, values and tangent of a few molecules: what the sanitizer watches."""
+    """Neighbour list, values, tangent and window potentials of a few molecules: what the sanitizer
+    watches."""
     from cases import mixture
 
+    from mdtrajnet_fast import load_model
     from mdtrajnet_fast.md.device_graph import device_graph
     from mdtrajnet_fast.system import System
 
-    graph = device_graph(model(), System.from_atoms(mixture()))
+    system = System.from_atoms(mixture())
+    graph = device_graph(model(), system)
     for backend in backends():
         for what, call in passes(model(backend), graph).items():
             call()
             wait()
             yield {"what": what, "backend": backend, "edges": len(graph.neighbor)}
+    kicks = load_model("molecules-nve-small").to(device()).eval().requires_grad_(False)
+    graph = device_graph(kicks, system)
+    kicks.predictor().slopes(graph, 0)
+    wait()
+    yield {"what": "window potentials", "edges": len(graph.neighbor)}
 
 
 def sanitizer() -> Iterator[Row]:
@@ -709,6 +786,7 @@ SECTIONS: dict[str, tuple[Callable[[], Iterator[Row]], float]] = {
     "machine": (machine, 40),
     "scaling": (scaling, 120),
     "neighbors": (neighbors, 60),
+    "potentials": (potentials, 90),
     "rollout": (rollout, 150),
     "window_training": (window_training, 60),
     "training": (training, 120),

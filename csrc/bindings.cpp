@@ -340,6 +340,7 @@ bool same_bytes(const py::array& a, const py::array& b) {
 void bind_attention(py::module_&);
 void bind_cuda_attention(py::module_&);
 void bind_cuda_neighbors(py::module_&);
+void bind_cuda_windows(py::module_&);
 void bind_engine(py::module_&);
 
 PYBIND11_MODULE(_C, m) {
@@ -347,6 +348,7 @@ PYBIND11_MODULE(_C, m) {
     bind_attention(m);
     bind_cuda_attention(m);
     bind_cuda_neighbors(m);
+    bind_cuda_windows(m);
     bind_engine(m);
     m.def("build_info", &build_info,
           "How this module was built: compiler, flags, instruction_sets, openmp (its date), and cuda: None, or\n"

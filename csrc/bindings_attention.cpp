@@ -114,18 +114,7 @@ void check_labels(const char* name, Pointer labels, std::int64_t atoms, std::int
 }
 
 // potential: None, or species, radial, products, hidden, cutoff and the addresses of the weights.
-// window_potentials, dipole: None, or roles, species, layers, intervals, channels, products, hidden, cutoff and the addresses.
-DensityNetwork density_network(const py::object& of) {
-    if (of.is_none()) return {};
-    const py::tuple t = of;
-    const auto size = [&](int k) { return t[k].cast<long>(); };
-    DensityNetwork network{
-        static_cast<int>(size(0)), {size(1), size(2), size(3), size(4), size(5), size(6), t[7].cast<double>()}, {}};
-    const auto weights = t[8].cast<Pointers>();
-    for (std::size_t k = 0; k < std::size(network.weights); ++k) network.weights[k] = as<void>(weights.at(k));
-    return network;
-}
-
+// window_potentials, dipole: as density_network has them.
 std::shared_ptr<Predictor> make_predictor(bool real, std::vector<Blocks> members, const Pointers& embeddings,
                                           long species, long species_channels, long time_channels, double radial_cutoff,
                                           bool running, bool conserving, bool readout, double time_cutoff,

@@ -2,31 +2,12 @@
 #include <pybind11/pybind11.h>
 
 #include <cstdint>
-#include <stdexcept>
 
+#include "bindings_cuda.hpp"
 #include "cuda/neighbors.hpp"
 
 namespace py = pybind11;
 using namespace mdtrajnet;
-
-namespace {
-
-using Address = std::uintptr_t;
-
-// Device memory and streams come as integers.  0 is null.
-template <class T>
-T* at(Address address) {
-    return reinterpret_cast<T*>(address);
-}
-
-#ifdef MDTRAJNET_CUDA
-#define ON_CUDA(...) __VA_ARGS__
-#else
-#define ON_CUDA(...) \
-    throw std::runtime_error("mdtrajnet_fast was built without CUDA: nvcc was not found, or MDTRAJNET_CUDA=0")
-#endif
-
-}  // namespace
 
 void bind_cuda_neighbors(py::module_& m) {
     py::class_<Systems>(m, "CudaSystems", "csrc/cpu/neighbors.hpp: Systems, of device addresses.")
@@ -81,5 +62,11 @@ void bind_cuda_neighbors(py::module_& m) {
         ON_CUDA(cuda::edge_vectors(systems, at<const double>(velocities), at<const std::int64_t>(row_ptr),
                                    at<const std::int32_t>(neighbor), at<const std::int32_t>(shift), at<float>(r),
                                    at<float>(w), at<CUstream_st>(stream)));
+    });
+    m.def("cuda_connected_components", [](std::int64_t atoms, Address row_ptr, Address neighbor, int rounds,
+                                          Address label, Address settled, Address stream) {
+        ON_CUDA(cuda::connected_components(atoms, at<const std::int64_t>(row_ptr), at<const std::int32_t>(neighbor),
+                                           rounds, at<std::int64_t>(label), at<std::uint8_t>(settled),
+                                           at<CUstream_st>(stream)));
     });
 }

@@ -3,10 +3,10 @@
 #include <pybind11/stl.h>
 
 #include <cstdint>
-#include <stdexcept>
 #include <string>
 #include <vector>
 
+#include "bindings_cuda.hpp"
 #include "cuda/attention_layout.hpp"
 
 namespace py = pybind11;
@@ -14,20 +14,7 @@ using namespace mdtrajnet;
 
 namespace {
 
-using Address = std::uintptr_t;
 using Addresses = std::vector<Address>;
-
-template <class T>
-T* at(Address address) {
-    return reinterpret_cast<T*>(address);
-}
-
-#ifdef MDTRAJNET_CUDA
-#define ON_CUDA(...) __VA_ARGS__
-#else
-#define ON_CUDA(...) \
-    throw std::runtime_error("mdtrajnet_fast was built without CUDA: nvcc was not found, or MDTRAJNET_CUDA=0")
-#endif
 
 // Sizes of a block, and where its packed weights are.
 struct CudaBlock {

@@ -305,6 +305,37 @@ def cuda_edge_vectors(
     w: int,
     stream: int,
 ) -> None: ...
+def cuda_window_bytes(
+    network: tuple[int, int, int, int, int, int, int, float, list[int]], atoms: int, slopes: bool
+) -> int: ...
+def cuda_window_potential(
+    network: tuple[int, int, int, int, int, int, int, float, list[int]],
+    graph: tuple[int, int, int, int, int],
+    species: int,
+    role: int,
+    energy: int,
+    slope: int,
+    workspace: int,
+    stream: int,
+    /,
+) -> None: ...
+def cuda_connected_components(
+    atoms: int, row_ptr: int, neighbor: int, rounds: int, label: int, settled: int, stream: int, /
+) -> None: ...
+def cuda_internal_velocities_bytes(times: int, atoms: int) -> int: ...
+def cuda_internal_velocities(
+    times: int,
+    atoms: int,
+    positions: int,
+    velocities: int,
+    masses: int,
+    component: int,
+    isolated: int,
+    workspace: int,
+    out: int,
+    stream: int,
+    /,
+) -> None: ...
 
 class CudaAttentionBlock:
     def __init__(

@@ -43,7 +43,8 @@ def instruction_set(request, monkeypatch):
 
 @pytest.fixture
 def emulated_attention(monkeypatch):
-    """Tensors on the CPU count as those of a GPU, whose attention kernels run in the emulation."""
+    """Tensors on the CPU count as those of a GPU, whose kernels for attention blocks and window
+    potentials run in the emulation."""
     import emulated_gpu
 
     from mdtrajnet_fast.ops import BACKENDS, blocks, cuda
@@ -51,6 +52,8 @@ def emulated_attention(monkeypatch):
     emulated = SimpleNamespace(
         CudaAttentionBlock=emulated_gpu.EmulatedBlock,
         cuda_attention_stack=emulated_gpu.emulated_stack,
+        cuda_window_bytes=emulated_gpu.emulated_window_bytes,
+        cuda_window_potential=emulated_gpu.emulated_window_potential,
     )
     monkeypatch.setattr(cuda, "_C", emulated)
     monkeypatch.setattr(cuda, "_stream", lambda device: 0)
@@ -74,6 +77,22 @@ def emulated_neighbors(monkeypatch):
     monkeypatch.setattr(neighbors_cuda, "_C", emulated_gpu.EmulatedNeighbors())
     monkeypatch.setattr(neighbors_cuda, "_on_gpu", lambda x: True)
     monkeypatch.setattr(neighbors_cuda, "_stream", lambda x: 0)
+
+
+@pytest.fixture
+def emulated_conservation(monkeypatch):
+    """Tensors on the CPU count as those of a GPU, whose kernels for kicks run in the emulation."""
+    import emulated_gpu
+
+    from mdtrajnet_fast.md import conservation
+
+    emulated = SimpleNamespace(
+        cuda_internal_velocities_bytes=lambda times, atoms: 136 * times * atoms,
+        cuda_internal_velocities=emulated_gpu.emulated_internal_velocities,
+    )
+    monkeypatch.setattr(conservation, "_C", emulated)
+    monkeypatch.setattr(conservation, "_on_gpu", lambda x: True)
+    monkeypatch.setattr(conservation, "_stream", lambda x: 0)
 
 
 @pytest.fixture(scope="session")

@@ -17,6 +17,14 @@ NEIGHBORS = [
     CSRC / "testing" / "neighbors_launchers.cpp",
     *sorted((CSRC / "cuda").glob("neighbors*.cu")),
 ]
+WINDOWS = [
+    CSRC / "testing" / "window_potentials_launchers.cpp",
+    CSRC / "cuda" / "window_potentials.cu",
+]
+CONSERVATION = [
+    CSRC / "testing" / "conservation_launchers.cpp",
+    CSRC / "cuda" / "conservation.cu",
+]
 
 
 class CSizes(ctypes.Structure):
@@ -117,6 +125,54 @@ def emulated_stack(blocks, running, graph, times, scalars, outs, workspace, stre
     )
 
 
+class CDensityNetwork(ctypes.Structure):
+    """DensityNetwork of csrc/cpu/predictor.hpp."""
+
+    _fields_ = [
+        ("roles", ctypes.c_int),
+        *((name, ctypes.c_long) for name in ("species", "layers", "intervals")),
+        *((name, ctypes.c_long) for name in ("channels", "products", "hidden")),
+        ("cutoff", ctypes.c_double),
+        ("weights", ctypes.c_void_p * 13),
+    ]
+
+
+class CGraph(ctypes.Structure):
+    """AttentionGraph of csrc/cpu/attention.hpp."""
+
+    _fields_ = [
+        ("atoms", ctypes.c_int64),
+        *((name, ctypes.c_void_p) for name in ("row_ptr", "neighbor", "r", "w")),
+    ]
+
+
+def c_network(network: tuple) -> CDensityNetwork:
+    """Sizes, then the addresses of the weights, as `_C` takes them."""
+    return CDensityNetwork(*network[:8], (ctypes.c_void_p * 13)(*network[8]))
+
+
+def emulated_window_bytes(network: tuple, atoms: int, slopes: bool) -> int:
+    """`_C.cuda_window_bytes` out of the emulation."""
+    size = np.zeros(1, np.int64)
+    call(load(*WINDOWS).emulated_window_bytes, c_network(network), atoms, int(slopes), size)
+    return size.item()
+
+
+def emulated_window_potential(network, graph, species, role, *addresses) -> None:
+    """`_C.cuda_window_potential` out of the emulation."""
+    energy, slope, workspace = (ctypes.c_void_p(x) for x in addresses[:3])
+    call(
+        *(load(*WINDOWS).emulated_window_potential, c_network(network), CGraph(*graph)),
+        *(ctypes.c_void_p(species), role, energy, slope, workspace),
+    )
+
+
+def emulated_internal_velocities(times: int, atoms: int, *addresses: int) -> None:
+    """`_C.cuda_internal_velocities` out of the emulation."""
+    pointers = [ctypes.c_void_p(x) for x in addresses[:-1]]  # without the stream
+    call(load(*CONSERVATION).emulated_internal_velocities, times, atoms, *pointers)
+
+
 class EmulatedNeighbors(SimpleNamespace):
     """`_C`'s functions for neighbours."""
 
@@ -141,4 +197,5 @@ class EmulatedNeighbors(SimpleNamespace):
             cuda_count_within=launcher("count_within"),
             cuda_fill_within=launcher("fill_within"),
             cuda_edge_vectors=launcher("edge_vectors"),
+            cuda_connected_components=launcher("connected_components"),
         )

@@ -30,10 +30,12 @@ from mdtrajnet_fast.data.device_pairs import ResidentPairs, tensor_batch
 from mdtrajnet_fast.data.pairs import Pairs
 from mdtrajnet_fast.data.records import write_records
 from mdtrajnet_fast.md import device_engine
+from mdtrajnet_fast.md.conservation import internal_velocities
 from mdtrajnet_fast.md.device_engine import DeviceEngine
-from mdtrajnet_fast.md.device_graph import device_graph
+from mdtrajnet_fast.md.device_graph import components, device_graph
 from mdtrajnet_fast.md.rollout import engine_for, rollout
 from mdtrajnet_fast.md.window import Method, Plan
+from mdtrajnet_fast.model.window_potentials import ENDS, ENERGY, MIDDLE, ROLES
 from mdtrajnet_fast.neighbors.device import (
     Cells,
     SkinNeighbors,
@@ -41,9 +43,10 @@ from mdtrajnet_fast.neighbors.device import (
     device_neighbor_list,
     edge_vectors,
 )
-from mdtrajnet_fast.neighbors.host import neighbor_list
+from mdtrajnet_fast.neighbors.host import connected_components, neighbor_list
 from mdtrajnet_fast.ops import BACKENDS, edge_attention
 from mdtrajnet_fast.ops.reference import FoldedWeights
+from mdtrajnet_fast.system import System
 from mdtrajnet_fast.train.evaluate import errors
 from mdtrajnet_fast.train.process_group import Member
 from mdtrajnet_fast.train.tasks import TASKS
@@ -138,6 +141,21 @@ def test_skin_along_a_walk(system):
             torch.testing.assert_close(a[:count].double(), b[:count], rtol=1e-6, atol=1e-6)
 
 
+def test_components():
+    """Of a gas at the threshold of percolation, and of chains in no order."""
+    rng = np.random.default_rng(0)
+    gas = rng.uniform(0, 16, (4000, 3))
+    chains = np.concatenate([np.outer(np.arange(500.0), [0.8, 0, 0]) + [0, k, 0] for k in (0, 3)])
+    for positions in (gas, rng.permutation(chains)):
+        edges = device_neighbor_list(*_with(0.85, {"positions": positions}))
+        label, over = components(edges, 1, 64)
+        expected = connected_components(neighbor_list(positions, 0.85))
+        first = np.unique(expected, return_index=True)[1]
+        assert over and np.array_equal(label.cpu().numpy(), first[expected])
+        label, over = components(edges, 1, 1)
+        assert bool(over) == np.array_equal(label.cpu().numpy(), first[expected])
+
+
 # ---- The attention block.
 
 
@@ -202,6 +220,88 @@ def test_model(backend, options):
         found = there.displacements(graph, times)
         for a, b, tolerance in zip(found, exact, (1e-4, 1e-4), strict=True):
             np.testing.assert_allclose(a, b, rtol=0, atol=tolerance)
+
+
+# ---- Conservation.
+
+
+@pytest.mark.parametrize("system", SYSTEMS)
+def test_internal_velocities(system):
+    """By the kernel, at two times."""
+    start, momenta = state(SYSTEMS[system]())
+    model = calm(**cases.OWN)
+    graph = model.graph(start)
+    rng, shape = np.random.default_rng(0), (2, *momenta.shape)
+    x = start.positions + rng.normal(scale=0.05, size=shape)
+    given = [x, rng.normal(size=shape), start.masses]
+    isolated = torch.from_numpy(~start.pbc.any(1)[start.system_index])
+    given = [*map(torch.from_numpy, given), graph.component, isolated]
+    for last in (isolated, None):
+        given[-1] = last
+        expected = internal_velocities(*given)
+        found = internal_velocities(*(None if y is None else y.cuda() for y in given))
+        torch.testing.assert_close(found.cpu(), expected, rtol=0, atol=1e-11)
+
+
+# ---- Window potentials.
+
+
+def of_windows(name):
+    """A bundled model on the device, a graph there, and its potentials in double precision."""
+    atoms = {"diamond": cases.diamond((3, 3, 3)), "argon": cases.argon()}.get(name)
+    many = [cases.hot("CH3CH2OH"), cases.lone_atom(), cases.hot("CH3CN", 1)]
+    model = load_model(name).cuda().requires_grad_(False)
+    system = System.from_atoms(many if atoms is None else atoms)
+    exact = load_model(name, dtype="float64").cuda().requires_grad_(False)
+    return model, device_graph(model, system), exact.window_potentials
+
+
+@pytest.mark.parametrize("role", ROLES)
+@pytest.mark.parametrize("name", bundled_models())
+def test_window_potentials(name, role):
+    model, graph, exact = of_windows(name)
+    predictor = model.predictor("cuda")
+    found = predictor.slopes(graph, role)
+    expected = exact.slopes(double(graph), torch.full_like(graph.species, role))
+    close([x.cpu() for x in found], [x.cpu() for x in expected], torch.float32)
+    if role == ENERGY:
+        assert torch.equal(predictor.energies(graph), found[0])
+
+
+@pytest.mark.parametrize("name", ["diamond", "molecules-nve", "argon"])
+def test_window_potentials_of_many_atoms(name):
+    """In the largest tiles; the same bits every time."""
+    model, graph, exact = of_windows(name)
+    times = 9000 // graph.atoms
+    many, predictor = graph.repeat(times), model.predictor("cuda")
+    energy, slopes = predictor.slopes(many, ENDS)
+    expected = exact.slopes(double(graph), torch.full_like(graph.species, ENDS))
+    for x, y in zip((energy, slopes), expected, strict=True):
+        close([x.cpu()], [y.repeat(times, *[1] * (y.ndim - 1)).cpu()], torch.float32)
+    for x, y in zip(predictor.slopes(many, ENDS), (energy, slopes), strict=True):
+        assert torch.equal(x, y)
+
+
+def test_window_potentials_captured():
+    """A replay with other vectors of edges is what a call makes of them."""
+    model, graph, _ = of_windows("molecules-nve")
+    predictor, r = model.predictor("cuda"), graph.r.clone()
+    predictor.slopes(graph, MIDDLE)
+    captured = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(captured):
+        found = predictor.slopes(graph, MIDDLE)
+    for scale in (1.0, 1.01):
+        graph.r.copy_(scale * r)
+        captured.replay()
+        for x, y in zip(found, predictor.slopes(graph, MIDDLE), strict=True):
+            assert torch.equal(x, y) and x.abs().max() > 0
+
+
+def test_charges():
+    here, there = load_model("molecules-nve"), load_model("molecules-nve").cuda()
+    system = System.from_atoms([cases.hot("CH3CH2OH"), cases.hot("CH3CN", 1)])
+    found = there.predictor("cuda").charges(there.graph(system))
+    close([found.cpu()], [here.predictor("cpu").charges(here.graph(system))], torch.float32)
 
 
 # ---- The rollout.

@@ -84,4 +84,9 @@ void fill_within(const Systems& systems, double cutoff, const SkinList& list, co
 void edge_vectors(const Systems& systems, const double* velocities, const std::int64_t* row_ptr,
                   const std::int32_t* neighbor, const std::int32_t* shift, float* r, float* w, Stream stream);
 
+// The first atom of each atom's connected component, label [atoms], by so many rounds of the search that `components` in
+// mdtrajnet_fast/md/device_graph.py describes, and whether it is over (else labels mean nothing).
+void connected_components(std::int64_t atoms, const std::int64_t* row_ptr, const std::int32_t* neighbor, int rounds,
+                          std::int64_t* label, std::uint8_t* settled, Stream stream);
+
 }  // namespace mdtrajnet::cuda

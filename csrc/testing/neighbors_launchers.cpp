@@ -76,3 +76,10 @@ EMULATION_EXPORT const char* emulated_scan(std::int32_t* count, std::int64_t ite
         cuda::check(cudaGetLastError(), "scan");
     });
 }
+
+EMULATION_EXPORT const char* emulated_connected_components(std::int64_t atoms, const std::int64_t* row_ptr,
+                                                           const std::int32_t* neighbor, std::int64_t rounds,
+                                                           std::int64_t* label, std::uint8_t* settled) {
+    return message_of(
+        [&] { cuda::connected_components(atoms, row_ptr, neighbor, int(rounds), label, settled, nullptr); });
+}

@@ -1,7 +1,8 @@
 """Restore what the dynamics conserves: momentum, angular momentum of isolated systems, energy.
 
 In torch, in float64, on any device and without waiting for it. On the CPU rollouts use
-csrc/cpu/conservation.cpp, which computes the same.
+csrc/cpu/conservation.cpp, which computes the same; for what every kick needs there are kernels for
+CUDA devices (csrc/cuda/conservation.cu).
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ import torch
 from ase.units import fs
 from torch import Tensor
 from torch.linalg import cross
+
+from .. import _C
 
 
 def conserve(
@@ -146,6 +149,8 @@ def internal_velocities(
     isolated: Tensor | None,  # bool [atoms]
 ) -> Tensor:
     """Velocities without the motion of each component as a rigid body (of others: its drift)."""
+    if _on_gpu(velocity):
+        return _by_kernel(positions, velocity, masses, component, isolated)
     total = _totals(component)
     mass = masses[:, None]
     total_mass = total(mass)
@@ -161,6 +166,40 @@ def internal_velocities(
     spin = total(mass * cross(r, v))
     omega = (_inverse(_inertia(total, mass, r)) @ spin[..., None])[..., 0]
     return torch.where(turns, v - cross(omega[..., component, :], r), v)
+
+
+def _on_gpu(x: Tensor) -> bool:
+    return x.device.type == "cuda"
+
+
+def _stream(x: Tensor) -> int:
+    return torch.cuda.current_stream(x.device).cuda_stream
+
+
+def _by_kernel(
+    positions: Tensor, velocity: Tensor, masses: Tensor, component: Tensor, isolated: Tensor | None
+) -> Tensor:
+    x, v, mass = (y.contiguous() for y in (positions, velocity, masses))
+    assert x.dtype == v.dtype == mass.dtype == torch.float64 and x.shape == v.shape
+    label, alone = component.contiguous(), None if isolated is None else isolated.contiguous()
+    atoms, out = len(mass), torch.empty_like(v)
+    times = v.numel() // (3 * max(1, atoms))
+    room = _C.cuda_internal_velocities_bytes(times, atoms)
+    workspace = torch.empty(room, dtype=torch.uint8, device=v.device)
+    with torch.cuda.device_of(v):
+        _C.cuda_internal_velocities(
+            times,
+            atoms,
+            x.data_ptr(),
+            v.data_ptr(),
+            mass.data_ptr(),
+            label.data_ptr(),
+            0 if alone is None else alone.data_ptr(),
+            workspace.data_ptr(),
+            out.data_ptr(),
+            _stream(v),
+        )
+    return out
 
 
 def draw_energy(

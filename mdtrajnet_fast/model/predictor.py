@@ -15,9 +15,11 @@ import torch
 from torch import Tensor
 
 from .. import _C
-from ..ops import Graph
+from ..ops import BACKENDS, Graph
 from ..ops.cpu import addresses, check_tensors, graph_addresses, ready, threads_for
+from ..ops.cuda import AtomicScalars
 from ..ops.graph import CSR
+from .density_network import DensityNetwork
 from .packed_weights import density_weights, potential_weights
 from .window_potentials import ENERGY
 
@@ -120,11 +122,26 @@ class NativePredictor:
 
 
 class TorchPredictor:
-    """Any other backend: its attention blocks, with plain torch around them."""
+    """Any other backend: its attention blocks and, where it has kernels for them, window potentials
+    and charges, with plain torch around them."""
 
+    @torch.no_grad()
     def __init__(self, model: MDtrajNet, backend: str):
         self._model = copy.deepcopy(model).requires_grad_(False)
         self._members = self._model.prepare(backend)
+        native = BACKENDS[backend].native
+
+        def kernels(of: DensityNetwork | None) -> AtomicScalars | None:
+            if of is None or native is None:
+                return None
+            # packed on the CPU, where the radial functions are tabulated
+            made: AtomicScalars = native.AtomicScalars(
+                *density_weights(copy.deepcopy(of).cpu()), model.device
+            )
+            return made
+
+        self._window_potentials = kernels(self._model.window_potentials)
+        self._charges = kernels(self._model.dipole)
 
     def motion(self, graph: Graph, times: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """As :meth:`NativePredictor.motion`; of the bits this is true of the last time's."""
@@ -151,6 +168,8 @@ class TorchPredictor:
     @torch.no_grad()
     def energies(self, graph: Graph) -> Tensor:
         """As :meth:`NativePredictor.energies`."""
+        if self._window_potentials is not None:
+            return self._window_potentials.values(graph.csr, graph.species, ENERGY)
         if (potentials := self._model.window_potentials) is not None:
             return potentials(graph, torch.full_like(graph.species, ENERGY))
         assert self._model.potential is not None
@@ -158,6 +177,8 @@ class TorchPredictor:
 
     def slopes(self, graph: Graph, role: int) -> tuple[Tensor, Tensor]:
         """As :meth:`NativePredictor.slopes`, but for the bits."""
+        if self._window_potentials is not None:
+            return self._window_potentials.slopes(graph.csr, graph.species, role)
         assert self._model.window_potentials is not None
         roles = torch.full_like(graph.species, role)
         energy, slopes = self._model.window_potentials.slopes(graph, roles)
@@ -166,6 +187,8 @@ class TorchPredictor:
     @torch.no_grad()
     def charges(self, graph: Graph) -> Tensor:
         """As :meth:`NativePredictor.charges`."""
+        if self._charges is not None:
+            return self._charges.values(graph.csr, graph.species, 0)
         assert self._model.dipole is not None
         return self._model.dipole.charges(graph)
 

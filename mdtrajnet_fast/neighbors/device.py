@@ -265,6 +265,25 @@ class SkinNeighbors:
         return held
 
 
+def native_components(edges: DeviceEdges, rounds: int) -> tuple[Tensor, Tensor] | None:
+    """As :func:`mdtrajnet_fast.md.device_graph.components`, by kernels; None on the CPU."""
+    if not _on_gpu(edges.row_ptr):
+        return None
+    label = edges.row_ptr.new_empty(len(edges.row_ptr) - 1)
+    settled = edges.row_ptr.new_empty((), dtype=torch.bool)
+    with torch.cuda.device_of(label):
+        _C.cuda_connected_components(
+            len(label),
+            edges.row_ptr.data_ptr(),
+            edges.neighbor.data_ptr(),
+            rounds,
+            label.data_ptr(),
+            settled.data_ptr(),
+            _stream(label),
+        )
+    return label, settled
+
+
 def edge_vectors(
     positions: Tensor,  # float64 [atoms, 3] Å
     velocities: Tensor,  # float64 [atoms, 3] Å/fs

@@ -1,4 +1,5 @@
-"""What computes attention blocks: each backend says what it can do, and one place chooses.
+"""What computes attention blocks and window potentials: each backend says what it can do, and one
+place chooses.
 
 "cpu", native kernels for CPU tensors; for CUDA tensors in float32 "cuda", native kernels for
 predictions and Triton's for gradients, and "triton", the latter for both; and "reference", plain
@@ -17,12 +18,13 @@ from . import cpu, cuda
 
 @dataclass(frozen=True)
 class Backend:
-    """A way to compute attention blocks, and what it can do.
+    """A way to compute attention blocks and window potentials, and what it can do.
 
     device: the kind of device that its tensors are on; None for any. single: float32 only.
     default: taken where its tensors are, if no other is asked for. plain: torch operations, which
     autograd sees through; else torch.ops.mdtrajnet_fast has its gradients. native: the module whose
-    `Block` and `stack` predict without gradients, of which a stack is one call; None for none.
+    `Block` and `stack` predict without gradients, of which a stack is one call, and whose
+    `AtomicScalars` evaluates window potentials and charges; None for none, and plain torch there.
     times: takes several times of one graph as they are; for others the graph is repeated. networks:
     has kernels for what surrounds the blocks, too: folding of weights, heads, potentials, windows.
     """

@@ -1,7 +1,9 @@
-"""The attention block on CUDA devices: native kernels (csrc/cuda), called with pointers of tensors.
+"""Attention blocks and window potentials on CUDA devices: native kernels (csrc/cuda), called with
+pointers of tensors.
 
-Values and time tangents in float32, without gradients. Work is enqueued on torch's current stream;
-nothing waits for it, so a call can be captured in a CUDA graph.
+Of blocks values and time tangents, of potentials energies and slopes, in float32, without gradients
+of weights. Work is enqueued on torch's current stream; nothing waits for it, so a call can be
+captured in a CUDA graph.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ from torch import Tensor
 from .. import _C
 from .graph import CSR
 from .reference import FoldedWeights
+from .window_slopes import Sizes
 
 
 def _pointers(tensors: Sequence[Tensor]) -> list[int]:
@@ -143,3 +146,48 @@ def stack(
             _stream(device),
         )
     return displacement, velocity
+
+
+class AtomicScalars:
+    """A density network's scalars of atoms, energies or charges, and the slopes of their sum.
+
+    sizes, weights: as :func:`mdtrajnet_fast.model.packed_weights.density_weights` has them; copies
+    on the device. Raises ValueError for sizes that do not fit into a multiprocessor's memory.
+    """
+
+    def __init__(self, sizes: Sizes, weights: Sequence[Tensor], device: torch.device):
+        # the native functions take their addresses
+        self._weights = _check([x.to(device) for x in weights], device)
+        self._network = (*sizes, _pointers(self._weights))
+        self._device = device
+        _C.cuda_window_bytes(self._network, 0, True)
+
+    def values(self, graph: CSR, species: Tensor, role: int) -> Tensor:
+        """The scalars [atoms] alone, all atoms in one role."""
+        return self._run(graph, species, role, None)
+
+    def slopes(self, graph: CSR, species: Tensor, role: int) -> tuple[Tensor, Tensor]:
+        """The scalars [atoms] (eV), and the slopes of their sum, float64 [atoms, 3] (eV/Å).
+
+        graph: its edges are there from both ends.
+        """
+        slopes = graph.r.new_empty(len(species), 3, dtype=torch.float64)
+        return self._run(graph, species, role, slopes), slopes
+
+    def _run(self, graph: CSR, species: Tensor, role: int, slopes: Tensor | None) -> Tensor:
+        graph, species = _check_graph(graph, self._device), species.contiguous()
+        found = graph.r.new_empty(len(species))
+        needed = _C.cuda_window_bytes(self._network, len(species), slopes is not None)
+        workspace = torch.empty(needed, dtype=torch.uint8, device=self._device)
+        with torch.cuda.device(self._device):
+            _C.cuda_window_potential(
+                self._network,
+                _graph(graph)[:5],
+                species.data_ptr(),
+                role,
+                found.data_ptr(),
+                0 if slopes is None else slopes.data_ptr(),
+                workspace.data_ptr(),
+                _stream(self._device),
+            )
+        return found

@@ -34,6 +34,7 @@ def gpu_report(gpu_sections, monkeypatch):
     "name",
     [
         "scaling",
+        "potentials",
         "rollout",
         "neighbors",
         "window_training",

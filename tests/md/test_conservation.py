@@ -7,6 +7,8 @@ import cases
 import numpy as np
 import pytest
 import torch
+from cuda_emulation import call, load, needs_compiler, run_sanitized, set_order
+from emulated_gpu import CONSERVATION
 from scipy.spatial.transform import Rotation
 
 from mdtrajnet_fast import _C
@@ -371,3 +373,61 @@ def test_what_has_no_internal_energy_is_left_alone(pull):
     system = System.from_atoms([lone, cases.hot("H2O"), resting(0)])
     more, *_ = drawn(system, [0.1, 0.1, 0.1], pull, [0.0, 1.0, 0.0])
     assert np.isfinite(more).all() and abs(more[:, system.system_index != 1]).max() < 1e-15
+
+
+@needs_compiler
+@pytest.mark.parametrize("isolated", [True, False])
+@pytest.mark.parametrize("times", [TIMES, TIMES[:1]], ids=["several times", "one time"])
+@pytest.mark.parametrize("case", CASES)
+def test_the_kernel_for_gpus_is_plain_torch(request, case, times, isolated):
+    """Internal velocities, by the emulation; and none of a rigid body's motion is left."""
+    system, _, moved, velocity, component, alone = inputs(CASES[case](0), 0, times)
+    given = [system.positions + moved, velocity, system.masses, component]
+    given = [torch.from_numpy(x) for x in given]
+    given.append(torch.from_numpy(alone) if isolated else None)
+    expected = internal_velocities(*given)
+    request.getfixturevalue("emulated_conservation")
+    found = internal_velocities(*given)
+    assert found.shape == expected.shape == velocity.shape
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
+
+
+@needs_compiler
+def test_the_kernel_for_gpus_in_any_order(emulated_conservation):
+    """A crystal of more than a warp beside molecules: sums are those of every order, but for
+    rounding."""
+    many = [cases.diamond((2, 2, 1)), spinning("CH3CH2OH", 0), spinning("H2O", 1)]
+    system, _, moved, velocity, component, alone = inputs(many, 0, TIMES[:1])
+    given = [system.positions + moved, velocity, system.masses, component, alone]
+    given = [torch.from_numpy(x) for x in given]
+    library, found = load(*CONSERVATION), []
+    for seed in range(3):
+        set_order(library, seed)
+        found.append(internal_velocities(*given))
+    set_order(library, 0)
+    for other in found[1:]:
+        torch.testing.assert_close(other, found[0], rtol=0, atol=1e-13)
+
+
+def sanitized_cases() -> None:
+    """A few systems, for run_sanitized."""
+    library = load(*CONSERVATION)
+    for case in ("mixture", "atom"):
+        system, times, moved, velocity, component, alone = inputs(CASES[case](0), 0)
+        arrays = (system.positions + moved, velocity, system.masses, component)
+        arrays = [np.ascontiguousarray(x) for x in arrays]
+        out = np.empty_like(arrays[1])
+        workspace = np.empty(136 * out.size // 3, np.uint8)
+        for turns in (alone, None):
+            call(
+                *(library.emulated_internal_velocities, len(times), len(system.masses), *arrays),
+                *(turns, workspace, out),
+            )
+            assert np.isfinite(out).all()
+
+
+@needs_compiler
+@pytest.mark.slow
+def test_address_and_undefined_behaviour_sanitizers():
+    result = run_sanitized("test_conservation", "sanitized_cases()")
+    assert result.returncode == 0, result.stderr

@@ -456,22 +456,40 @@ def test_bad_settings_are_refused():
 # ---- Parts of the one in torch.
 
 
+def scattered(seed: int) -> Iterator[tuple[np.ndarray, float]]:
+    """Positions and cutoffs of a gas, and of a chain in no order."""
+    rng = np.random.default_rng(seed)
+    # at the threshold of percolation for a cutoff of 0.85
+    yield rng.uniform(0, 8, (500, 3)), 0.3 + 0.15 * seed
+    yield rng.permutation(np.outer(np.arange(300.0), [0.8, 0, 0])), 0.85
+
+
+def settles(positions: np.ndarray, cutoff: float, rounds: int) -> bool:
+    """Whether components are known after some rounds; if so, they are right."""
+    listed = neighbor_list(positions, cutoff)
+    edges = DeviceEdges(*map(torch.from_numpy, dataclasses.astuple(listed)))
+    label, over = components(edges, max(1, int(edges.row_ptr.diff().max())), rounds)
+    expected = connected_components(listed)
+    first = np.unique(expected, return_index=True)[1]
+    assert bool(over) == np.array_equal(label.numpy(), first[expected])
+    return bool(over)
+
+
 @pytest.mark.parametrize("seed", range(6))
 def test_components(seed):
-    rng = np.random.default_rng(seed)
-    gas = rng.uniform(0, 8, (500, 3))  # at the threshold of percolation for a cutoff of 0.85
-    chain = rng.permutation(np.outer(np.arange(300.0), [0.8, 0, 0]))
-    for positions, cutoff in ((gas, 0.3 + 0.15 * seed), (chain, 0.85)):
-        listed = neighbor_list(positions, cutoff)
-        edges = DeviceEdges(*map(torch.from_numpy, dataclasses.astuple(listed)))
-        slots = max(1, int(edges.row_ptr.diff().max()))
-        label, over = components(edges, slots, 16)
-        expected = connected_components(listed)
-        first = np.unique(expected, return_index=True)[1]
-        assert over and torch.equal(label, torch.from_numpy(first[expected]))
-        label, over = components(edges, slots, 1)
-        assert bool(over) == np.array_equal(label.numpy(), first[expected])
-    assert not over  # one round is too few for a chain
+    for positions, cutoff in scattered(seed):
+        assert settles(positions, cutoff, 16)
+        once = settles(positions, cutoff, 1)
+    assert not once  # one round is too few for a chain
+
+
+@needs_compiler
+@pytest.mark.parametrize("seed", range(6))
+def test_components_of_the_emulated_gpu(emulated_neighbors, seed):
+    for positions, cutoff in scattered(seed):
+        assert settles(positions, cutoff, 16)
+        once = settles(positions, cutoff, 1)
+    assert not once
 
 
 @needs_compiler
@@ -545,6 +563,25 @@ def test_energy_on_the_emulated_gpu(emulated_neighbors):
     assert_same_trajectory(POTENTIALS["own"], slow(), dt=10.0, duration=275.0)
 
 
+@needs_compiler
+@pytest.mark.parametrize("dt", [1.0, 3.0])
+@pytest.mark.usefixtures("emulated_neighbors", "emulated_attention", "emulated_conservation")
+def test_symplectic_windows_on_the_emulated_gpu(dt):
+    """Kicks by the kernels of window potentials, energies of frames included."""
+    model = cases.alone(gentle(**cases.WINDOW_POTENTIALS)).float()
+    model.window_potentials.last *= 0.1
+    many = [cases.hot("CH3CH2OH"), cases.hot("H2O"), lone_atom(), cases.diamond((1, 1, 1))]
+    found = {}
+    for backend, kind in (("cpu", HostEngine), ("cuda", DeviceEngine)):
+        model.backend = backend
+        assert type(engine_for(model, state(many)[0], Method("symplectic"))) is kind
+        parts = rollout(model, *state(many), dt=dt, duration=30.0, at_once=1)
+        found[backend] = [(x.positions, x.momenta, x.potential_energies) for x in parts]
+    for a, b in zip(*found.values(), strict=True):
+        for x, y in zip(a, b, strict=True):
+            np.testing.assert_allclose(x, y, rtol=0, atol=1e-4)
+
+
 CAPTURED = {
     "motion": ({}, ("reversible", "plain"), False),
     "with a potential": (cases.POTENTIAL, ("reversible", "plain"), True),
@@ -557,7 +594,7 @@ CAPTURED = {
 @pytest.mark.parametrize("backend", ["cuda", "reference"])
 @pytest.mark.parametrize("what", CAPTURED)
 @pytest.mark.parametrize("name", MODELS)
-@pytest.mark.usefixtures("emulated_neighbors", "emulated_attention")
+@pytest.mark.usefixtures("emulated_neighbors", "emulated_attention", "emulated_conservation")
 def test_a_window_can_be_captured(name, what, backend):
     """Nothing in a window waits: the second, as a CUDA graph is captured after warming up."""
     more, methods, measured = CAPTURED[what]

@@ -42,15 +42,19 @@ class Budget:
 
 # 64 registers: half of a multiprocessor's threads at a time.  16 bytes of stack: a division's.
 # Edge kernels of the attention: for known sizes, two blocks of 192 threads a multiprocessor; for
-# any sizes there is one block.
+# any sizes there is one block.  Window potentials: three blocks of 128
+# threads.
 BUDGETS = {
     "neighbors.cu": Budget(registers=64, shared=4096),
     "neighbors_bins.cu": Budget(registers=64, shared=0, stack=16),
+    "neighbors_components.cu": Budget(registers=32, shared=0),
     "neighbors_scan.cu": Budget(registers=64, shared=64),
     "neighbors_skin.cu": Budget(registers=64, shared=0, stack=16),
     "attention.cu": Budget(registers=128, shared=48 * 1024),
     "attention_logits.cu": Budget(registers=232, shared=0, known=168),
     "attention_values.cu": Budget(registers=232, shared=0, known=168),
+    "conservation.cu": Budget(registers=128, shared=0, stack=16),
+    "window_potentials.cu": Budget(registers=168, shared=0),
 }
 
 
