@@ -241,6 +241,8 @@ def test_internal_velocities(system):
         expected = internal_velocities(*given)
         found = internal_velocities(*(None if y is None else y.cuda() for y in given))
         torch.testing.assert_close(found.cpu(), expected, rtol=0, atol=1e-11)
+        alone = graph.component.bincount()[graph.component] == 1
+        assert not found.cpu()[:, alone].any()
 
 
 # ---- Window potentials.

@@ -262,6 +262,10 @@ void internal_velocities(const Motion& motion, const double* positions) {
         for (int64_t k = 0; k < motion.times; ++k) {
             const double* x = positions + 3 * motion.atoms * k;
             double *v = motion.velocity + 3 * motion.atoms * k, mass = 0;
+            if (end - begin == 1) {  // alone: none, whatever is rounded
+                store(Vector{}, v + 3 * *begin);
+                continue;
+            }
             Vector centre{}, drift{}, spin{}, omega{};
             for (const int64_t* i = begin; i < end; ++i) {
                 mass += masses[*i];
@@ -270,7 +274,7 @@ void internal_velocities(const Motion& motion, const double* positions) {
             }
             centre = (1 / mass) * centre;
             drift = (1 / mass) * drift;
-            if (motion.isolated[*begin] && end - begin > 1) {
+            if (motion.isolated[*begin]) {
                 Matrix inertia{};
                 for (const int64_t* i = begin; i < end; ++i) {
                     const Vector r = load(x + 3 * *i) - centre;

@@ -125,8 +125,9 @@ __global__ void __launch_bounds__(kThreads) subtract_rigid(Moving m, const doubl
     if (!at.real) return;
     const Relative own(m, at, sums);
     const double *of = sums + kSums * at.label, *i = of + kInertia;
-    Vector v = own.v;
-    if (m.isolated && m.isolated[at.atom] && of[kNumber] > 1) {
+    const bool several = of[kNumber] > 1;
+    Vector v = several ? own.v : Vector{0, 0, 0};  // alone: none, whatever is rounded
+    if (m.isolated && m.isolated[at.atom] && several) {
         const Matrix inertia{{{i[0], i[3], i[4]}, {i[3], i[1], i[5]}, {i[4], i[5], i[2]}}};
         v = v - cross(angular_velocity(inertia, load(of + kSpin)), own.r);
     }

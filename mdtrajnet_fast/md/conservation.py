@@ -158,10 +158,11 @@ def internal_velocities(
     def relative(x: Tensor) -> Tensor:
         return x - (total(mass * x) / total_mass)[..., component, :]
 
-    v = relative(velocity)
+    several = total(torch.ones_like(mass))[component] > 1
+    v = torch.where(several, relative(velocity), 0.0)  # alone: none, whatever is rounded
     if isolated is None:
         return v
-    turns = (isolated & (total(torch.ones_like(mass))[component, 0] > 1))[:, None]
+    turns = isolated[:, None] & several
     r = relative(positions)
     spin = total(mass * cross(r, v))
     omega = (_inverse(_inertia(total, mass, r)) @ spin[..., None])[..., 0]

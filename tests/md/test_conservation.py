@@ -368,11 +368,14 @@ def test_the_pull():
 
 @pytest.mark.parametrize("pull", [0.0, 0.2, np.inf])
 def test_what_has_no_internal_energy_is_left_alone(pull):
-    """Lone atoms and molecules at rest, whose near is 0, too."""
-    lone = ase.Atoms("O", momenta=[[0.3, -0.2, 0.1]])
-    system = System.from_atoms([lone, cases.hot("H2O"), resting(0)])
-    more, *_ = drawn(system, [0.1, 0.1, 0.1], pull, [0.0, 1.0, 0.0])
-    assert np.isfinite(more).all() and abs(more[:, system.system_index != 1]).max() < 1e-15
+    """Lone atoms, however means are rounded, and molecules at rest, whose near is 0, too."""
+    momenta = np.random.default_rng(0).normal(size=(40, 1, 3))
+    lone = [ase.Atoms("HCNO"[k % 4], momenta=p) for k, p in enumerate(momenta)]
+    system = System.from_atoms([cases.hot("H2O"), resting(0), *lone])
+    off, near = [0.1, 0.1, *[0.0, 0.1] * 20], [1.0, *[0.0] * 41]
+    more, internal, *_ = drawn(system, off, pull, near)
+    assert np.isfinite(more).all() and abs(more[:, system.system_index > 0]).max() < 1e-15
+    assert not internal[:, system.system_index > 1].any()
 
 
 @needs_compiler
@@ -390,6 +393,7 @@ def test_the_kernel_for_gpus_is_plain_torch(request, case, times, isolated):
     found = internal_velocities(*given)
     assert found.shape == expected.shape == velocity.shape
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
+    assert not found[:, torch.from_numpy(np.bincount(component)[component] == 1)].any()
 
 
 @needs_compiler
