@@ -19,8 +19,8 @@ inline void handle_signals() {
     if (PyErr_CheckSignals()) throw pybind11::error_already_set();
 }
 
-// Every one that computes begins with this. While it lives, other Python threads run, signals are heard, and this one's subnormal numbers are 0.  Nothing else releases
-// the GIL.
+// Every one that computes begins with this.  While it lives, other Python threads run, signals are heard, and this one's
+// subnormal numbers are 0.  Nothing else releases the GIL.
 class Computing {
     const Subnormals subnormals_{Subnormals::kZero};
     const pybind11::gil_scoped_release release_;
