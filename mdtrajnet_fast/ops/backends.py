@@ -23,8 +23,8 @@ class Backend:
     device: the kind of device that its tensors are on; None for any. single: float32 only.
     default: taken where its tensors are, if no other is asked for. plain: torch operations, which
     autograd sees through; else torch.ops.mdtrajnet_fast has its gradients. native: the module whose
-    `Block` and `stack` predict without gradients, of which a stack is one call, and whose
-    `AtomicScalars` evaluates window potentials and charges; None for none, and plain torch there.
+    `Block` and `stack` predict without gradients, of which a stack is one call, and, without
+    `networks`, whose `AtomicScalars` evaluates window potentials and charges; None for none.
     times: takes several times of one graph as they are; for others the graph is repeated. networks:
     has kernels for what surrounds the blocks, too: folding of weights, heads, potentials, windows.
     """
