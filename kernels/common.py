@@ -38,11 +38,21 @@ def membership(SLOT: tl.constexpr, PACK: tl.constexpr):
 
 
 @triton.jit
+def total(x, axis: tl.constexpr):
+    """Sums over an axis, the same to the bit in every thread that gets a copy.
+
+    Without + 0 the compiler fuses a product with the sum's first step across threads: each of two
+    threads then rounds the other's product and not its own, and copies of one sum differ.
+    """
+    return tl.sum(x + 0.0, axis=axis)
+
+
+@triton.jit
 def collect(x, member, PACK: tl.constexpr):
     """[rows, PACK * columns] -> [rows, columns]: the columns of the row's own centre."""
     if PACK > 1:
         x = tl.reshape(x, [x.shape[0], PACK, x.shape[1] // PACK])
-        x = tl.sum(x * member[:, :, None], axis=1)
+        x = total(x * member[:, :, None], axis=1)
     return x
 
 
@@ -63,7 +73,7 @@ def sum_rows(x, SLOT: tl.constexpr, PACK: tl.constexpr):
 @triton.jit
 def sum_paths(x, HP: tl.constexpr):
     """[rows, paths * HP] -> [rows, HP]: sums over what shares a head."""
-    return tl.sum(tl.reshape(x, [x.shape[0], x.shape[1] // HP, HP]), axis=1)
+    return total(tl.reshape(x, [x.shape[0], x.shape[1] // HP, HP]), axis=1)
 
 
 @triton.jit

@@ -29,6 +29,7 @@ from .common import (
     stack,
     sum_paths,
     tile_rows,
+    total,
     unstack,
 )
 
@@ -304,21 +305,21 @@ def logits_backward(
             tl.store(g_query + at, gq, mask=valid[:, None])
             x2 = gl2 * q2 * x2
             x4, xo = gl4 * x4, gl4 * xo
-            g_d = tl.sum(tl.where((cq < CP)[None, :], x2, 0.0), axis=1)
-            g_d += tl.sum(
+            g_d = total(tl.where((cq < CP)[None, :], x2, 0.0), axis=1)
+            g_d += total(
                 tl.where(path == 0, xo + 2 * d[:, None] * x4,
                          tl.where(path == 1, wu[:, None] * x4, 0.0)), axis=1)  # fmt: skip
-            g_wu = tl.sum(tl.where((cq < CP)[None, :], 0.0, x2), axis=1)
-            g_wu += tl.sum(
+            g_wu = total(tl.where((cq < CP)[None, :], 0.0, x2), axis=1)
+            g_wu += total(
                 tl.where(path == 1, xo + d[:, None] * x4,
                          tl.where(path == 3, 2 * wu[:, None] * x4, 0.0)), axis=1)  # fmt: skip
-            g_ww = tl.sum(tl.where(path == 2, x4, 0.0), axis=1)
+            g_ww = total(tl.where(path == 2, x4, 0.0), axis=1)
             # the hidden layer
             gx = tl.dot(ys, tl.trans(own_c), input_precision=PRECISION)
             gx = tl.dot(y2, tl.trans(edge_q), gx, input_precision=PRECISION)
             gx = tl.dot(y4, tl.trans(edge_t), gx, input_precision=PRECISION)
             gx = tl.dot(yo, tl.trans(own_s), gx, input_precision=PRECISION) * h_slope
-            g_d += tl.sum(slope * tl.dot(gx, tl.trans(inner), input_precision=PRECISION), axis=1)
+            g_d += total(slope * tl.dot(gx, tl.trans(inner), input_precision=PRECISION), axis=1)
             at = chunk.to(tl.int64) * 3 * n + e
             tl.store(g_feature + at, g_d, mask=valid)
             tl.store(g_feature + at + n, g_wu, mask=valid)

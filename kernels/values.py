@@ -24,6 +24,7 @@ from .common import (
     sum_paths,
     sum_rows,
     tile_rows,
+    total,
     unstack,
 )
 
@@ -56,7 +57,7 @@ def _column_factor(d, wu, path):
 def _per_output(x, HP: tl.constexpr):
     """[rows, paths * 2 HP] -> [rows, 2]: sums over paths and heads."""
     x = tl.reshape(x, [x.shape[0], x.shape[1] // (2 * HP), 2, HP])
-    return tl.sum(tl.sum(x, axis=3), axis=1)
+    return total(total(x, axis=3), axis=1)
 
 
 @triton.jit
@@ -347,12 +348,12 @@ def values_backward(
             s_u = _per_output(a8 * f * xv - along_w, HP) + _per_output(a4 * xo, HP)
             s_w = _per_output(along_w, HP)
             at = chunk.to(tl.int64) * 8 * n + e
-            tl.store(g_feature + at + 2 * n, tl.sum(s_u * g_x, axis=1), mask=valid)
-            tl.store(g_feature + at + 3 * n, tl.sum(s_u * g_y, axis=1), mask=valid)
-            tl.store(g_feature + at + 4 * n, tl.sum(s_u * g_z, axis=1), mask=valid)
-            tl.store(g_feature + at + 5 * n, tl.sum(s_w * g_x, axis=1), mask=valid)
-            tl.store(g_feature + at + 6 * n, tl.sum(s_w * g_y, axis=1), mask=valid)
-            tl.store(g_feature + at + 7 * n, tl.sum(s_w * g_z, axis=1), mask=valid)
+            tl.store(g_feature + at + 2 * n, total(s_u * g_x, axis=1), mask=valid)
+            tl.store(g_feature + at + 3 * n, total(s_u * g_y, axis=1), mask=valid)
+            tl.store(g_feature + at + 4 * n, total(s_u * g_z, axis=1), mask=valid)
+            tl.store(g_feature + at + 5 * n, total(s_w * g_x, axis=1), mask=valid)
+            tl.store(g_feature + at + 6 * n, total(s_w * g_y, axis=1), mask=valid)
+            tl.store(g_feature + at + 7 * n, total(s_w * g_z, axis=1), mask=valid)
             # the hidden layer
             y_v = a8 * f * p_v
             y_o = spread(tl.where(x < 2, a4 * p_o, 0.0), member, PACK)
@@ -361,11 +362,11 @@ def values_backward(
             gx = tl.dot(mix_s, g_m, gx, input_precision=PRECISION) * h_slope
             # d and w.u
             xv, xm = a8 * p_v * xv, a4 * xm
-            g_d = tl.sum(slope * tl.dot(gx, tl.trans(inner), input_precision=PRECISION), axis=1)
-            g_d += tl.sum(tl.where(path == 0, xv, 0.0), axis=1)
-            g_d += tl.sum(tl.where(x == 1, xm, 0.0), axis=1)
-            g_wu = tl.sum(tl.where(path == 2, xv, 0.0), axis=1)
-            g_wu += tl.sum(tl.where(x == 2, xm, 0.0), axis=1)
+            g_d = total(slope * tl.dot(gx, tl.trans(inner), input_precision=PRECISION), axis=1)
+            g_d += total(tl.where(path == 0, xv, 0.0), axis=1)
+            g_d += total(tl.where(x == 1, xm, 0.0), axis=1)
+            g_wu = total(tl.where(path == 2, xv, 0.0), axis=1)
+            g_wu += total(tl.where(x == 2, xm, 0.0), axis=1)
             tl.store(g_feature + at, g_d, mask=valid)
             tl.store(g_feature + at + n, g_wu, mask=valid)
             # the weights
