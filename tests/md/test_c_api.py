@@ -141,7 +141,7 @@ def ends(model, system, momenta, windows, window=None, **options):
 def bundled(tmp_path_factory):
     """The bundled models' files, as the command line writes them."""
     folder = tmp_path_factory.mktemp("models")
-    for name in ("molecules-nve", "molecules-nve-small"):
+    for name in ("molecules-nve", "molecules-nve-small", "diamond"):
         assert main(["export", name, str(folder / name)]) == 0
     return folder
 
@@ -171,7 +171,11 @@ def run(program, path, system, x, v, calls, windows):
 
 @pytest.mark.parametrize(
     "name, atoms",
-    [("molecules-nve", lambda: cases.hot("CH3CH2OH")), ("molecules-nve-small", cases.mixture)],
+    [
+        ("molecules-nve", lambda: cases.hot("CH3CH2OH")),
+        ("molecules-nve-small", lambda: cases.mixture()[:-1]),  # it is for no crystal
+        ("diamond", lambda: cases.diamond((3, 3, 3))),
+    ],
 )
 def test_a_program_in_c(bundled, program, name, atoms):
     """Also beyond the windows in which the energy to keep is learned: 200 fs."""
