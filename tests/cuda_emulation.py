@@ -16,6 +16,8 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -104,9 +106,14 @@ def _argument(value):
     return value
 
 
-def set_order(library: ctypes.CDLL, seed: int) -> None:
-    """The order in which blocks, warps and lanes run: 0 as numbered, else drawn with this seed."""
+@contextmanager
+def thread_order(library: ctypes.CDLL, seed: int) -> Iterator[None]:
+    """Blocks, warps and lanes run in an order drawn with this seed; with 0, as numbered."""
     library.emulation_order(ctypes.c_uint(seed))
+    try:
+        yield
+    finally:
+        library.emulation_order(ctypes.c_uint(0))
 
 
 def run_sanitized(module: str, expression: str) -> subprocess.CompletedProcess[str]:

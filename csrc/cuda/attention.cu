@@ -7,6 +7,7 @@
 
 #include "cuda/attention_layout.hpp"
 #include "cuda/launch.hpp"
+#include "cuda/pieces.hpp"
 
 // Per block of the network: queries of all atoms, then slice by slice columns, logits, values (the edge kernels, in files of
 // their own), combine and finish.
@@ -328,24 +329,6 @@ __global__ void __launch_bounds__(kThreads)
 
 unsigned blocks_of(long items, int per_block) { return unsigned((items + per_block - 1) / per_block); }
 
-// Hands out aligned pieces of one allocation; from null it only measures.
-class Pieces {
-  public:
-    Pieces(void* start, bool tangent) : start_(static_cast<char*>(start)), tangent_(tangent) {}
-    Both take(long floats) { return {one(floats), tangent_ ? one(floats) : nullptr}; }
-    size_t used() const { return used_; }
-
-  private:
-    float* one(long floats) {
-        float* piece = start_ ? reinterpret_cast<float*>(start_ + used_) : nullptr;
-        used_ += (size_t(floats) * sizeof(float) + 255) / 256 * 256;
-        return piece;
-    }
-    char* start_;
-    bool tangent_;
-    size_t used_ = 0;
-};
-
 struct State {
     Both scalars, displacement, velocity;
 };
@@ -357,16 +340,21 @@ struct Workspace {
 };
 
 size_t divide(void* memory, const Layout& l, const AttentionRows& rows, bool tangent, bool stack, Workspace& w) {
-    Pieces pieces(memory, tangent);
+    Pieces pieces(memory);
+    const auto take = [&](long floats) {
+        Both piece{};
+        pieces.take(piece.v, floats);
+        if (tangent) pieces.take(piece.t, floats);
+        return piece;
+    };
     const long all = rows.graph.atoms * rows.times, slice = std::min<long>(all, kSlice);
     // first, for they pass from block to block, whatever the sizes of the rest
-    for (int k = 0; k < 2 && stack; ++k)
-        w.states[k] = {pieces.take(all * l.S), pieces.take(all * 3), pieces.take(all * 3)};
-    w.queries = pieces.take(all * l.queries);
-    w.logits = pieces.take(rows.edges * rows.times * l.head_blocks * kHeads);
-    w.own = pieces.take(slice * l.own);
-    w.means = pieces.take(slice * l.h * 3 * l.ld_mean);
-    w.values = pieces.take(slice * l.h * l.V);
+    for (int k = 0; k < 2 && stack; ++k) w.states[k] = {take(all * l.S), take(all * 3), take(all * 3)};
+    w.queries = take(all * l.queries);
+    w.logits = take(rows.edges * rows.times * l.head_blocks * kHeads);
+    w.own = take(slice * l.own);
+    w.means = take(slice * l.h * 3 * l.ld_mean);
+    w.values = take(slice * l.h * l.V);
     return pieces.used();
 }
 

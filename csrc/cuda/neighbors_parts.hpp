@@ -20,6 +20,7 @@
 
 #include "cuda/launch.hpp"
 #include "cuda/neighbors.hpp"
+#include "cuda/pieces.hpp"
 
 namespace mdtrajnet::cuda {
 
@@ -55,22 +56,6 @@ struct Workspace {
     int4* place;         // [places] wrap; w: the atom
     int32_t* count;      // [atoms] atoms of each bin, then neighbours of each atom
     int64_t* sums;       // [tiles + 1]
-};
-
-// Hands out aligned pieces of one allocation; from null it only measures.
-class Pieces {
-  public:
-    explicit Pieces(void* start) : start_(static_cast<char*>(start)) {}
-    template <class T>
-    void take(T*& piece, int64_t count) {
-        piece = start_ ? reinterpret_cast<T*>(start_ + used_) : nullptr;
-        used_ += (size_t(count) * sizeof(T) + 255) / 256 * 256;
-    }
-    size_t used() const { return used_; }
-
-  private:
-    char* start_;
-    size_t used_ = 0;
 };
 
 inline int64_t tiles_of(int64_t items) { return (items + kTile - 1) / kTile; }

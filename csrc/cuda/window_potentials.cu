@@ -4,6 +4,7 @@
 #include <string>
 #include <type_traits>
 
+#include "cuda/pieces.hpp"
 #include "cuda/window_tile.hpp"
 
 namespace mdtrajnet::cuda {
@@ -357,22 +358,6 @@ __global__ void __launch_bounds__(kThreads) edges(Layer l) {
 
 // ---- The host's part.
 
-// Hands out aligned pieces of one allocation; from null it only measures.
-class Pieces {
-  public:
-    explicit Pieces(void* start) : start_(static_cast<char*>(start)) {}
-    float* take(int64_t floats) {
-        float* piece = start_ ? reinterpret_cast<float*>(start_ + used_) : nullptr;
-        used_ += (size_t(floats) * sizeof(float) + 255) / 256 * 256;
-        return piece;
-    }
-    size_t used() const { return used_; }
-
-  private:
-    char* start_;
-    size_t used_ = 0;
-};
-
 // Of each layer; with slopes all of it is kept until the way back.
 struct Memory {
     float *density, *inner, *outer, *seen;
@@ -383,13 +368,13 @@ struct Memory {
         Pieces pieces(start);
         const int64_t rows = z.layers * atoms;
         density = outer = seen_gradient = nullptr;
-        inner = pieces.take(rows * l.hidden);
-        seen = pieces.take(rows * l.channels);
-        feature = pieces.take(atoms * l.features);
+        pieces.take(inner, rows * l.hidden);
+        pieces.take(seen, rows * l.channels);
+        pieces.take(feature, atoms * l.features);
         if (slopes) {
-            density = pieces.take(rows * kHarmonics * l.channels);
-            outer = pieces.take(rows * l.hidden);
-            seen_gradient = pieces.take(atoms * l.channels);
+            pieces.take(density, rows * kHarmonics * l.channels);
+            pieces.take(outer, rows * l.hidden);
+            pieces.take(seen_gradient, atoms * l.channels);
         }
         bytes = pieces.used();
     }

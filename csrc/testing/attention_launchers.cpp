@@ -1,26 +1,7 @@
 // The launchers of cuda/attention.hpp for ctypes.  Each returns null, or the message of the exception.
-#include <exception>
-#include <string>
-
 #include "cuda/attention.hpp"
 
 using namespace mdtrajnet;
-
-namespace {
-
-template <class Call>
-const char* message_of(const Call& call) {
-    static std::string message;
-    try {
-        call();
-    } catch (const std::exception& error) {
-        message = error.what();
-        return message.c_str();
-    }
-    return nullptr;
-}
-
-}  // namespace
 
 EMULATION_EXPORT std::int64_t emulated_slice() { return cuda::kSlice; }
 

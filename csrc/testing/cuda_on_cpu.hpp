@@ -21,6 +21,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <exception>
 #include <map>
 #include <memory>
 #include <numeric>
@@ -530,3 +531,20 @@ T* dynamic_shared() {
 }
 
 }  // namespace mdtrajnet::cuda
+
+namespace mdtrajnet {
+
+// What a launcher returns to ctypes: null, or the message of the exception.
+template <class Call>
+const char* message_of(const Call& call) {
+    static std::string message;
+    try {
+        call();
+    } catch (const std::exception& error) {
+        message = error.what();
+        return message.c_str();
+    }
+    return nullptr;
+}
+
+}  // namespace mdtrajnet

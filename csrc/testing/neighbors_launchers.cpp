@@ -1,26 +1,7 @@
 // The launchers of cuda/neighbors.hpp for ctypes.  Each returns null, or the message of the exception.
-#include <exception>
-#include <string>
-
 #include "cuda/neighbors_parts.hpp"  // for emulated_scan
 
 using namespace mdtrajnet;
-
-namespace {
-
-template <class Call>
-const char* message_of(const Call& call) {
-    static std::string message;
-    try {
-        call();
-    } catch (const std::exception& error) {
-        message = error.what();
-        return message.c_str();
-    }
-    return nullptr;
-}
-
-}  // namespace
 
 EMULATION_EXPORT std::size_t emulated_workspace_bytes(std::int64_t atoms, std::int64_t systems) {
     return cuda::workspace_bytes(atoms, systems);

@@ -1,28 +1,9 @@
 // The launchers of cuda/window_potentials.hpp for ctypes.  Each returns null, or the message of the exception.
 #include "cuda/window_potentials.hpp"
 
-#include <exception>
-#include <string>
-
 #include "cpu/predictor.hpp"  // DensityNetwork
 
 using namespace mdtrajnet;
-
-namespace {
-
-template <class Call>
-const char* message_of(const Call& call) {
-    static std::string message;
-    try {
-        call();
-    } catch (const std::exception& error) {
-        message = error.what();
-        return message.c_str();
-    }
-    return nullptr;
-}
-
-}  // namespace
 
 EMULATION_EXPORT const char* emulated_window_bytes(const DensityNetwork* network, std::int64_t atoms,
                                                    std::int64_t slopes, std::int64_t* bytes) {

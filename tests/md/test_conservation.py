@@ -7,7 +7,7 @@ import cases
 import numpy as np
 import pytest
 import torch
-from cuda_emulation import call, load, needs_compiler, run_sanitized, set_order
+from cuda_emulation import call, load, needs_compiler, run_sanitized, thread_order
 from emulated_gpu import CONSERVATION
 from scipy.spatial.transform import Rotation
 
@@ -406,9 +406,8 @@ def test_the_kernel_for_gpus_in_any_order(emulated_conservation):
     given = [torch.from_numpy(x) for x in given]
     library, found = load(*CONSERVATION), []
     for seed in range(3):
-        set_order(library, seed)
-        found.append(internal_velocities(*given))
-    set_order(library, 0)
+        with thread_order(library, seed):
+            found.append(internal_velocities(*given))
     for other in found[1:]:
         torch.testing.assert_close(other, found[0], rtol=0, atol=1e-13)
 

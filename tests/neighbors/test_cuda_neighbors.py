@@ -18,7 +18,7 @@ from cuda_emulation import (
     needs_compiler,
     pointer,
     run_sanitized,
-    set_order,
+    thread_order,
 )
 from emulated_gpu import NEIGHBORS
 from neighbor_cases import SYSTEMS, assert_equal, batched, calls, fluid, refusals
@@ -219,12 +219,9 @@ def test_refuses_what_the_cpu_refuses(search, name):
 
 @pytest.mark.parametrize("seed", [1, 2, 3])
 def test_the_order_of_threads_changes_nothing(search, seed):
-    set_order(search.library, seed)
-    try:
+    with thread_order(search.library, seed):
         for name in ("batch", "triclinic, 6.1 Å", "outside, 3.3 Å", "a long row"):
             assert_equals_cpu(search, CASES[name])
-    finally:
-        set_order(search.library, 0)
 
 
 @pytest.mark.parametrize("name", ["batch", "thin, 6.1 Å", "a long row", "cluster of 129"])

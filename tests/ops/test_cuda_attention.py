@@ -14,7 +14,7 @@ import cases
 import numpy as np
 import pytest
 import torch
-from cuda_emulation import call, load, needs_compiler, pointer, run_sanitized, set_order
+from cuda_emulation import call, load, needs_compiler, pointer, run_sanitized, thread_order
 from emulated_gpu import ATTENTION, CRows, CSizes, CState, CWeights, c_blocks
 from kernel_cases import SIZES, SYSTEMS, double, folded_of, like, model_of, options_of
 from torch.autograd import forward_ad
@@ -232,13 +232,10 @@ def test_the_order_of_threads_changes_no_bit(sizes):
     library = load(*ATTENTION)
 
     def run(seed: int) -> list[torch.Tensor]:
-        set_order(library, seed)
-        try:
+        with thread_order(library, seed):
             block = Block(folded_of(model), **options_of(model))
             values, changes = forward(block, graph, state, tangent)
             return [*forward(block, graph, state)[0], *values, *changes]
-        finally:
-            set_order(library, 0)
 
     expected = run(0)
     for seed in (1, 2):

@@ -6,7 +6,7 @@ import re
 
 import numpy as np
 import pytest
-from cuda_emulation import CSRC, call, load, needs_compiler, run_sanitized, set_order
+from cuda_emulation import CSRC, call, load, needs_compiler, run_sanitized, thread_order
 
 pytestmark = needs_compiler
 
@@ -29,9 +29,8 @@ def test_blocks_shared_memory_and_shuffles(block, seed):
     library = load(SOURCE)
     values = np.random.default_rng(0).integers(-99, 99, (6, block[0] * block[1]))
     sums = np.zeros(6, np.float32)
-    set_order(library, seed)
-    call(library.emulated_sum_blocks, values.astype(np.float32), sums, *block)
-    set_order(library, 0)
+    with thread_order(library, seed):
+        call(library.emulated_sum_blocks, values.astype(np.float32), sums, *block)
     np.testing.assert_array_equal(sums, values.sum(1))
 
 
@@ -72,10 +71,9 @@ def test_an_order_that_matters_shows():
     library, seen = load(SOURCE), set()
     for seed in range(8):
         out = np.zeros(32, np.float32)
-        set_order(library, seed)
-        fault("last_writer", out)
+        with thread_order(library, seed):
+            fault("last_writer", out)
         seen.add(out[0])
-    set_order(library, 0)
     assert len(seen) > 3 and 31.0 in seen
 
 

@@ -11,7 +11,7 @@ import cases
 import numpy as np
 import pytest
 import torch
-from cuda_emulation import load, needs_compiler, run_sanitized, set_order
+from cuda_emulation import load, needs_compiler, run_sanitized, thread_order
 from emulated_gpu import WINDOWS, emulated_window_bytes, emulated_window_potential
 from kernel_cases import crowd, double
 
@@ -188,11 +188,8 @@ def test_the_order_of_threads_changes_no_bit(sizes):
     graph, library = graph_of(made, many()), load(*WINDOWS)
 
     def ordered(seed: int) -> list[torch.Tensor]:
-        set_order(library, seed)
-        try:
+        with thread_order(library, seed):
             return run(made, graph, ENDS)
-        finally:
-            set_order(library, 0)
 
     expected = ordered(0)
     for seed in (1, 2):
